@@ -1,0 +1,394 @@
+//! One command queue: bring-up, submission, the doorbell.
+//!
+//! Completion is in `completion.rs`, stopping and recovery in `lifecycle.rs`.
+
+use crate::addr::DmaAddr;
+use crate::cookie::Cookie;
+use crate::error::{BringUpError, Fault, SubmitError};
+use crate::io::{RegisterIo, RingMemory};
+use crate::regs::{
+    ALL_ONES, ClockGate, Config, Interrupts, QUEUE_PRIORITY_DEFAULT, QueueControl, Register,
+    Version,
+};
+use crate::request::{CopyRequest, Limits, Notify, RequestError};
+use crate::ring::Ring;
+use crate::stats::Stats;
+
+/// How the owner learns of completions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Signalling {
+    /// By polling; the function's interrupts stay off.
+    #[default]
+    Polled,
+    /// By interrupts on the descriptors that ask for one, and on errors.
+    Interrupts,
+}
+
+/// Where the head register points after a descriptor failed.
+///
+/// That it stays *at* the failing descriptor is inferred from Linux's recovery and has been seen
+/// on an emulated device only. [`Channel::probe_error_head`] finds out on the machine at hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ErrorHead {
+    /// At the failing descriptor; completion then needs nothing but the head register.
+    #[default]
+    AtFailing,
+    /// One past the failing descriptor, or not known. Every poll that finds progress then also
+    /// reads the interrupt status before it believes it.
+    PastFailing,
+}
+
+/// How a channel is set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct ChannelConfig {
+    /// How completions are signalled.
+    pub signalling: Signalling,
+    /// What one descriptor may ask for.
+    pub limits: Limits,
+    /// Where the engine's head stays on an error.
+    pub error_head: ErrorHead,
+    /// Cookie of the first descriptor. A channel that replaces another (after a function reset,
+    /// say) goes on where that one ended, so that no cookie ever names two descriptors.
+    pub first_cookie: CookieStart,
+}
+
+/// The first cookie of a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CookieStart(pub Cookie);
+
+impl Default for CookieStart {
+    fn default() -> Self {
+        Self(Cookie::new(0))
+    }
+}
+
+/// Whether the channel takes and runs work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Running,
+    Paused,
+    Faulted(Fault),
+}
+
+/// One PTDMA command queue and the ring that feeds it.
+///
+/// Life cycle, in the words of dmaengine: [`bring_up`](Self::bring_up), then any number of
+/// [`submit`](Self::submit) (a cookie each) followed by one
+/// [`issue_pending`](Self::issue_pending) (the doorbell), then [`poll`](Self::poll) or
+/// [`handle_interrupt`](Self::handle_interrupt) until done, and in the end
+/// [`shutdown`](Self::shutdown).
+///
+/// A channel that is dropped without a successful shutdown forgets (leaks) its ring memory: the
+/// engine may still fetch from it.
+pub struct Channel<R, M> {
+    pub(crate) regs: R,
+    pub(crate) ring: Ring<M>,
+    pub(crate) state: State,
+    pub(crate) stats: Stats,
+    /// Polls in a row without progress, see `completion.rs`.
+    pub(crate) idle_polls: u32,
+    /// Restarts in a row without progress.
+    pub(crate) restarts: u32,
+    /// Whether RUN was written since the registers were programmed: before that the engine cannot
+    /// be in this ring.
+    pub(crate) started: bool,
+    /// What starts the engine: SIZE, the ring's high half, and RUN.
+    pub(crate) run: u32,
+    pub(crate) limits: Limits,
+    pub(crate) signalling: Signalling,
+    pub(crate) error_head: ErrorHead,
+}
+
+// What the channel holds besides its ring memory must stay small: issue and design budget 1 KiB,
+// and a machine has up to 64 functions.
+const _: () = assert!(core::mem::size_of::<Channel<usize, [usize; 4]>>() <= 256);
+
+/// How often bring-up and error recovery look whether the engine has halted before they give up.
+///
+/// Halting takes as long as the descriptor in work: 2 MiB at 15 GB/s are 140 us, a poll some
+/// 100 ns or more, so this waits for at least a few descriptors' time. It is a bound for steps
+/// that have no caller-supplied clock at hand, not a tuned value.
+pub(crate) const HALT_POLLS: u32 = 20_000;
+
+impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
+    /// Brings the function's queue up on `memory` and makes it ready for work.
+    ///
+    /// The order of register writes is the one that Linux uses on silicon. A queue that a
+    /// previous owner left running is halted first.
+    ///
+    /// # Errors
+    ///
+    /// [`BringUpError`], with registers and memory given back: the engine has not been told of
+    /// that memory, or was told and was never set running on it.
+    pub fn bring_up(
+        regs: R,
+        memory: M,
+        config: ChannelConfig,
+    ) -> Result<Self, (BringUpError, R, M)> {
+        let ring = match Ring::new(memory, config.first_cookie.0) {
+            Ok(ring) => ring,
+            Err((e, memory)) => return Err((BringUpError::Ring(e), regs, memory)),
+        };
+        let run = QueueControl::RUN
+            .with_size(ring.log2_entries())
+            .with_base_high(ring.base_high())
+            .bits();
+        let mut channel = Self {
+            regs,
+            ring,
+            state: State::Running,
+            stats: Stats::default(),
+            idle_polls: 0,
+            restarts: 0,
+            started: false,
+            run,
+            limits: config.limits,
+            signalling: config.signalling,
+            error_head: config.error_head,
+        };
+        match channel.program() {
+            Ok(()) => Ok(channel),
+            Err(e) => {
+                let Self { regs, ring, .. } = channel;
+                Err((e, regs, ring.into_memory()))
+            }
+        }
+    }
+
+    /// Programs every register for the ring as it stands. Also the way back after a reset.
+    pub(crate) fn program(&mut self) -> Result<(), BringUpError> {
+        let regs = &self.regs;
+        if regs.read(Register::Version) == ALL_ONES {
+            return Err(BringUpError::DeviceGone);
+        }
+        self.stop_previous_owner()?;
+        let regs = &self.regs;
+        regs.write(Register::Config, Config::VHB_ENABLE.bits());
+        regs.write(Register::QueuePriority, QUEUE_PRIORITY_DEFAULT);
+        regs.write(Register::CommandTimeout, 0);
+        let gate = ClockGate::DYNAMIC | ClockGate::ON_OFF_DELAY;
+        regs.write(Register::ClockGate, gate.bits());
+        regs.write(Register::RequestId, 0);
+        regs.write(Register::InterruptEnable, 0);
+        regs.write(Register::Control, 0);
+        // Linux reads both before it clears the interrupt status, to let go of stale values.
+        let _ = regs.read(Register::QueueInterruptStatus);
+        let _ = regs.read(Register::Status);
+        regs.write(Register::InterruptStatus, Interrupts::KNOWN.bits());
+
+        let next = self.ring.next_register_value();
+        let size = QueueControl::empty().with_size(self.ring.log2_entries());
+        regs.write(Register::Control, size.bits());
+        regs.write(Register::Tail, next);
+        regs.write(Register::Head, next);
+        regs.write(Register::Control, self.run & !QueueControl::RUN.bits());
+        // The one read-back: a function that does not hold its head would make every completion
+        // a guess.
+        let reads = regs.read(Register::Head);
+        if reads != next {
+            return Err(BringUpError::NotAccepted {
+                offset: Register::Head.offset(),
+                wrote: next,
+                reads,
+            });
+        }
+        self.enable_interrupts();
+        self.idle_polls = 0;
+        self.restarts = 0;
+        self.started = false;
+        self.state = State::Running;
+        Ok(())
+    }
+
+    /// Writes control with RUN.
+    #[inline]
+    pub(crate) fn start(&mut self) {
+        self.started = true;
+        self.regs.write(Register::Control, self.run);
+    }
+
+    pub(crate) fn enable_interrupts(&self) {
+        if self.signalling == Signalling::Interrupts {
+            // Not STOPPED and EMPTY: an engine that halts when it has drained would raise one
+            // more interrupt for every burst.
+            let enable = Interrupts::COMPLETION | Interrupts::ERROR;
+            self.regs.write(Register::InterruptEnable, enable.bits());
+        }
+    }
+
+    /// Halts an engine that somebody else left running (a previous kernel, firmware).
+    fn stop_previous_owner(&self) -> Result<(), BringUpError> {
+        let regs = &self.regs;
+        let control = QueueControl::from_bits_retain(regs.read(Register::Control));
+        if !control.contains(QueueControl::RUN) || control.contains(QueueControl::HALT) {
+            return Ok(());
+        }
+        if regs.read(Register::Head) == regs.read(Register::Tail) {
+            return Ok(());
+        }
+        let stop = control.difference(QueueControl::RUN);
+        regs.write(Register::Control, stop.bits());
+        for _ in 0..HALT_POLLS {
+            let raw = regs.read(Register::Control);
+            if raw == ALL_ONES {
+                return Err(BringUpError::DeviceGone);
+            }
+            if QueueControl::from_bits_retain(raw).contains(QueueControl::HALT) {
+                return Ok(());
+            }
+        }
+        let control = regs.read(Register::Control);
+        Err(BringUpError::StillRunning { control })
+    }
+
+    /// Checks a copy against this channel's limits: the first step, `prep_dma_memcpy` in
+    /// dmaengine's words. Has no effect on the channel.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`], naming the value that is wrong.
+    #[inline]
+    pub fn prep_copy(
+        &self,
+        src: DmaAddr,
+        dst: DmaAddr,
+        len_bytes: u64,
+    ) -> Result<CopyRequest, RequestError> {
+        CopyRequest::new(src, dst, len_bytes, self.limits)
+    }
+
+    /// Puts a checked copy into the next slot of the ring. The engine does not see it before
+    /// [`issue_pending`](Self::issue_pending).
+    ///
+    /// From here until the cookie is retired, or the channel was proved stopped, source and
+    /// destination belong to the engine.
+    ///
+    /// # Errors
+    ///
+    /// [`SubmitError`]; nothing was changed. A request that was checked against wider limits than
+    /// this channel's is refused here.
+    #[inline]
+    pub fn submit(&mut self, request: &CopyRequest, notify: Notify) -> Result<Cookie, SubmitError> {
+        if let State::Faulted(fault) = self.state {
+            return Err(SubmitError::Faulted(fault));
+        }
+        let len_bytes = request.len_bytes();
+        if len_bytes > self.limits.max_len_bytes() {
+            return Err(SubmitError::Request(RequestError::TooLong {
+                len_bytes: u64::from(len_bytes),
+                max_len_bytes: self.limits.max_len_bytes(),
+            }));
+        }
+        match self.ring.fill(request.descriptor(notify)) {
+            Some(cookie) => {
+                self.stats.submitted = self.stats.submitted.wrapping_add(1);
+                self.stats.submitted_bytes = self
+                    .stats
+                    .submitted_bytes
+                    .wrapping_add(u64::from(len_bytes));
+                Ok(cookie)
+            }
+            None => Err(SubmitError::RingFull {
+                capacity: self.ring.capacity(),
+            }),
+        }
+    }
+
+    /// Hands everything submitted to the engine: one fence, one tail write, one control write
+    /// with RUN, however many descriptors there are; nothing at all if there are none.
+    ///
+    /// With [`Notify::Interrupt`] the last of them interrupts when it completed, whatever it was
+    /// submitted with.
+    ///
+    /// RUN is written every time because an engine halts when it has drained its queue; the tail
+    /// goes first, so that an engine that drains in between finds either the new tail or RUN. On
+    /// a paused channel the tail is written and RUN is left to [`resume`](Self::resume). On a
+    /// faulted one nothing happens: what was submitted stays outstanding until recovery.
+    #[inline]
+    pub fn issue_pending(&mut self, notify: Notify) {
+        if self.ring.unissued() == 0 || matches!(self.state, State::Faulted(_)) {
+            return;
+        }
+        if notify == Notify::Interrupt {
+            self.ring.edit_newest(|descriptor| {
+                let mut descriptor = descriptor;
+                let command = descriptor.command() | crate::descriptor::CommandWord::IOC;
+                descriptor.command.set(command.bits());
+                descriptor
+            });
+        }
+        let tail = self.ring.issue();
+        self.regs.write(Register::Tail, tail);
+        if self.state == State::Running {
+            self.start();
+        }
+        self.stats.doorbells = self.stats.doorbells.wrapping_add(1);
+    }
+
+    /// Slots that [`submit`](Self::submit) can fill now.
+    #[must_use]
+    #[inline]
+    pub fn burst_capacity(&self) -> usize {
+        self.ring.free()
+    }
+
+    /// Most descriptors that can be outstanding: the ring's entries less one.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.ring.capacity()
+    }
+
+    /// Descriptors submitted and not retired, whether issued or not.
+    #[must_use]
+    #[inline]
+    pub fn outstanding(&self) -> u64 {
+        self.ring.in_flight().wrapping_add(self.ring.unissued())
+    }
+
+    /// The cookie that the next submitted descriptor gets.
+    #[must_use]
+    #[inline]
+    pub fn next_cookie(&self) -> Cookie {
+        self.ring.next()
+    }
+
+    /// The oldest cookie that is not retired: all cookies before it are.
+    #[must_use]
+    #[inline]
+    pub fn done_before(&self) -> Cookie {
+        self.ring.oldest()
+    }
+
+    /// What the channel accepts in one descriptor.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// How completions are signalled.
+    #[must_use]
+    pub fn signalling(&self) -> Signalling {
+        self.signalling
+    }
+
+    /// The fault that keeps the channel from working, if there is one.
+    #[must_use]
+    pub fn fault(&self) -> Option<Fault> {
+        match self.state {
+            State::Faulted(fault) => Some(fault),
+            State::Running | State::Paused => None,
+        }
+    }
+
+    /// Counts since bring-up.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// Version of the function; one MMIO read.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        Version::from_raw(self.regs.read(Register::Version))
+    }
+}

@@ -1,0 +1,34 @@
+//! The lock around a channel that several CPUs share, supplied by the platform.
+
+/// A mutual-exclusion lock.
+///
+/// # What an implementer promises
+///
+/// - No two calls of [`with`](Self::with) or [`try_with`](Self::try_with) run their closures at
+///   the same time, and each sees what the one before it wrote.
+/// - If the interrupt entry point of a channel is called from interrupt context, the lock keeps
+///   that interrupt off the CPU that holds it (in Linux: `spin_lock_irqsave`).
+///
+/// # What the crate promises
+///
+/// Closures are short and bounded, never call back into the same lock, and only one lock is held
+/// at a time, so that no order between locks is needed.
+pub trait Lock<T> {
+    /// Runs `f` with the value, waiting for the lock if it is held.
+    fn with<U>(&self, f: impl FnOnce(&mut T) -> U) -> U;
+
+    /// Runs `f` with the value if the lock is free now.
+    fn try_with<U>(&self, f: impl FnOnce(&mut T) -> U) -> Option<U>;
+}
+
+/// The default for bare metal. Does not disable interrupts: poll, or take the interrupt on a CPU
+/// that does not submit.
+impl<T> Lock<T> for spin::Mutex<T> {
+    fn with<U>(&self, f: impl FnOnce(&mut T) -> U) -> U {
+        f(&mut self.lock())
+    }
+
+    fn try_with<U>(&self, f: impl FnOnce(&mut T) -> U) -> Option<U> {
+        self.try_lock().map(|mut guard| f(&mut guard))
+    }
+}

@@ -1,0 +1,241 @@
+//! Copies that have been checked and may go to a ring.
+
+use core::fmt;
+
+use crate::addr::{DmaAddr, DmaRange, RangeError};
+use crate::descriptor::{CommandWord, Descriptor, MAX_DESCRIPTOR_LEN_BYTES};
+
+/// Longest copy given to one descriptor unless the owner says otherwise: 2 MiB.
+///
+/// The length word takes 4 GiB - 1, but the longest copies known to have run on silicon are the
+/// 2 MiB folios of the published `move_pages` tables. At 2 MiB a descriptor's fixed cost is under
+/// one percent of its copy time, so longer ones gain nothing.
+pub const DEFAULT_MAX_LEN_BYTES: u32 = 2 << 20;
+
+/// What a channel accepts in one descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    max_len_bytes: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_len_bytes: DEFAULT_MAX_LEN_BYTES,
+        }
+    }
+}
+
+impl Limits {
+    /// Limits with another longest copy; 0 is taken as 1.
+    #[must_use]
+    pub const fn with_max_len_bytes(max_len_bytes: u32) -> Self {
+        Self {
+            max_len_bytes: if max_len_bytes == 0 { 1 } else { max_len_bytes },
+        }
+    }
+
+    /// Longest copy in bytes, at least 1.
+    #[must_use]
+    pub const fn max_len_bytes(self) -> u32 {
+        self.max_len_bytes
+    }
+}
+
+/// Why a copy was refused before it reached a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// The source range is empty or out of the engine's reach.
+    Source(RangeError),
+    /// The destination range is empty or out of the engine's reach.
+    Destination(RangeError),
+    /// The ranges share a byte; in which order the engine copies is not known.
+    Overlap {
+        /// Start of the source.
+        src: DmaAddr,
+        /// Start of the destination.
+        dst: DmaAddr,
+        /// Length of both.
+        len_bytes: u64,
+    },
+    /// Longer than one descriptor may be.
+    TooLong {
+        /// The length asked for.
+        len_bytes: u64,
+        /// The longest that the channel takes.
+        max_len_bytes: u32,
+    },
+}
+
+impl fmt::Display for RequestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Source(e) => write!(f, "source: {e}"),
+            Self::Destination(e) => write!(f, "destination: {e}"),
+            Self::Overlap {
+                src,
+                dst,
+                len_bytes,
+            } => write!(
+                f,
+                "source {src} and destination {dst} overlap ({len_bytes:#x} bytes)"
+            ),
+            Self::TooLong {
+                len_bytes,
+                max_len_bytes,
+            } => write!(
+                f,
+                "{len_bytes:#x} bytes are over the limit of {max_len_bytes:#x} per descriptor"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for RequestError {}
+
+/// A copy of system memory that has been checked: not empty, within 48 bits, no wrap, no overlap,
+/// no longer than one descriptor may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyRequest {
+    src: DmaAddr,
+    dst: DmaAddr,
+    len_bytes: u32,
+}
+
+impl CopyRequest {
+    /// Checks a copy of `len_bytes` bytes from `src` to `dst`.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`], naming the value that is wrong.
+    #[inline]
+    pub const fn new(
+        src: DmaAddr,
+        dst: DmaAddr,
+        len_bytes: u64,
+        limits: Limits,
+    ) -> Result<Self, RequestError> {
+        let src_range = match DmaRange::new(src, len_bytes) {
+            Ok(range) => range,
+            Err(e) => return Err(RequestError::Source(e)),
+        };
+        let dst_range = match DmaRange::new(dst, len_bytes) {
+            Ok(range) => range,
+            Err(e) => return Err(RequestError::Destination(e)),
+        };
+        if len_bytes > limits.max_len_bytes as u64 || len_bytes > MAX_DESCRIPTOR_LEN_BYTES {
+            return Err(RequestError::TooLong {
+                len_bytes,
+                max_len_bytes: limits.max_len_bytes,
+            });
+        }
+        if src_range.overlaps(dst_range) {
+            return Err(RequestError::Overlap {
+                src,
+                dst,
+                len_bytes,
+            });
+        }
+        Ok(Self {
+            src,
+            dst,
+            // In range: compared with a u32 just above.
+            len_bytes: len_bytes as u32,
+        })
+    }
+
+    /// Source address.
+    #[must_use]
+    pub const fn src(&self) -> DmaAddr {
+        self.src
+    }
+
+    /// Destination address.
+    #[must_use]
+    pub const fn dst(&self) -> DmaAddr {
+        self.dst
+    }
+
+    /// Length, at least 1.
+    #[must_use]
+    pub const fn len_bytes(&self) -> u32 {
+        self.len_bytes
+    }
+
+    #[inline]
+    pub(crate) const fn descriptor(&self, notify: Notify) -> Descriptor {
+        let command = match notify {
+            Notify::Silent => CommandWord::COPY,
+            Notify::Interrupt => CommandWord::COPY_IOC,
+        };
+        Descriptor::copy(command, self.src, self.dst, self.len_bytes)
+    }
+}
+
+/// Whether the engine raises an interrupt when it completed a descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Notify {
+    /// No interrupt: completion is found by polling, or with the interrupt of a later descriptor.
+    #[default]
+    Silent,
+    /// An interrupt on completion, if the channel was brought up for interrupts.
+    Interrupt,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(src: u64, dst: u64, len_bytes: u64) -> Result<CopyRequest, RequestError> {
+        CopyRequest::new(
+            DmaAddr::new(src),
+            DmaAddr::new(dst),
+            len_bytes,
+            Limits::default(),
+        )
+    }
+
+    #[test]
+    fn each_bad_input_has_its_own_error() {
+        let top = DmaAddr::LIMIT;
+        assert!(matches!(
+            request(0, 0x1000, 0),
+            Err(RequestError::Source(RangeError::Empty { .. }))
+        ));
+        assert!(matches!(
+            request(top, 0, 1),
+            Err(RequestError::Source(RangeError::StartTooHigh { .. }))
+        ));
+        assert!(matches!(
+            request(0, top - 1, 2),
+            Err(RequestError::Destination(RangeError::EndTooHigh { .. }))
+        ));
+        assert!(matches!(
+            request(u64::MAX, 0, 16),
+            Err(RequestError::Source(RangeError::StartTooHigh { .. }))
+        ));
+        assert!(matches!(
+            request(0, 0x800, 0x1000),
+            Err(RequestError::Overlap { .. })
+        ));
+        assert!(matches!(
+            request(0, 1 << 32, (2 << 20) + 1),
+            Err(RequestError::TooLong { .. })
+        ));
+        let ok = request(0, 1 << 32, 2 << 20).unwrap();
+        assert_eq!(ok.len_bytes(), 2 << 20);
+    }
+
+    #[test]
+    fn the_length_word_is_the_last_limit() {
+        let limits = Limits::with_max_len_bytes(u32::MAX);
+        let far = DmaAddr::new(1 << 40);
+        assert!(CopyRequest::new(DmaAddr::new(0), far, u64::from(u32::MAX), limits).is_ok());
+        assert!(matches!(
+            CopyRequest::new(DmaAddr::new(0), far, 1 << 32, limits),
+            Err(RequestError::TooLong { .. })
+        ));
+        assert_eq!(Limits::with_max_len_bytes(0).max_len_bytes(), 1);
+    }
+}

@@ -1,0 +1,370 @@
+//! The descriptor ring: slots, free-running counters, and the head register's meaning.
+//!
+//! No register is touched here. The counters are shadows: memory that the device can reach is
+//! written, never read back.
+
+use core::fmt;
+use core::mem::ManuallyDrop;
+
+use crate::addr::{DmaAddr, DmaRange, RangeError};
+use crate::cookie::Cookie;
+use crate::descriptor::{DESCRIPTOR_LEN_BYTES, Descriptor};
+use crate::io::RingMemory;
+
+/// Fewest entries of a ring: one slot always stays empty, so that head == tail means "drained".
+pub const MIN_ENTRIES: usize = 2;
+/// Most entries of a ring. AMD's DPDK driver runs 8192 (SIZE = 12) on silicon; the SIZE field
+/// could say more, but nobody is known to have tried.
+pub const MAX_ENTRIES: usize = 8192;
+
+/// A descriptor's size as the head and tail registers count.
+const STRIDE_BYTES: u32 = DESCRIPTOR_LEN_BYTES as u32;
+
+/// Why memory cannot serve as a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RingError {
+    /// The number of entries is not a power of two from [`MIN_ENTRIES`] to [`MAX_ENTRIES`].
+    Entries {
+        /// The number that was given.
+        entries: usize,
+    },
+    /// The base is not aligned to the size of the whole ring. AMD's drivers align so (1 KiB rings
+    /// to a page, 256 KiB rings to 256 KiB), and it keeps the ring within one 4 GiB stretch, of
+    /// which the head and tail registers hold the low half.
+    Misaligned {
+        /// The base that was given.
+        base: DmaAddr,
+        /// What it has to be a multiple of, in bytes.
+        align_bytes: u64,
+    },
+    /// The ring lies out of the engine's reach.
+    Range(RangeError),
+}
+
+impl fmt::Display for RingError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Entries { entries } => write!(
+                f,
+                "{entries} ring entries: must be a power of two from {MIN_ENTRIES} to {MAX_ENTRIES}"
+            ),
+            Self::Misaligned { base, align_bytes } => {
+                write!(f, "ring at {base} is not aligned to {align_bytes:#x} bytes")
+            }
+            Self::Range(e) => write!(f, "ring: {e}"),
+        }
+    }
+}
+
+impl core::error::Error for RingError {}
+
+/// Where the head register says that the engine is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HeadPosition {
+    /// This many more descriptors are done than were known to be.
+    Advanced(u64),
+    /// Not a slot of this ring, or one that the engine has not been given.
+    Garbage,
+}
+
+/// A ring and its three free-running counters: `retired <= issued <= filled`.
+pub(crate) struct Ring<M> {
+    // Not dropped with the ring: an engine that was not proved stopped may still fetch from it.
+    memory: ManuallyDrop<M>,
+    base_low: u32,
+    base_high: u16,
+    log2_entries: u32,
+    mask: u64,
+    filled: u64,
+    issued: u64,
+    retired: u64,
+    // What the newest slot holds, so that its interrupt flag can be set at the doorbell without
+    // reading device-visible memory back.
+    newest: Option<Descriptor>,
+}
+
+impl<M: RingMemory> Ring<M> {
+    /// Checks the memory; on failure gives it back.
+    pub(crate) fn new(memory: M, first: Cookie) -> Result<Self, (RingError, M)> {
+        let entries = memory.entries();
+        if !(MIN_ENTRIES..=MAX_ENTRIES).contains(&entries) || !entries.is_power_of_two() {
+            return Err((RingError::Entries { entries }, memory));
+        }
+        let base = memory.base();
+        // At most 8192 * 32: no overflow.
+        let len_bytes = (entries as u64).wrapping_mul(u64::from(STRIDE_BYTES));
+        if let Err(e) = DmaRange::new(base, len_bytes) {
+            return Err((RingError::Range(e), memory));
+        }
+        if !base.is_aligned_to(len_bytes) {
+            let align_bytes = len_bytes;
+            return Err((RingError::Misaligned { base, align_bytes }, memory));
+        }
+        Ok(Self {
+            memory: ManuallyDrop::new(memory),
+            base_low: base.low(),
+            base_high: base.high(),
+            log2_entries: entries.trailing_zeros(),
+            mask: (entries as u64).wrapping_sub(1),
+            filled: first.number(),
+            issued: first.number(),
+            retired: first.number(),
+            newest: None,
+        })
+    }
+
+    pub(crate) fn base_high(&self) -> u16 {
+        self.base_high
+    }
+
+    pub(crate) fn log2_entries(&self) -> u32 {
+        self.log2_entries
+    }
+
+    /// Most descriptors that can be outstanding.
+    pub(crate) fn capacity(&self) -> usize {
+        self.mask as usize
+    }
+
+    /// Slots that can be filled now.
+    #[inline]
+    pub(crate) fn free(&self) -> usize {
+        self.mask
+            .wrapping_sub(self.filled.wrapping_sub(self.retired)) as usize
+    }
+
+    /// Descriptors that the engine has been given and that are not retired.
+    #[inline]
+    pub(crate) fn in_flight(&self) -> u64 {
+        self.issued.wrapping_sub(self.retired)
+    }
+
+    /// Descriptors filled but not issued.
+    #[inline]
+    pub(crate) fn unissued(&self) -> u64 {
+        self.filled.wrapping_sub(self.issued)
+    }
+
+    /// Cookie of the oldest descriptor that is not retired.
+    #[inline]
+    pub(crate) fn oldest(&self) -> Cookie {
+        Cookie::new(self.retired)
+    }
+
+    /// Cookie that the next filled descriptor gets.
+    #[inline]
+    pub(crate) fn next(&self) -> Cookie {
+        Cookie::new(self.filled)
+    }
+
+    /// Writes a descriptor to the next slot, or `None` if the ring is full.
+    #[inline]
+    pub(crate) fn fill(&mut self, descriptor: Descriptor) -> Option<Cookie> {
+        if self.free() == 0 {
+            return None;
+        }
+        let cookie = self.filled;
+        self.memory
+            .store((cookie & self.mask) as usize, &descriptor);
+        self.newest = Some(descriptor);
+        self.filled = cookie.wrapping_add(1);
+        Some(Cookie::new(cookie))
+    }
+
+    /// Rewrites the newest slot with `edit` applied. Only while it is not issued.
+    pub(crate) fn edit_newest(&mut self, edit: impl FnOnce(Descriptor) -> Descriptor) {
+        if self.unissued() == 0 {
+            return;
+        }
+        if let Some(descriptor) = self.newest {
+            let edited = edit(descriptor);
+            let slot = self.filled.wrapping_sub(1) & self.mask;
+            self.memory.store(slot as usize, &edited);
+            self.newest = Some(edited);
+        }
+    }
+
+    /// Orders the stores before the doorbell and returns what to write to the tail register.
+    #[inline]
+    pub(crate) fn issue(&mut self) -> u32 {
+        self.memory.publish();
+        self.issued = self.filled;
+        self.register_value(self.issued)
+    }
+
+    /// Low half of the bus address of the slot of descriptor `number`.
+    #[inline]
+    fn register_value(&self, number: u64) -> u32 {
+        let slot = (number & self.mask) as u32;
+        self.base_low.wrapping_add(slot.wrapping_mul(STRIDE_BYTES))
+    }
+
+    /// Register value of the slot of the oldest descriptor that is not retired.
+    pub(crate) fn oldest_register_value(&self) -> u32 {
+        self.register_value(self.retired)
+    }
+
+    /// Register value of slot 0's successor state: where filling goes on.
+    pub(crate) fn next_register_value(&self) -> u32 {
+        self.register_value(self.filled)
+    }
+
+    /// What a head register value means against the counters.
+    #[inline]
+    pub(crate) fn locate(&self, head: u32) -> HeadPosition {
+        let offset = head.wrapping_sub(self.base_low);
+        let slot = u64::from(offset / STRIDE_BYTES);
+        if !offset.is_multiple_of(STRIDE_BYTES) || slot > self.mask {
+            return HeadPosition::Garbage;
+        }
+        let advanced = slot.wrapping_sub(self.retired) & self.mask;
+        if advanced > self.in_flight() {
+            return HeadPosition::Garbage;
+        }
+        HeadPosition::Advanced(advanced)
+    }
+
+    /// Retires `count` descriptors, at most those in flight.
+    #[inline]
+    pub(crate) fn retire(&mut self, count: u64) {
+        self.retired = self.retired.wrapping_add(count.min(self.in_flight()));
+    }
+
+    /// Forgets everything outstanding, issued or not; filling goes on in the next slot. Returns
+    /// how many descriptors that were.
+    pub(crate) fn drop_outstanding(&mut self) -> u64 {
+        let dropped = self.filled.wrapping_sub(self.retired);
+        self.issued = self.filled;
+        self.retired = self.filled;
+        self.newest = None;
+        dropped
+    }
+
+    /// Gives the memory back. The caller has proved that the engine does not fetch from it.
+    pub(crate) fn into_memory(self) -> M {
+        ManuallyDrop::into_inner(self.memory)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(crate) struct FakeMemory {
+        pub(crate) base: u64,
+        pub(crate) slots: std::vec::Vec<Option<Descriptor>>,
+    }
+
+    impl RingMemory for FakeMemory {
+        fn base(&self) -> DmaAddr {
+            DmaAddr::new(self.base)
+        }
+        fn entries(&self) -> usize {
+            self.slots.len()
+        }
+        fn store(&mut self, slot: usize, descriptor: &Descriptor) {
+            self.slots[slot] = Some(*descriptor);
+        }
+        fn publish(&mut self) {}
+    }
+
+    fn memory(base: u64, entries: usize) -> FakeMemory {
+        FakeMemory {
+            base,
+            slots: std::vec![None; entries],
+        }
+    }
+
+    fn descriptor(n: u32) -> Descriptor {
+        Descriptor::copy(
+            crate::descriptor::CommandWord::COPY,
+            DmaAddr::new(0),
+            DmaAddr::new(0x1000),
+            n,
+        )
+    }
+
+    fn error(base: u64, entries: usize) -> RingError {
+        match Ring::new(memory(base, entries), Cookie::new(0)) {
+            Ok(_) => panic!("ring of {entries} at {base:#x} was accepted"),
+            Err((e, _)) => e,
+        }
+    }
+
+    #[test]
+    fn bad_memory_is_refused() {
+        for entries in [0, 1, 3, 31, 16384] {
+            assert_eq!(error(0, entries), RingError::Entries { entries });
+        }
+        assert!(matches!(
+            error(512, 32),
+            RingError::Misaligned {
+                align_bytes: 1024,
+                ..
+            }
+        ));
+        assert!(matches!(error(1 << 48, 32), RingError::Range(_)));
+        for entries in [2, 32, 8192] {
+            assert!(Ring::new(memory(1 << 32, entries), Cookie::new(0)).is_ok());
+        }
+    }
+
+    /// All states of a small ring, across the wrap of the 64-bit counters: every head value means
+    /// what it should, and every other value is garbage.
+    #[test]
+    fn head_is_located_exactly_in_every_state() {
+        for entries in [2_usize, 4, 8] {
+            let n = entries as u64;
+            for start in (u64::MAX - 2 * n..=u64::MAX).chain(0..2 * n) {
+                for fly in 0..n {
+                    let Ok(mut ring) = Ring::new(memory(0xffff_ff00, entries), Cookie::new(start))
+                    else {
+                        panic!("ring refused")
+                    };
+                    for i in 0..fly {
+                        assert_eq!(
+                            ring.fill(descriptor(i as u32 + 1)),
+                            Some(Cookie::new(start.wrapping_add(i)))
+                        );
+                    }
+                    ring.issue();
+                    assert_eq!(ring.in_flight(), fly);
+                    for slot in 0..n {
+                        let head = 0xffff_ff00_u32 + slot as u32 * 32;
+                        let advanced = slot.wrapping_sub(start) & (n - 1);
+                        let expected = if advanced <= fly {
+                            HeadPosition::Advanced(advanced)
+                        } else {
+                            HeadPosition::Garbage
+                        };
+                        assert_eq!(ring.locate(head), expected);
+                        assert_eq!(ring.locate(head + 1), HeadPosition::Garbage);
+                    }
+                    assert_eq!(
+                        ring.locate(0xffff_ff00_u32.wrapping_add(32 * entries as u32)),
+                        HeadPosition::Garbage
+                    );
+                    assert_eq!(ring.locate(0), HeadPosition::Garbage);
+                    assert_eq!(ring.locate(u32::MAX), HeadPosition::Garbage);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn full_means_one_slot_left() {
+        let Ok(mut ring) = Ring::new(memory(0, 4), Cookie::new(0)) else {
+            panic!("ring refused")
+        };
+        for i in 0..3 {
+            assert!(ring.fill(descriptor(i + 1)).is_some());
+        }
+        assert_eq!((ring.free(), ring.fill(descriptor(9))), (0, None));
+        assert_eq!(ring.issue(), 3 * 32);
+        ring.retire(2);
+        assert_eq!((ring.free(), ring.in_flight()), (2, 1));
+        ring.retire(99);
+        assert_eq!((ring.free(), ring.in_flight()), (3, 0));
+    }
+}
