@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn pass_through_fields() {
-        let f = PassThrough::from_field(0b1110_1101);
+        let f = PassThrough::from_field(0b1100_1101);
         assert_eq!(
             (f.byte_swap(), f.bitwise(), f.reflect(), f.reserved()),
             (1, 3, 2, 1)
