@@ -1,4 +1,181 @@
-//! placeholder
+//! Driver for AMD PTDMA (pass-through DMA) command queues, PCI 1022:1498.
+//!
+//! A PTDMA function copies memory by itself: software fills a ring with 32-byte descriptors and
+//! moves a tail pointer. This crate keeps that ring full. A burst of descriptors, however many,
+//! costs one fence, one tail write and one control write; finding out that it is done costs one
+//! register read. Nothing is allocated, nothing is global, and every wait is bounded.
+//!
+//! # Layers
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`regs`], [`descriptor`], [`addr`] | the hardware's language, shared with the device model |
+//! | [`io`] | the seam: registers, ring memory and clock as traits |
+//! | [`mmio`], [`ring_memory`] | the seam's hardware side; all `unsafe` of the crate is there |
+//! | [`Channel`] | one queue: bring-up, submission, completion, recovery, tear-down |
+//! | [`group`] | scatter-gather lists spread over many channels, shared by many CPUs |
+//!
+//! # Contract
+//!
+//! **Who owns what.** From [`Channel::submit`] on, source and destination of a copy belong to the
+//! engine: neither may be freed, reused, or (the destination) read, until the cookie is retired,
+//! by [`poll`](Channel::poll) or one of its relatives, or until [`terminate`](Channel::terminate),
+//! [`recover`](Channel::recover) or [`shutdown`](Channel::shutdown) has dropped it. An error from
+//! any of these gives nothing back. The crate deals in bus addresses, so the borrow checker cannot
+//! see this; it is the caller's to keep. The ring's memory belongs to the channel and comes back
+//! from a successful shutdown only; a dropped channel leaks it on purpose.
+//!
+//! **What is guaranteed.** A retired cookie was copied unless a [`Failure`] names it. Failures
+//! are reported exactly once. The descriptors behind a failed one are executed as if nothing had
+//! happened. Cookies complete in order and never repeat.
+//!
+//! **Memory ordering.** Descriptors are visible to the engine before the doorbell
+//! ([`RingMemory::publish`] and [`RegisterIo::write`]); copied data is visible to the CPU that has
+//! seen the head pass it ([`RegisterIo::read`]). Data that the CPU wrote before `submit` is
+//! visible to the engine under the same rule, on coherent machines, which all PTDMA machines are.
+//!
+//! **Threads.** A channel takes `&mut self` for everything that changes it; share it behind a lock
+//! of the platform's ([`Lock`]), which must keep the interrupt handler off the CPU that holds it.
+//! `Channel` is [`Send`] if its registers and memory are.
+//!
+//! **Time.** [`poll`](Channel::poll) and [`handle_interrupt`](Channel::handle_interrupt) do not
+//! wait. What waits takes a [`Deadline`] on the caller's [`Clock`], and ends after a number of
+//! polls even if that clock stands still.
+//!
+//! **Panics.** None: no function of this crate panics, whatever the device does.
+//!
+//! **Errors.** A copy that cannot be asked for: [`RequestError`]. A descriptor that failed:
+//! [`Failure`]. Something odd that was got over: [`Anomaly`]. A channel out of order: [`Fault`],
+//! recovered by `terminate`, or by a function reset and `recover`. An engine that cannot be proved
+//! stopped: [`NotStopped`], which says what it may still touch.
+//!
+//! # Firmware: one channel, polled
+//!
+//! ```no_run
+//! use core::ptr::NonNull;
+//! use ptdma::{Channel, ChannelConfig, Clock, CoherentRing, Deadline, DmaAddr, Mmio, Notify};
+//!
+//! struct Tsc;
+//! impl Clock for Tsc {
+//!     fn now(&self) -> u64 {
+//!         // SAFETY: every CPU of a PTDMA machine has a time stamp counter.
+//!         unsafe { core::arch::x86_64::_rdtsc() }
+//!     }
+//! }
+//!
+//! # fn example(bar2: NonNull<u8>, ring: NonNull<u8>) -> Result<(), &'static str> {
+//! // SAFETY: `bar2` maps the function's BAR 2 uncached, and nobody else drives it.
+//! let regs = unsafe { Mmio::new(bar2) };
+//! // SAFETY: 32 * 32 bytes at `ring`, ours alone, identity mapped for the device.
+//! let memory = unsafe { CoherentRing::new(ring, DmaAddr::new(0x10_0000), 32) };
+//! let mut channel = Channel::bring_up(regs, memory, ChannelConfig::default())
+//!     .map_err(|_| "no PTDMA here")?;
+//!
+//! // Two copies, one doorbell.
+//! let a = channel.prep_copy(DmaAddr::new(0x20_0000), DmaAddr::new(0x40_0000), 4096);
+//! let b = channel.prep_copy(DmaAddr::new(0x30_0000), DmaAddr::new(0x50_0000), 2 << 20);
+//! let mut last = None;
+//! for request in [a, b] {
+//!     let request = request.map_err(|_| "bad address")?;
+//!     last = channel.submit(&request, Notify::Silent).ok();
+//! }
+//! channel.issue_pending(Notify::Silent);
+//!
+//! let mut failed = 0;
+//! if let Some(last) = last {
+//!     let deadline = Deadline::after(&Tsc, 1_000_000_000);
+//!     channel
+//!         .wait_for(last, &Tsc, deadline, core::hint::spin_loop, |_failure| failed += 1)
+//!         .map_err(|_| "engine hangs: its memory is still its own")?;
+//! }
+//!
+//! let deadline = Deadline::after(&Tsc, 1_000_000_000);
+//! if channel.shutdown(&Tsc, deadline).is_err() {
+//!     // The ring was leaked: the engine may still be reading it.
+//!     return Err("engine does not stop");
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Interrupt driven
+//!
+//! ```
+//! use ptdma::{Anomaly, Channel, Fault, Notify, RegisterIo, RingMemory};
+//! # use ptdma::CopyRequest;
+//!
+//! /// Fills the ring and asks for one interrupt at the end.
+//! fn start<R: RegisterIo, M: RingMemory>(channel: &mut Channel<R, M>, work: &[CopyRequest]) {
+//!     for request in work.iter().take(channel.burst_capacity()) {
+//!         if channel.submit(request, Notify::Silent).is_err() {
+//!             break;
+//!         }
+//!     }
+//!     channel.issue_pending(Notify::Interrupt);
+//! }
+//!
+//! /// The function's interrupt handler.
+//! fn on_interrupt<R: RegisterIo, M: RingMemory>(channel: &mut Channel<R, M>) -> Result<(), Fault> {
+//!     let progress = channel.handle_interrupt()?;
+//!     if let Some(failure) = progress.failure {
+//!         // Name the copy that failed; the others go on.
+//!         let _ = failure.cookie;
+//!     }
+//!     Ok(())
+//! }
+//!
+//! /// When an interrupt is overdue.
+//! fn on_timeout<R: RegisterIo, M: RingMemory>(channel: &mut Channel<R, M>) -> Result<bool, Fault> {
+//!     let progress = channel.check_lost_interrupt()?;
+//!     Ok(progress.anomaly == Some(Anomaly::LostInterrupt))
+//! }
+//! ```
+//!
+//! # Many channels, many CPUs
+//!
+//! ```
+//! use ptdma::group::{ChannelGroup, Member, SgEntry, Status};
+//! use ptdma::{Clock, Deadline, Notify, RegisterIo, RingMemory};
+//!
+//! /// Copies a list with all channels and says how many bytes arrived.
+//! fn copy<R: RegisterIo, M: RingMemory, C: Clock>(
+//!     group: &ChannelGroup<R, M>,
+//!     list: &[SgEntry],
+//!     clock: &C,
+//! ) -> Result<u64, &'static str> {
+//!     let mut ticket = group.submit(list, Notify::Silent).map_err(|_| "not submitted")?;
+//!     let mut bytes: u64 = list.iter().map(|entry| entry.len_bytes).sum();
+//!     let mut failures = [None; 8];
+//!     let mut count = 0;
+//!     group
+//!         .wait(&mut ticket, clock, Deadline::after(clock, 1_000_000), core::hint::spin_loop, |failure| {
+//!             if let Some(slot) = failures.get_mut(count) {
+//!                 *slot = Some(failure);
+//!             }
+//!             count += 1;
+//!         })
+//!         .map_err(|_| "engines hang: the list's memory is still theirs")?;
+//!     if count > failures.len() {
+//!         return Err("more failures than expected");
+//!     }
+//!     for failure in failures.iter().flatten() {
+//!         if let Some(piece) = ticket.piece(list, failure) {
+//!             bytes -= u64::from(piece.len_bytes);
+//!         }
+//!     }
+//!     Ok(bytes)
+//! }
+//! ```
+//!
+//! # What is known of the hardware, and how
+//!
+//! Registers and descriptors come from two drivers that run on silicon (Linux and DPDK). Three
+//! things are inferred and have been seen on an emulated device only: that the head stays at a
+//! failing descriptor ([`Channel::probe_error_head`] finds out), that HALT reads 1 once an engine
+//! has stopped after RUN was taken away (if it does not, every stop ends in [`NotStopped`], which
+//! is safe, and recovery needs a function reset), and that the interrupt status latches errors
+//! while the interrupt is off (if not, failures are still found by the halted engine, later).
+
 #![no_std]
 #![deny(missing_docs, clippy::undocumented_unsafe_blocks)]
 #[cfg(test)]
@@ -11,6 +188,7 @@ mod cookie;
 pub mod descriptor;
 mod error;
 mod error_code;
+pub mod group;
 pub mod io;
 mod lifecycle;
 mod lock;
@@ -29,6 +207,7 @@ pub use cookie::Cookie;
 pub use descriptor::Descriptor;
 pub use error::{Anomaly, BringUpError, Failure, Fault, NotStopped, SubmitError};
 pub use error_code::{ErrorCode, KnownError};
+pub use group::{ChannelGroup, GroupError, SgEntry, Ticket};
 pub use io::{Clock, RegisterIo, RingMemory};
 pub use lifecycle::{FunctionQuiesced, ProbeError, Terminated};
 pub use lock::Lock;
