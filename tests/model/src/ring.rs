@@ -1,0 +1,64 @@
+//! A ring of descriptors in bus memory.
+
+use std::sync::atomic::{Ordering, fence};
+
+use ptdma::DmaAddr;
+use ptdma::descriptor::{DESCRIPTOR_LEN_BYTES, Descriptor};
+use ptdma::io::RingMemory;
+use zerocopy::IntoBytes;
+
+use crate::bus_space::{Access, AllocError, BusBuffer, BusSpace};
+
+/// Ring memory for a driver under test. The engine may only read it.
+#[derive(Debug)]
+pub struct BusRing {
+    buffer: BusBuffer,
+    entries: usize,
+}
+
+impl BusRing {
+    /// Allocates a ring aligned to its own size.
+    ///
+    /// # Errors
+    ///
+    /// [`AllocError`] if `entries` is zero or no power of two.
+    pub fn new(bus: &BusSpace, entries: usize) -> Result<Self, AllocError> {
+        let len_bytes = entries.saturating_mul(DESCRIPTOR_LEN_BYTES);
+        let buffer = bus.alloc(len_bytes, len_bytes as u64, Access::ReadOnly)?;
+        Ok(Self { buffer, entries })
+    }
+
+    /// Uses the start of a buffer as a ring, without a check: for tests of bad rings.
+    #[must_use]
+    pub fn in_buffer(buffer: BusBuffer, entries: usize) -> Self {
+        Self { buffer, entries }
+    }
+
+    /// The bytes of the ring.
+    #[must_use]
+    pub fn buffer(&self) -> &BusBuffer {
+        &self.buffer
+    }
+}
+
+impl RingMemory for BusRing {
+    fn base(&self) -> DmaAddr {
+        self.buffer.addr()
+    }
+
+    fn entries(&self) -> usize {
+        self.entries
+    }
+
+    fn store(&mut self, slot: usize, descriptor: &Descriptor) {
+        // A slot beyond the end is ignored, as the trait asks.
+        if slot < self.entries {
+            let offset = slot.saturating_mul(DESCRIPTOR_LEN_BYTES);
+            let _past_the_end = self.buffer.write(offset, descriptor.as_bytes());
+        }
+    }
+
+    fn publish(&mut self) {
+        fence(Ordering::Release);
+    }
+}
