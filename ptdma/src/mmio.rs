@@ -1,6 +1,6 @@
 //! Real registers: the one place that knows `volatile-register`.
 //!
-//! A [`RegisterBlock`] is never made into a Rust reference as a whole: a device's register file
+//! The register block is never made into a Rust reference as a whole: a device's register file
 //! may change or have side effects under any read that the compiler would like to invent. Each
 //! access goes from a raw pointer to one field.
 

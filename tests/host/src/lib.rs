@@ -1,1 +1,5 @@
 //! Shared parts of the host tests.
+
+#![forbid(unsafe_code)]
+
+pub mod recorder;
