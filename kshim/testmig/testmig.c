@@ -1,0 +1,471 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * testmig - a migrator for tests, which does on demand what none should do
+ *
+ * It copies with the CPU, and /sys/kernel/testmig/mode says how well.  In every
+ * mode user memory has to be intact afterwards.  Where a mode leaves a folio to the
+ * core, it first fills the destination with rubbish, so that a copy that is left out
+ * by mistake is seen as such.
+ */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/atomic.h>
+#include <linux/cleanup.h>
+#include <linux/delay.h>
+#include <linux/highmem.h>
+#include <linux/kobject.h>
+#include <linux/kstrtox.h>
+#include <linux/list.h>
+#include <linux/migrate_copy_offload.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/mutex.h>
+#include <linux/slab.h>
+#include <linux/string.h>
+#include <linux/sysfs.h>
+#include <linux/wait.h>
+#include <linux/workqueue.h>
+
+#define TESTMIG_RUBBISH		0xa5
+
+enum testmig_mode {
+	TESTMIG_COPY,		/* copy and mark everything */
+	TESTMIG_REFUSE,		/* say no in should_batch() */
+	TESTMIG_DECLINE,	/* copy nothing, report success */
+	TESTMIG_FAIL,		/* copy nothing, report an error */
+	TESTMIG_LIE,		/* copy nothing, mark everything, report an error */
+	TESTMIG_HALF,		/* copy and mark every other folio */
+	TESTMIG_LATE,		/* return after a delay */
+	TESTMIG_ABANDON,	/* write to the destinations after returning */
+};
+
+static const char * const testmig_modes[] = {
+	[TESTMIG_COPY] = "copy",
+	[TESTMIG_REFUSE] = "refuse",
+	[TESTMIG_DECLINE] = "decline",
+	[TESTMIG_FAIL] = "fail",
+	[TESTMIG_LIE] = "lie",
+	[TESTMIG_HALF] = "half",
+	[TESTMIG_LATE] = "late",
+	[TESTMIG_ABANDON] = "abandon",
+};
+
+/*
+ * With pin=0 the migrator has no owner: the module can be removed while it is
+ * registered, and unregisters in its exit function.
+ */
+static bool pin = true;
+module_param(pin, bool, 0444);
+
+static enum testmig_mode mode;
+static unsigned int delay_ms = 20;
+static bool active;
+static DEFINE_MUTEX(testmig_mutex); /* active */
+
+enum testmig_counter {
+	TESTMIG_CALLS,		/* of offload_copy() */
+	TESTMIG_FOLIOS,		/* offered to it */
+	TESTMIG_COPIED,		/* copied by it */
+	TESTMIG_ASKED,		/* calls of should_batch() */
+	TESTMIG_MAX_INSIDE,	/* calls of offload_copy() at the same time */
+	TESTMIG_NR_COUNTERS,
+};
+
+static atomic64_t counters[TESTMIG_NR_COUNTERS];
+static atomic_t inside;
+
+static atomic_t late_writers;
+static DECLARE_WAIT_QUEUE_HEAD(late_writers_done);
+
+static void testmig_rubbish(struct folio *folio)
+{
+	long i;
+
+	for (i = 0; i < folio_nr_pages(folio); i++) {
+		memset_page(folio_page(folio, i), 0, TESTMIG_RUBBISH,
+			    PAGE_SIZE);
+		cond_resched();
+	}
+}
+
+/* Somebody who writes to destinations that nobody should use any more. */
+struct testmig_late_write {
+	struct delayed_work work;
+	unsigned int nr;
+	struct folio *folios[] __counted_by(nr);
+};
+
+static void testmig_write_late(struct work_struct *work)
+{
+	struct testmig_late_write *late = container_of(to_delayed_work(work),
+						       struct testmig_late_write,
+						       work);
+	unsigned int i;
+
+	for (i = 0; i < late->nr; i++) {
+		testmig_rubbish(late->folios[i]);
+		folio_put(late->folios[i]);
+	}
+	kvfree(late);
+	if (atomic_dec_and_test(&late_writers))
+		wake_up(&late_writers_done);
+}
+
+static struct workqueue_struct *testmig_wq;
+
+static int testmig_abandon(struct list_head *dst_list, unsigned int folio_cnt)
+{
+	struct testmig_late_write *late;
+	struct folio *dst;
+
+	late = kvzalloc_flex(*late, folios, folio_cnt);
+	if (!late)
+		return -ENOMEM;
+
+	INIT_DELAYED_WORK(&late->work, testmig_write_late);
+	late->nr = folio_cnt;
+	folio_cnt = 0;
+	list_for_each_entry(dst, dst_list, lru) {
+		folio_get(dst);
+		late->folios[folio_cnt++] = dst;
+	}
+	atomic_inc(&late_writers);
+	queue_delayed_work(testmig_wq, &late->work,
+			   msecs_to_jiffies(READ_ONCE(delay_ms)));
+
+	return -EOWNERDEAD;
+}
+
+static int testmig_copy(struct list_head *dst_list, struct list_head *src_list,
+			enum testmig_mode how)
+{
+	struct folio *src, *dst;
+	bool skip = false;
+
+	dst = list_first_entry(dst_list, struct folio, lru);
+	list_for_each_entry(src, src_list, lru) {
+		cond_resched();
+		skip = how == TESTMIG_HALF ? !skip :
+		       how != TESTMIG_COPY && how != TESTMIG_LATE;
+		if (skip) {
+			testmig_rubbish(dst);
+			if (how == TESTMIG_LIE)
+				folio_mark_content_copied(dst);
+		} else if (!folio_mc_copy(dst, src)) {
+			folio_mark_content_copied(dst);
+			atomic64_inc(&counters[TESTMIG_COPIED]);
+		}
+		dst = list_next_entry(dst, lru);
+	}
+
+	return how == TESTMIG_FAIL || how == TESTMIG_LIE ? -EIO : 0;
+}
+
+static int testmig_offload_copy(struct list_head *dst, struct list_head *src,
+				unsigned int folio_cnt)
+{
+	enum testmig_mode how = READ_ONCE(mode);
+	int now, rc;
+
+	/* Others see to it that nobody is in here when the module is gone. */
+	now = atomic_inc_return(&inside);
+	if (now > atomic64_read(&counters[TESTMIG_MAX_INSIDE]))
+		atomic64_set(&counters[TESTMIG_MAX_INSIDE], now);
+	atomic64_inc(&counters[TESTMIG_CALLS]);
+	atomic64_add(folio_cnt, &counters[TESTMIG_FOLIOS]);
+
+	if (WARN_ON_ONCE(list_count_nodes(dst) != folio_cnt ||
+			 list_count_nodes(src) != folio_cnt))
+		rc = -EINVAL;
+	else if (how == TESTMIG_ABANDON)
+		rc = testmig_abandon(dst, folio_cnt);
+	else
+		rc = testmig_copy(dst, src, how);
+	if (how == TESTMIG_LATE)
+		msleep(READ_ONCE(delay_ms));
+
+	atomic_dec(&inside);
+	return rc;
+}
+
+static bool testmig_should_batch(int reason)
+{
+	atomic64_inc(&counters[TESTMIG_ASKED]);
+	return READ_ONCE(mode) != TESTMIG_REFUSE;
+}
+
+static struct migrator testmig_migrator = {
+	.name = "testmig",
+	.offload_copy = testmig_offload_copy,
+	.should_batch = testmig_should_batch,
+};
+
+/* One who comes second, and is not the owner. */
+static struct migrator testmig_other = {
+	.name = "testmig-other",
+	.offload_copy = testmig_offload_copy,
+};
+
+/* Register and unregister this many times. */
+static int testmig_churn(unsigned int times)
+{
+	unsigned int i;
+	int rc;
+
+	for (i = 0; i < times; i++) {
+		/* Both pairs of names. */
+		rc = i & 1 ? migrate_offload_start(&testmig_migrator) :
+			     migrate_offload_register(&testmig_migrator,
+						      MIGRATE_OFFLOAD_ALL_REASONS);
+		if (rc)
+			return rc;
+		/* Usually long enough for a batch to begin. */
+		usleep_range(200, 400);
+		rc = i & 1 ? migrate_offload_stop(&testmig_migrator) :
+			     migrate_offload_unregister(&testmig_migrator);
+		if (rc)
+			return rc;
+		if (WARN_ON_ONCE(atomic_read(&inside)))
+			return -EBUSY;
+		if (signal_pending(current))
+			return -EINTR;
+	}
+
+	return 0;
+}
+
+/* Returns 1 and says so if a result is not the expected one. */
+static int testmig_expect(const char *what, int rc, int expected)
+{
+	if (rc == expected)
+		return 0;
+	pr_err("%s is %d, expected %d\n", what, rc, expected);
+	return 1;
+}
+
+#define EXPECT(what, expected)	testmig_expect(#what, what, expected)
+
+/* The rules of registration, with nobody registered before. */
+static int testmig_rules(void)
+{
+	struct migrator nothing = { .name = "nothing" };
+	unsigned long mask = 0;
+	char text[128];
+	int i, bad = 0;
+
+	bad += EXPECT(migrate_offload_stop(&testmig_migrator), -ENODEV);
+	bad += EXPECT(migrate_offload_start(NULL), -EINVAL);
+	bad += EXPECT(migrate_offload_start(&nothing), -EINVAL);
+	bad += EXPECT(migrate_offload_register(&testmig_migrator, BIT(MR_NEVER)),
+	       -EINVAL);
+	bad += EXPECT(migrate_offload_start(&testmig_migrator), 0);
+	bad += EXPECT(migrate_offload_start(&testmig_migrator), -EBUSY);
+	bad += EXPECT(migrate_offload_start(&testmig_other), -EBUSY);
+	bad += EXPECT(migrate_offload_stop(&testmig_other), -EPERM);
+	bad += EXPECT(migrate_offload_set_reason_mask(&testmig_other, 0), -EPERM);
+	bad += EXPECT(migrate_offload_set_reason_mask(&testmig_migrator, 0), 0);
+	bad += EXPECT(migrate_offload_stop(&testmig_migrator), 0);
+	bad += EXPECT(migrate_offload_stop(&testmig_migrator), -ENODEV);
+	bad += EXPECT(migrate_offload_start(&testmig_other), 0);
+	bad += EXPECT(migrate_offload_stop(&testmig_other), 0);
+
+	for (i = 0; i < MR_NEVER; i++) {
+		migrate_offload_reason_mask_format(text, sizeof(text), BIT(i));
+		bad += EXPECT(migrate_offload_reason_mask_parse(text, &mask), 0);
+		bad += EXPECT(mask == BIT(i), true);
+	}
+	bad += EXPECT(migrate_offload_reason_mask_parse("demotion, compaction\n",
+						 &mask), 0);
+	bad += EXPECT(mask == (BIT(MR_DEMOTION) | BIT(MR_COMPACTION)), true);
+	bad += EXPECT(migrate_offload_reason_mask_parse("all", &mask), 0);
+	bad += EXPECT(mask == MIGRATE_OFFLOAD_ALL_REASONS, true);
+	bad += EXPECT(migrate_offload_reason_mask_parse("0x9", &mask), 0);
+	bad += EXPECT(mask == 0x9, true);
+	bad += EXPECT(migrate_offload_reason_mask_parse("none", &mask), 0);
+	bad += EXPECT(mask == 0, true);
+	bad += EXPECT(migrate_offload_reason_mask_parse("never_migrated", &mask),
+	       -EINVAL);
+	bad += EXPECT(migrate_offload_reason_mask_parse("0x100000", &mask), -EINVAL);
+
+	return bad ? -EINVAL : 0;
+}
+
+/*
+ * /sys/kernel/testmig
+ */
+static ssize_t mode_show(struct kobject *kobj, struct kobj_attribute *attr,
+			 char *buf)
+{
+	return sysfs_emit(buf, "%s\n", testmig_modes[READ_ONCE(mode)]);
+}
+
+static ssize_t mode_store(struct kobject *kobj, struct kobj_attribute *attr,
+			  const char *buf, size_t count)
+{
+	int i = sysfs_match_string(testmig_modes, buf);
+
+	if (i < 0)
+		return i;
+	WRITE_ONCE(mode, i);
+
+	return count;
+}
+
+static ssize_t active_show(struct kobject *kobj, struct kobj_attribute *attr,
+			   char *buf)
+{
+	return sysfs_emit(buf, "%d\n", READ_ONCE(active));
+}
+
+static ssize_t active_store(struct kobject *kobj, struct kobj_attribute *attr,
+			    const char *buf, size_t count)
+{
+	bool on;
+	int rc;
+
+	rc = kstrtobool(buf, &on);
+	if (rc)
+		return rc;
+
+	guard(mutex)(&testmig_mutex);
+	if (on == active)
+		return count;
+	rc = on ? migrate_offload_start(&testmig_migrator) :
+		  migrate_offload_stop(&testmig_migrator);
+	if (rc)
+		return rc;
+	WRITE_ONCE(active, on);
+
+	return count;
+}
+
+static ssize_t delay_ms_store(struct kobject *kobj, struct kobj_attribute *attr,
+			      const char *buf, size_t count)
+{
+	unsigned int ms;
+	int rc;
+
+	rc = kstrtouint(buf, 0, &ms);
+	if (rc)
+		return rc;
+	WRITE_ONCE(delay_ms, ms);
+
+	return count;
+}
+
+static ssize_t churn_store(struct kobject *kobj, struct kobj_attribute *attr,
+			   const char *buf, size_t count)
+{
+	unsigned int times;
+	int rc;
+
+	rc = kstrtouint(buf, 0, &times);
+	if (rc)
+		return rc;
+
+	guard(mutex)(&testmig_mutex);
+	return testmig_churn(times) ?: count;
+}
+
+static ssize_t rules_show(struct kobject *kobj, struct kobj_attribute *attr,
+			  char *buf)
+{
+	int rc;
+
+	guard(mutex)(&testmig_mutex);
+	rc = testmig_rules();
+
+	return rc ?: sysfs_emit(buf, "ok\n");
+}
+
+static ssize_t counter_show(struct kobject *kobj, struct kobj_attribute *attr,
+			    char *buf);
+
+static struct kobj_attribute counter_attrs[TESTMIG_NR_COUNTERS] = {
+	[TESTMIG_CALLS] = __ATTR(calls, 0444, counter_show, NULL),
+	[TESTMIG_FOLIOS] = __ATTR(folios, 0444, counter_show, NULL),
+	[TESTMIG_COPIED] = __ATTR(copied, 0444, counter_show, NULL),
+	[TESTMIG_ASKED] = __ATTR(asked, 0444, counter_show, NULL),
+	[TESTMIG_MAX_INSIDE] = __ATTR(max_inside, 0444, counter_show, NULL),
+};
+
+static ssize_t counter_show(struct kobject *kobj, struct kobj_attribute *attr,
+			    char *buf)
+{
+	return sysfs_emit(buf, "%lld\n",
+			  atomic64_read(&counters[attr - counter_attrs]));
+}
+
+static struct kobj_attribute mode_attr = __ATTR_RW(mode);
+static struct kobj_attribute active_attr = __ATTR_RW(active);
+static struct kobj_attribute delay_ms_attr = __ATTR_WO(delay_ms);
+static struct kobj_attribute churn_attr = __ATTR_WO(churn);
+static struct kobj_attribute rules_attr = __ATTR_RO(rules);
+
+static struct attribute *testmig_attrs[] = {
+	&mode_attr.attr,
+	&active_attr.attr,
+	&delay_ms_attr.attr,
+	&churn_attr.attr,
+	&rules_attr.attr,
+	&counter_attrs[TESTMIG_CALLS].attr,
+	&counter_attrs[TESTMIG_FOLIOS].attr,
+	&counter_attrs[TESTMIG_COPIED].attr,
+	&counter_attrs[TESTMIG_ASKED].attr,
+	&counter_attrs[TESTMIG_MAX_INSIDE].attr,
+	NULL
+};
+
+static const struct attribute_group testmig_attr_group = {
+	.attrs = testmig_attrs,
+};
+
+static struct kobject *testmig_kobj;
+
+static int __init testmig_init(void)
+{
+	int rc;
+
+	if (pin) {
+		testmig_migrator.owner = THIS_MODULE;
+		testmig_other.owner = THIS_MODULE;
+	}
+
+	testmig_wq = alloc_workqueue("testmig", WQ_UNBOUND, 0);
+	if (!testmig_wq)
+		return -ENOMEM;
+
+	testmig_kobj = kobject_create_and_add("testmig", kernel_kobj);
+	if (!testmig_kobj) {
+		rc = -ENOMEM;
+		goto err_wq;
+	}
+	rc = sysfs_create_group(testmig_kobj, &testmig_attr_group);
+	if (rc)
+		goto err_kobj;
+
+	return 0;
+
+err_kobj:
+	kobject_put(testmig_kobj);
+err_wq:
+	destroy_workqueue(testmig_wq);
+	return rc;
+}
+
+static void __exit testmig_exit(void)
+{
+	kobject_put(testmig_kobj);
+	if (active)
+		migrate_offload_stop(&testmig_migrator);
+	WARN_ON(atomic_read(&inside));
+	/* Delayed work that waits for its time is not drained. */
+	wait_event(late_writers_done, !atomic_read(&late_writers));
+	destroy_workqueue(testmig_wq);
+}
+
+module_init(testmig_init);
+module_exit(testmig_exit);
+
+MODULE_DESCRIPTION("Misbehaving migrator for tests");
+MODULE_LICENSE("GPL");

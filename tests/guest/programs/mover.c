@@ -1,0 +1,413 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+/*
+ * mover - migrate memory between nodes and check every byte and every node.
+ *
+ * Fills memory of a kind and folio size with a pattern, moves it to and fro by
+ * move_pages(2), migrate_pages(2) or mbind(2), with threads that write to the pages
+ * meanwhile, several movers at once, or pages that are pinned, and checks. Prints
+ * one JSON object.
+ */
+#include "memory.h"
+
+#include <getopt.h>
+#include <limits.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/uio.h>
+
+enum call { CALL_MOVE_PAGES, CALL_MIGRATE_PAGES, CALL_MBIND };
+
+enum { MAX_WRITERS = WRITER_WORDS, MAX_MOVERS = 16, MAX_COUNTERS = 8 };
+
+/* Moves of a page that was busy are tried again; a writer may hold it up. */
+enum { ATTEMPTS = 50 };
+
+static struct {
+	enum kind kind;
+	enum call call;
+	size_t folio_bytes, bytes;
+	int from, to;
+	unsigned int rounds, writers, movers, pinned;
+	bool overlap;
+	const char *path, *kind_name, *call_name;
+	const char *counters[MAX_COUNTERS];
+	unsigned int nr_counters;
+	uint64_t seed;
+	uint64_t for_ms;
+} opt = {
+	.kind_name = "anon",
+	.call_name = "move_pages",
+	.folio_bytes = PAGE_BYTES,
+	.bytes = 16UL << 20,
+	.from = 0,
+	.to = 1,
+	.rounds = 1,
+	.movers = 1,
+	.seed = 1,
+};
+
+static char *memory;
+static void **heads;
+static size_t nr_heads;
+static atomic_bool stop;
+static atomic_ullong writes, busy;
+
+static const char *const call_names[] = { "move_pages", "migrate_pages", "mbind" };
+
+static size_t size_of(const char *text)
+{
+	char *end;
+	unsigned long long value = strtoull(text, &end, 0);
+
+	switch (*end) {
+	case 'k': case 'K':
+		value <<= 10;
+		break;
+	case 'm': case 'M':
+		value <<= 20;
+		break;
+	case 'g': case 'G':
+		value <<= 30;
+		break;
+	case '\0':
+		break;
+	default:
+		fail("not a size: %s", text);
+	}
+	return value;
+}
+
+static void usage(void)
+{
+	fputs("usage: mover [--kind anon|shmem|file|hugetlb] [--folio 4K..2M] [--bytes 16M]\n"
+	      "             [--call move_pages|migrate_pages|mbind] [--from 0] [--to 1]\n"
+	      "             [--rounds 1 | --for-ms N] [--writers 0..16] [--movers 1..16]\n"
+	      "             [--overlap] [--pinned PAGES] [--path FILE] [--seed N]\n"
+	      "             [--counter FILE]...\n",
+	      stderr);
+	exit(2);
+}
+
+static void parse(int argc, char **argv)
+{
+	static const struct option options[] = {
+		{ "kind", 1, NULL, 'k' },    { "folio", 1, NULL, 'f' },
+		{ "bytes", 1, NULL, 'b' },   { "call", 1, NULL, 'c' },
+		{ "from", 1, NULL, 'F' },    { "to", 1, NULL, 'T' },
+		{ "rounds", 1, NULL, 'r' },  { "for-ms", 1, NULL, 'm' },
+		{ "writers", 1, NULL, 'w' }, { "movers", 1, NULL, 'M' },
+		{ "overlap", 0, NULL, 'o' }, { "pinned", 1, NULL, 'p' },
+		{ "path", 1, NULL, 'P' },    { "seed", 1, NULL, 's' },
+		{ "counter", 1, NULL, 'C' }, { NULL, 0, NULL, 0 },
+	};
+	unsigned int i;
+	int which;
+
+	while ((which = getopt_long(argc, argv, "", options, NULL)) != -1) {
+		switch (which) {
+		case 'k': opt.kind_name = optarg; break;
+		case 'f': opt.folio_bytes = size_of(optarg); break;
+		case 'b': opt.bytes = size_of(optarg); break;
+		case 'c': opt.call_name = optarg; break;
+		case 'F': opt.from = atoi(optarg); break;
+		case 'T': opt.to = atoi(optarg); break;
+		case 'r': opt.rounds = (unsigned int)atoi(optarg); break;
+		case 'm': opt.for_ms = (uint64_t)atoll(optarg); break;
+		case 'w': opt.writers = (unsigned int)atoi(optarg); break;
+		case 'M': opt.movers = (unsigned int)atoi(optarg); break;
+		case 'o': opt.overlap = true; break;
+		case 'p': opt.pinned = (unsigned int)atoi(optarg); break;
+		case 'P': opt.path = optarg; break;
+		case 's': opt.seed = strtoull(optarg, NULL, 0); break;
+		case 'C':
+			if (opt.nr_counters == MAX_COUNTERS)
+				usage();
+			opt.counters[opt.nr_counters++] = optarg;
+			break;
+		default: usage();
+		}
+	}
+	if (optind != argc || opt.writers > MAX_WRITERS || !opt.movers ||
+	    opt.movers > MAX_MOVERS || !opt.folio_bytes ||
+	    opt.folio_bytes % PAGE_BYTES || opt.from == opt.to)
+		usage();
+	opt.kind = kind_of(opt.kind_name);
+	for (i = 0; i < 3; i++)
+		if (!strcmp(opt.call_name, call_names[i]))
+			break;
+	if (i == 3)
+		usage();
+	opt.call = (enum call)i;
+	if (opt.kind == KIND_HUGETLB)
+		opt.folio_bytes = HUGE_BYTES;
+	opt.bytes = round_up(opt.bytes, opt.folio_bytes);
+}
+
+/*
+ * Writers: each has one word in every page, counts it up, and knows what it must
+ * find there. A write that goes to the old copy of a page is seen as lost.
+ */
+static void *writer(void *argument)
+{
+	size_t word = PATTERN_WORDS + (size_t)(uintptr_t)argument;
+	size_t pages = opt.bytes / PAGE_BYTES, page = word % pages;
+	uint64_t *shadow = calloc(pages, sizeof(*shadow));
+	volatile uint64_t *at;
+	uint64_t written = 0;
+
+	if (!shadow)
+		fail_errno("calloc");
+	while (!atomic_load_explicit(&stop, memory_order_relaxed)) {
+		at = (volatile uint64_t *)(memory + page * PAGE_BYTES) + word;
+		if (*at != shadow[page])
+			fail("writer %zu: page %zu has %llu, last written was %llu",
+			     word - PATTERN_WORDS, page, (unsigned long long)*at,
+			     (unsigned long long)shadow[page]);
+		*at = ++shadow[page];
+		written++;
+		/* A stride without pattern relative to folios and batches. */
+		page = (page + 509) % pages;
+	}
+	for (page = 0; page < pages; page++) {
+		at = (volatile uint64_t *)(memory + page * PAGE_BYTES) + word;
+		if (*at != shadow[page])
+			fail("writer %zu: in the end page %zu has %llu, expected %llu",
+			     word - PATTERN_WORDS, page, (unsigned long long)*at,
+			     (unsigned long long)shadow[page]);
+	}
+	free(shadow);
+	atomic_fetch_add(&writes, written);
+	return NULL;
+}
+
+static bool may_fail(void)
+{
+	return opt.overlap || opt.pinned;
+}
+
+/* Move a range of heads to a node. */
+static void move_pages_to(size_t first, size_t count, int node)
+{
+	void **pages = malloc(count * sizeof(*pages));
+	int *nodes = malloc(count * sizeof(*nodes));
+	int *status = malloc(count * sizeof(*status));
+	size_t i, left = count, keep;
+	int attempt;
+
+	if (!pages || !nodes || !status)
+		fail_errno("malloc");
+	memcpy(pages, heads + first, count * sizeof(*pages));
+	for (attempt = 0; left && attempt < ATTEMPTS; attempt++) {
+		for (i = 0; i < left; i++) {
+			nodes[i] = node;
+			status[i] = INT_MIN;
+		}
+		if (sys_move_pages(0, left, pages, nodes, status, MPOL_MF_MOVE) < 0)
+			fail_errno("move_pages");
+		/* What did not move may be in use for a moment (-EBUSY, -EAGAIN). */
+		if (sys_move_pages(0, left, pages, NULL, status, 0))
+			fail_errno("move_pages (query)");
+		for (i = keep = 0; i < left; i++)
+			if (status[i] != node)
+				pages[keep++] = pages[i];
+		left = keep;
+		if (opt.pinned && left <= opt.pinned)
+			break;
+		if (left && attempt)
+			usleep(1000);
+	}
+	if (left && !may_fail())
+		fail("%zu of %zu folios do not move to node %d", left, count, node);
+	atomic_fetch_add(&busy, left);
+	free(pages);
+	free(nodes);
+	free(status);
+}
+
+static void move_to(size_t first, size_t count, int from, int to)
+{
+	unsigned long old = 1UL << from, new = 1UL << to;
+	int attempt;
+	long left = 0;
+
+	switch (opt.call) {
+	case CALL_MOVE_PAGES:
+		move_pages_to(first, count, to);
+		break;
+	case CALL_MIGRATE_PAGES:
+		unbind_memory(memory, opt.bytes);
+		for (attempt = 0; attempt < ATTEMPTS; attempt++) {
+			left = syscall(SYS_migrate_pages, 0, MAX_NODES, &old, &new);
+			if (left < 0)
+				fail_errno("migrate_pages");
+			if (pages_on_node(memory, opt.bytes, to) == opt.bytes / PAGE_BYTES)
+				return;
+			usleep(1000);
+		}
+		fail("migrate_pages leaves %ld pages", left);
+	case CALL_MBIND:
+		for (attempt = 0; attempt < ATTEMPTS; attempt++) {
+			bind_memory(memory, opt.bytes, to, MPOL_MF_MOVE);
+			if (pages_on_node(memory, opt.bytes, to) == opt.bytes / PAGE_BYTES)
+				return;
+			usleep(1000);
+		}
+		fail("mbind leaves pages behind");
+	}
+}
+
+struct share {
+	pthread_t thread;
+	size_t first, count;
+	unsigned int rounds;
+	bool backwards;
+};
+
+/* Moves its share to and fro. */
+static void *mover(void *argument)
+{
+	struct share *share = argument;
+	uint64_t end = now_ns() + opt.for_ms * 1000000;
+	unsigned int round;
+
+	for (round = 0; opt.for_ms ? now_ns() < end : round < opt.rounds; round++) {
+		if ((round & 1) ^ share->backwards)
+			move_to(share->first, share->count, opt.to, opt.from);
+		else
+			move_to(share->first, share->count, opt.from, opt.to);
+	}
+	share->rounds = round;
+	return NULL;
+}
+
+/* Hold references to the first pages, as direct I/O does, in a pipe. */
+static int pin(unsigned int pages)
+{
+	struct iovec range;
+	unsigned int i;
+	int ends[2];
+
+	if (pipe(ends))
+		fail_errno("pipe");
+	if (fcntl(ends[1], F_SETPIPE_SZ, (int)(pages * PAGE_BYTES)) < 0)
+		fail_errno("F_SETPIPE_SZ");
+	for (i = 0; i < pages; i++) {
+		range.iov_base = memory + i * opt.folio_bytes;
+		range.iov_len = PAGE_BYTES;
+		if (vmsplice(ends[1], &range, 1, SPLICE_F_NONBLOCK) != (ssize_t)PAGE_BYTES)
+			fail_errno("vmsplice");
+	}
+	return ends[0];
+}
+
+static const char *const vmstat_names[] = {
+	"pgmigrate_success", "pgmigrate_fail", "thp_migration_success", "thp_migration_fail",
+	"thp_migration_split",
+};
+#define NR_VMSTAT (sizeof(vmstat_names) / sizeof(*vmstat_names))
+
+int main(int argc, char **argv)
+{
+	unsigned long long before[NR_VMSTAT], after[NR_VMSTAT];
+	long long counted[MAX_COUNTERS], took[MAX_COUNTERS];
+	struct share shares[MAX_MOVERS] = { 0 };
+	uint64_t begin, fill_ns, move_ns, check_ns;
+	pthread_t writer_threads[MAX_WRITERS];
+	size_t pages, expected, moved_folios = 0, on_node;
+	unsigned int i;
+	int node;
+
+	parse(argc, argv);
+	pages = opt.bytes / PAGE_BYTES;
+
+	begin = now_ns();
+	memory = make_memory(opt.kind, opt.bytes, opt.folio_bytes, opt.from, opt.path);
+	fill_pages(memory, opt.bytes, opt.seed);
+	fill_ns = now_ns() - begin;
+
+	heads = malloc(pages * sizeof(*heads));
+	if (!heads)
+		fail_errno("malloc");
+	nr_heads = find_folios(memory, opt.bytes, heads);
+	if (opt.kind != KIND_FILE && nr_heads * opt.folio_bytes != opt.bytes)
+		fail("%zu folios of %zu bytes make no %zu bytes", nr_heads, opt.folio_bytes,
+		     opt.bytes);
+	on_node = pages_on_node(memory, opt.bytes, opt.from);
+	if (on_node != pages)
+		fail("only %zu of %zu pages begin on node %d", on_node, pages, opt.from);
+	if (opt.pinned > nr_heads)
+		fail("cannot pin %u of %zu folios", opt.pinned, nr_heads);
+	if (opt.pinned)
+		pin(opt.pinned);
+
+	for (i = 0; i < opt.writers; i++)
+		if (pthread_create(&writer_threads[i], NULL, writer, (void *)(uintptr_t)i))
+			fail("pthread_create");
+	for (i = 0; i < NR_VMSTAT; i++)
+		before[i] = vmstat(vmstat_names[i]);
+	for (i = 0; i < opt.nr_counters; i++)
+		counted[i] = read_number(opt.counters[i]);
+
+	begin = now_ns();
+	for (i = 0; i < opt.movers; i++) {
+		size_t end = nr_heads * (i + 1) / opt.movers;
+
+		shares[i].first = opt.overlap ? 0 : nr_heads * i / opt.movers;
+		shares[i].count = opt.overlap ? nr_heads : end - shares[i].first;
+		shares[i].backwards = opt.overlap && (i & 1);
+		if (i && pthread_create(&shares[i].thread, NULL, mover, &shares[i]))
+			fail("pthread_create");
+	}
+	mover(&shares[0]);
+	for (i = 1; i < opt.movers; i++)
+		pthread_join(shares[i].thread, NULL);
+	move_ns = now_ns() - begin;
+
+	for (i = 0; i < NR_VMSTAT; i++)
+		after[i] = vmstat(vmstat_names[i]);
+	for (i = 0; i < opt.nr_counters; i++)
+		took[i] = read_number(opt.counters[i]) - counted[i];
+
+	atomic_store(&stop, true);
+	for (i = 0; i < opt.writers; i++)
+		pthread_join(writer_threads[i], NULL);
+
+	begin = now_ns();
+	check_pages(memory, opt.bytes, opt.seed, opt.writers, "after the moves");
+	if (!opt.overlap) {
+		for (i = 0; i < opt.movers; i++) {
+			size_t first = shares[i].first, last = first + shares[i].count;
+			char *start = heads[first];
+			char *end = last < nr_heads ? heads[last] : memory + opt.bytes;
+
+			moved_folios += shares[i].count * shares[i].rounds;
+			node = shares[i].rounds & 1 ? opt.to : opt.from;
+			expected = (size_t)(end - start) / PAGE_BYTES;
+			if (!i && shares[i].rounds & 1)
+				expected -= opt.pinned * (opt.folio_bytes / PAGE_BYTES);
+			on_node = pages_on_node(start, (size_t)(end - start), node);
+			if (on_node != expected)
+				fail("share %u: %zu pages on node %d, expected %zu", i, on_node,
+				     node, expected);
+		}
+	}
+	check_ns = now_ns() - begin;
+
+	printf("{\"kind\":\"%s\",\"call\":\"%s\",\"folio_bytes\":%zu,\"bytes\":%zu,"
+	       "\"folios\":%zu,\"rounds\":%u,\"folios_moved\":%zu,\"busy\":%llu,"
+	       "\"movers\":%u,\"writers\":%u,\"writes\":%llu,\"pinned\":%u,"
+	       "\"phase_ns\":{\"fill\":%llu,\"move\":%llu,\"check\":%llu}",
+	       opt.kind_name, opt.call_name, opt.folio_bytes, opt.bytes, nr_heads,
+	       shares[0].rounds, moved_folios, (unsigned long long)atomic_load(&busy),
+	       opt.movers, opt.writers, (unsigned long long)atomic_load(&writes), opt.pinned,
+	       (unsigned long long)fill_ns, (unsigned long long)move_ns,
+	       (unsigned long long)check_ns);
+	printf(",\"vmstat\":{");
+	for (i = 0; i < NR_VMSTAT; i++)
+		printf("%s\"%s\":%llu", i ? "," : "", vmstat_names[i], after[i] - before[i]);
+	printf("},\"counters\":{");
+	for (i = 0; i < opt.nr_counters; i++)
+		printf("%s\"%s\":%lld", i ? "," : "", opt.counters[i], took[i]);
+	printf("}}\n");
+	return 0;
+}
