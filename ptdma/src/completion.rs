@@ -4,9 +4,10 @@
 //! in memory, so everything unusual is noticed by the head not moving:
 //!
 //! - Every poll makes exactly one read. Most read the head. While the head stands still, the 8th,
-//!   16th, 32nd ... poll reads the interrupt status instead (was there an error?) and the 12th,
-//!   24th, 48th ... the control register (has the engine halted?). A long copy thus costs nothing,
-//!   and a failure is found within twice the time that it was looked for already.
+//!   16th, 32nd ... poll reads the interrupt status instead (was there an error?), the 12th,
+//!   24th, 48th ... the control register (has the engine halted?), and the 20th, 40th, 80th ...
+//!   the tail (has the doorbell arrived?). A long copy thus costs nothing, and a failure is found
+//!   within twice the time that it was looked for already.
 //! - The interrupt entry point clears everything but ERROR *before* it reads the head: what
 //!   completes after the clear raises anew, what completed before is in the head.
 
@@ -23,6 +24,10 @@ use crate::ring::HeadPosition;
 const FIRST_ERROR_CHECK: u32 = 8;
 /// First poll without progress that looks whether the engine has halted: between the error checks.
 const FIRST_HALT_CHECK: u32 = 12;
+/// First poll without progress that looks whether the tail holds what was written: a function
+/// that was out of reach for a moment (a link that retrained) has lost the doorbell. Last, because
+/// it is the rarest.
+const FIRST_DOORBELL_CHECK: u32 = 20;
 /// The doubling ends here: from then on every so many polls look for an error, and as many for a
 /// halt. 4096 polls are some 0.5 ms on hardware.
 const CHECK_INTERVAL: u32 = 4096;
@@ -58,6 +63,7 @@ enum Look {
     Head,
     Errors,
     Halt,
+    Doorbell,
 }
 
 /// Which register the poll after `idle_polls` polls without progress reads.
@@ -69,10 +75,13 @@ fn look(idle_polls: u32) -> Look {
         match idle_polls % CHECK_INTERVAL {
             0 => Look::Errors,
             r if r == CHECK_INTERVAL / 2 => Look::Halt,
+            r if r == CHECK_INTERVAL / 4 => Look::Doorbell,
             _ => Look::Head,
         }
     } else if idle_polls.is_multiple_of(FIRST_HALT_CHECK) && doubling(FIRST_HALT_CHECK) {
         Look::Halt
+    } else if idle_polls.is_multiple_of(FIRST_DOORBELL_CHECK) && doubling(FIRST_DOORBELL_CHECK) {
+        Look::Doorbell
     } else if idle_polls.is_power_of_two() {
         Look::Errors
     } else {
@@ -91,7 +100,8 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     ///
     /// [`Fault`] if the channel is out of order. What was outstanding stays so, its memory still
     /// belongs to the engine, and every call fails the same way until
-    /// [`terminate`](Self::terminate) or a function reset.
+    /// [`terminate`](Self::terminate) or a function reset. A call that retires something and then
+    /// meets a fault reports what it retired, and leaves the fault to the next call.
     #[inline]
     pub fn poll(&mut self) -> Result<Progress, Fault> {
         if let State::Faulted(fault) = self.state {
@@ -107,6 +117,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             }
             Look::Errors => self.look_for_error(),
             Look::Halt => self.look_for_halt(),
+            Look::Doorbell => self.look_for_doorbell(),
         }
     }
 
@@ -152,8 +163,12 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             });
         }
         if progress.retired == 0 && self.ring.in_flight() > 0 {
-            // Neither done nor failed: perhaps the engine has halted.
-            return self.look_for_halt();
+            // Neither done nor failed: perhaps the engine has halted, or never heard the doorbell.
+            let progress = self.look_for_halt()?;
+            return match (progress.retired, progress.failure, progress.anomaly) {
+                (0, None, None) => self.look_for_doorbell(),
+                _ => Ok(progress),
+            };
         }
         Ok(progress)
     }
@@ -171,11 +186,21 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         if self.ring.in_flight() == 0 {
             return Ok(self.progress(retired, None, None));
         }
-        let progress = self.look_for_error()?;
-        Ok(Progress {
-            retired: progress.retired.wrapping_add(retired),
-            ..progress
-        })
+        self.look_for_error()
+            .map(|progress| Progress {
+                retired: progress.retired.wrapping_add(retired),
+                ..progress
+            })
+            .or_else(|fault| self.progress_before(fault, retired))
+    }
+
+    /// What a call returns that has retired something and then met a fault: the progress. The
+    /// fault stays, and the next call reports it.
+    fn progress_before(&self, fault: Fault, retired: u64) -> Result<Progress, Fault> {
+        match retired {
+            0 => Err(fault),
+            _ => Ok(self.progress(retired, None, None)),
+        }
     }
 
     #[inline]
@@ -245,6 +270,13 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         Ok(Interrupts::from_bits_retain(raw).contains(Interrupts::ERROR))
     }
 
+    fn error_code(&mut self) -> Result<ErrorCode, Fault> {
+        match self.regs.read(Register::Status) {
+            ALL_ONES => Err(self.set_fault(Fault::DeviceGone)),
+            status => Ok(ErrorCode::from_status(status)),
+        }
+    }
+
     #[cold]
     fn look_for_error(&mut self) -> Result<Progress, Fault> {
         self.idle_polls = self.idle_polls.saturating_add(1);
@@ -256,7 +288,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
 
     /// The engine reported an error: finds the descriptor, skips it, lets the rest go on.
     fn take_failure(&mut self) -> Result<Progress, Fault> {
-        let code = ErrorCode::from_status(self.regs.read(Register::Status));
+        let code = self.error_code()?;
         if let Err(control) = self.await_halt() {
             return Err(self.set_fault(if control == ALL_ONES {
                 Fault::DeviceGone
@@ -350,17 +382,47 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         if self.restarts >= MAX_RESTARTS {
             // A code without the interrupt bit: the engine may not latch that bit while the
             // interrupt is off. It has refused this descriptor, time and again.
-            let code = ErrorCode::from_status(self.regs.read(Register::Status));
+            let code = match self.error_code() {
+                Ok(code) => code,
+                Err(fault) => return self.progress_before(fault, retired),
+            };
             if code.raw() != 0 {
                 let failure = self.skip_oldest(code);
                 return Ok(self.progress(retired.wrapping_add(1), Some(failure), None));
             }
+            let fault = self.set_fault(Fault::Halted { oldest });
+            return self.progress_before(fault, retired);
+        }
+        Ok(self.restart(retired))
+    }
+
+    /// Looks whether the tail register holds what was written to it last.
+    #[cold]
+    fn look_for_doorbell(&mut self) -> Result<Progress, Fault> {
+        self.idle_polls = self.idle_polls.saturating_add(1);
+        let tail = self.regs.read(Register::Tail);
+        if tail == ALL_ONES {
+            return Err(self.bad_head(tail));
+        }
+        if tail == self.ring.issued_register_value() || self.state == State::Paused {
+            return Ok(self.progress(0, None, None));
+        }
+        let oldest = self.ring.oldest();
+        if self.restarts >= MAX_RESTARTS {
             return Err(self.set_fault(Fault::Halted { oldest }));
         }
+        Ok(self.restart(0))
+    }
+
+    /// Rings the doorbell once more: the tail as well as RUN, for a function that was out of
+    /// reach for a moment has lost both writes.
+    fn restart(&mut self, retired: u64) -> Progress {
         self.restarts = self.restarts.saturating_add(1);
         self.stats.restarts = self.stats.restarts.wrapping_add(1);
+        self.regs
+            .write(Register::Tail, self.ring.issued_register_value());
         self.start();
-        Ok(self.progress(retired, None, Some(Anomaly::Restarted)))
+        self.progress(retired, None, Some(Anomaly::Restarted))
     }
 }
 
@@ -376,9 +438,11 @@ mod tests {
                 .collect::<std::vec::Vec<u32>>()
         };
         let (errors, halts) = (at(Look::Errors), at(Look::Halt));
+        let doorbells = at(Look::Doorbell);
         assert_eq!(errors[..6], [8, 16, 32, 64, 128, 256]);
         assert_eq!(halts[..6], [12, 24, 48, 96, 192, 384]);
-        for checks in [&errors, &halts] {
+        assert_eq!(doorbells[..6], [20, 40, 80, 160, 320, 640]);
+        for checks in [&errors, &halts, &doorbells] {
             for pair in checks.windows(2) {
                 assert!(pair[1] <= 2 * pair[0] || pair[1] - pair[0] <= CHECK_INTERVAL);
             }

@@ -19,7 +19,8 @@ pub enum Fault {
         /// What was read.
         raw: u32,
     },
-    /// The engine stands still with work to do and no error, and writing RUN again did not help.
+    /// The engine stands still, or has a stale tail, with work to do and no error, and writing tail and RUN again did
+    /// not help.
     Halted {
         /// The descriptor at which it stands.
         oldest: Cookie,
@@ -166,7 +167,7 @@ pub enum Anomaly {
     /// Work was done but its interrupt never came; found by
     /// [`Channel::check_lost_interrupt`](crate::Channel::check_lost_interrupt).
     LostInterrupt,
-    /// The engine stood still with work to do; RUN was written again.
+    /// The engine stood still with work to do; tail and RUN were written again.
     Restarted,
 }
 

@@ -205,7 +205,12 @@ impl<M: RingMemory> Ring<M> {
         self.register_value(self.retired)
     }
 
-    /// Register value of slot 0's successor state: where filling goes on.
+    /// Register value of the tail as last issued.
+    pub(crate) fn issued_register_value(&self) -> u32 {
+        self.register_value(self.issued)
+    }
+
+    /// Register value of the slot where filling goes on.
     pub(crate) fn next_register_value(&self) -> u32 {
         self.register_value(self.filled)
     }

@@ -91,7 +91,8 @@ pub struct Rig {
     pub channel: Channel<Model, BusRing>,
     /// What was submitted: the copy of the n-th cookie is number n.
     pub pairs: Vec<Pair>,
-    first: Cookie,
+    /// Cookie of the first copy.
+    pub first: Cookie,
 }
 
 impl Rig {
