@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+/*
+ * compactor - fragment the memory of a node, have it compacted, check every byte.
+ *
+ * Fills memory of small pages, frees every other page of each huge page's range, so
+ * that half of the memory is free and none of it in large pieces, and then asks for
+ * large pieces: by /proc/sys/vm/compact_memory, or by touching memory that wants huge
+ * pages, whose faults compact (the kernel's reason for that migration is the same).
+ * Optionally a thread hogs the processor meanwhile. Prints one JSON object.
+ */
+#include "memory.h"
+
+#include <getopt.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+enum { MAX_COUNTERS = 8 };
+
+static struct {
+	size_t bytes, huge_bytes;
+	int node;
+	bool hog;
+	const char *counters[MAX_COUNTERS];
+	unsigned int nr_counters;
+} opt = {
+	.bytes = 128UL << 20,
+};
+
+static atomic_bool stop;
+static atomic_ullong hog_turns;
+
+static void *hog(void *argument)
+{
+	unsigned long long turns = 0;
+
+	(void)argument;
+	run_on_node(opt.node);
+	while (!atomic_load_explicit(&stop, memory_order_relaxed)) {
+		turns++;
+		__asm__ volatile("" : "+r"(turns));
+	}
+	atomic_store(&hog_turns, turns);
+	return NULL;
+}
+
+/* user, system and idle time of a processor, in clock ticks */
+static void cpu_times(unsigned int cpu, unsigned long long times[3])
+{
+	FILE *file = fopen("/proc/stat", "r");
+	unsigned long long user, nice_time, system, idle;
+	char line[256], name[16];
+
+	if (!file)
+		fail_errno("/proc/stat");
+	snprintf(name, sizeof(name), "cpu%u ", cpu);
+	memset(times, 0, 3 * sizeof(*times));
+	while (fgets(line, sizeof(line), file)) {
+		if (strncmp(line, name, strlen(name)))
+			continue;
+		if (sscanf(line + strlen(name), "%llu %llu %llu %llu", &user, &nice_time, &system,
+			   &idle) != 4)
+			fail("/proc/stat: %s", line);
+		times[0] = user + nice_time;
+		times[1] = system;
+		times[2] = idle;
+	}
+	fclose(file);
+}
+
+static const char *const names[] = {
+	"pgmigrate_success", "pgmigrate_fail",	    "compact_stall",	   "compact_success",
+	"compact_fail",	     "compact_isolated",   "compact_migrate_scanned",
+	"thp_fault_alloc",   "thp_fault_fallback",
+};
+#define NR_NAMES (sizeof(names) / sizeof(*names))
+
+static void parse(int argc, char **argv)
+{
+	static const struct option options[] = {
+		{ "bytes-mib", 1, NULL, 'b' }, { "huge-mib", 1, NULL, 'g' },
+		{ "node", 1, NULL, 'n' },      { "hog", 0, NULL, 'h' },
+		{ "counter", 1, NULL, 'C' },   { NULL, 0, NULL, 0 },
+	};
+	int which;
+
+	while ((which = getopt_long(argc, argv, "", options, NULL)) != -1) {
+		switch (which) {
+		case 'b': opt.bytes = strtoul(optarg, NULL, 0) << 20; break;
+		case 'g': opt.huge_bytes = strtoul(optarg, NULL, 0) << 20; break;
+		case 'n': opt.node = atoi(optarg); break;
+		case 'h': opt.hog = true; break;
+		case 'C':
+			if (opt.nr_counters < MAX_COUNTERS) {
+				opt.counters[opt.nr_counters++] = optarg;
+				break;
+			}
+			/* fall through */
+		default:
+			fputs("usage: compactor [--bytes-mib 128] [--huge-mib 0] [--node 0] [--hog]\n"
+			      "                 [--counter FILE]...\n"
+			      "With --huge-mib that much memory is touched as huge pages, else\n"
+			      "/proc/sys/vm/compact_memory is written.\n",
+			      stderr);
+			exit(2);
+		}
+	}
+	opt.bytes = round_up(opt.bytes, HUGE_BYTES);
+}
+
+int main(int argc, char **argv)
+{
+	unsigned long long before[NR_NAMES], after[NR_NAMES], old_times[3], new_times[3];
+	long long counted[MAX_COUNTERS], took[MAX_COUNTERS];
+	size_t pages, page, word, i, huge_folios = 0;
+	uint64_t begin, wall_ns;
+	uint64_t *words, expected;
+	pthread_t hog_thread;
+	char *memory, *huge = NULL;
+	char path[96];
+	unsigned int cpu;
+
+	parse(argc, argv);
+	pages = opt.bytes / PAGE_BYTES;
+	try_write("/proc/self/oom_score_adj", "-1000");
+	snprintf(path, sizeof(path), "/sys/devices/system/node/node%d/cpulist", opt.node);
+	cpu = (unsigned int)read_number(path);
+
+	memory = make_memory(KIND_ANON, opt.bytes, PAGE_BYTES, opt.node, NULL);
+	fill_pages(memory, opt.bytes, 7);
+	/* One page of two, evenly: no two free pages are neighbours for long. */
+	for (page = 0; page < pages; page += 2)
+		if (madvise(memory + page * PAGE_BYTES, PAGE_BYTES, MADV_DONTNEED))
+			fail_errno("madvise(MADV_DONTNEED)");
+
+	if (opt.hog && pthread_create(&hog_thread, NULL, hog, NULL))
+		fail("pthread_create");
+	for (i = 0; i < NR_NAMES; i++)
+		before[i] = vmstat(names[i]);
+	for (i = 0; i < opt.nr_counters; i++)
+		counted[i] = read_number(opt.counters[i]);
+	cpu_times(cpu, old_times);
+
+	begin = now_ns();
+	if (opt.huge_bytes) {
+		huge = make_memory(KIND_ANON, opt.huge_bytes, HUGE_BYTES, opt.node, NULL);
+		for (i = 0; i < opt.huge_bytes; i += HUGE_BYTES)
+			*(volatile char *)(huge + i) = 1;
+	} else {
+		must_write("/proc/sys/vm/compact_memory", "1");
+	}
+	wall_ns = now_ns() - begin;
+
+	cpu_times(cpu, new_times);
+	for (i = 0; i < NR_NAMES; i++)
+		after[i] = vmstat(names[i]);
+	for (i = 0; i < opt.nr_counters; i++)
+		took[i] = read_number(opt.counters[i]) - counted[i];
+	atomic_store(&stop, true);
+	if (opt.hog)
+		pthread_join(hog_thread, NULL);
+
+	if (opt.huge_bytes) {
+		/* A range that got no huge page has one touched page; find those that did. */
+		for (i = 0; i < opt.huge_bytes; i += HUGE_BYTES) {
+			unsigned char present[HUGE_BYTES / PAGE_BYTES];
+
+			if (mincore(huge + i, HUGE_BYTES, present))
+				fail_errno("mincore");
+			huge_folios += present[HUGE_BYTES / PAGE_BYTES - 1] & 1;
+		}
+	}
+
+	for (page = 1; page < pages; page += 2) {
+		words = (uint64_t *)(memory + page * PAGE_BYTES);
+		for (word = 0; word < PAGE_WORDS; word++) {
+			expected = word < PATTERN_WORDS ? pattern_word(7, page, word) : 0;
+			if (words[word] != expected)
+				fail("after compaction: page %zu, byte %zu is %#llx, expected %#llx",
+				     page, word * sizeof(*words), (unsigned long long)words[word],
+				     (unsigned long long)expected);
+		}
+	}
+
+	printf("{\"fragmented_pages\":%zu,\"by\":\"%s\",\"huge_folios\":%zu,\"wall_ns\":%llu,"
+	       "\"hog\":%s,\"hog_turns\":%llu,\"ticks\":{\"user\":%llu,\"system\":%llu,"
+	       "\"idle\":%llu}",
+	       pages / 2, opt.huge_bytes ? "huge-page-faults" : "compact_memory", huge_folios,
+	       (unsigned long long)wall_ns, opt.hog ? "true" : "false",
+	       (unsigned long long)atomic_load(&hog_turns), new_times[0] - old_times[0],
+	       new_times[1] - old_times[1], new_times[2] - old_times[2]);
+	printf(",\"vmstat\":{");
+	for (i = 0; i < NR_NAMES; i++)
+		printf("%s\"%s\":%llu", i ? "," : "", names[i], after[i] - before[i]);
+	printf("},\"counters\":{");
+	for (i = 0; i < opt.nr_counters; i++)
+		printf("%s\"%s\":%lld", i ? "," : "", opt.counters[i], took[i]);
+	printf("}}\n");
+	return 0;
+}
