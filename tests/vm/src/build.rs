@@ -1,0 +1,115 @@
+//! `cargo vm build` and `cargo vm path`.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use comfy_table::{Table, presets};
+
+use crate::cli::Place;
+use crate::image::MODULES;
+use crate::kernel::{self, Kernel, Variant};
+use crate::qemu::Qemu;
+use crate::step::{self, Step};
+use crate::{groups, image, paths};
+
+const SERVER_LIMIT: Duration = Duration::from_secs(600);
+
+/// Makes everything ready and says what there is.
+pub(crate) fn run(only: Option<Variant>, update: bool) -> Result<bool> {
+    if update {
+        kernel::forget_source()?;
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    let qemu = Qemu::get()?;
+    table.add_row([
+        "emulator".to_owned(),
+        qemu.version().to_owned(),
+        qemu.program().display().to_string(),
+    ]);
+    if paths::workspace().join("tests/server").is_dir() {
+        server()?;
+    }
+    for variant in [Variant::Fast, Variant::Debug] {
+        if only.is_some_and(|only| only != variant) {
+            continue;
+        }
+        let kernel = Kernel::get(variant)?;
+        table.add_row([
+            format!("kernel {variant}"),
+            format!(
+                "{} (source {}, {} patches)",
+                kernel.release(),
+                kernel.source_version(),
+                kernel.patches().len()
+            ),
+            kernel.image().display().to_string(),
+        ]);
+        for module in MODULES {
+            if !module.present() {
+                continue;
+            }
+            let built = image::build_module(module.name, &kernel)?;
+            table.add_row([
+                format!("module {} ({variant})", module.name),
+                String::new(),
+                built
+                    .iter()
+                    .map(|path| path.display().to_string())
+                    .collect::<Vec<_>>()
+                    .join(" "),
+            ]);
+        }
+    }
+    println!("{table}");
+    Ok(true)
+}
+
+/// Builds the device server beside this program.
+pub(crate) fn server() -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let log = paths::cache_dir("guest")?.join("server-cargo.log");
+    let _ = fs::remove_file(&log);
+    let mut command = groups::bound_command(cargo);
+    command
+        .args(["build", "--release", "--quiet", "--package", "ptdma-server"])
+        .current_dir(paths::workspace());
+    let bar = step::spinner("device server");
+    let result = Step::new("device server (cargo)", SERVER_LIMIT, &log).run(&mut command);
+    bar.finish_and_clear();
+    result
+}
+
+/// Builds what is asked for and returns where it is.
+pub(crate) fn place(what: Place) -> Result<PathBuf> {
+    match what {
+        Place::Cache => paths::cache(),
+        Place::KernelSource => kernel::source_tree(),
+        Place::KernelFast => Ok(Kernel::get(Variant::Fast)?.headers()),
+        Place::KernelDebug => Ok(Kernel::get(Variant::Debug)?.headers()),
+        Place::Qemu => Ok(Qemu::get()?.program().to_path_buf()),
+    }
+}
+
+/// Turns names from the command line into names of the table.
+pub(crate) fn module_names(names: &[String]) -> Result<Vec<&'static str>> {
+    let known = || {
+        MODULES
+            .iter()
+            .map(|module| module.name)
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    names
+        .iter()
+        .map(|name| {
+            MODULES
+                .iter()
+                .find(|module| module.name == name)
+                .map(|module| module.name)
+                .with_context(|| format!("no module is called {name}; there are: {}", known()))
+        })
+        .collect()
+}

@@ -1,0 +1,53 @@
+//! `cargo vm clean`.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::kernel::{Kernel, Variant};
+use crate::paths;
+
+/// What this harness makes in the cache folder; others may use it too.
+const FOLDERS: &[&str] = &[
+    "apt", "busybox", "guest", "kernel", "kvm", "modules", "qemu", "runs",
+];
+
+/// Removes everything, or only what nothing uses any more.
+pub(crate) fn run(outdated: bool) -> Result<bool> {
+    let cache = paths::cache()?;
+    if outdated {
+        let mut used = Vec::new();
+        for variant in [Variant::Fast, Variant::Debug] {
+            if let Some(kernel) = Kernel::find(variant)? {
+                used.push(kernel.key().to_owned());
+            }
+        }
+        let out = paths::make_dir("kernel")?.join("out");
+        for entry in fs::read_dir(&out).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !used.contains(&name) {
+                remove(&entry.path())?;
+            }
+        }
+        remove(&cache.join("runs"))?;
+        return Ok(true);
+    }
+    for name in FOLDERS {
+        remove(&cache.join(name))?;
+        // The same name, outside the cache if the cache's path has spaces.
+        remove(&paths::make_dir(name)?)?;
+    }
+    Ok(true)
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Ok(()) => {
+            println!("removed {}", path.display());
+            Ok(())
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("cannot remove {}", path.display())),
+    }
+}

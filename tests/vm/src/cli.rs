@@ -1,0 +1,165 @@
+//! The command line.
+
+use anyhow::Result;
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::kernel::Variant;
+use crate::machine::{Iommu, Options};
+use crate::suite::{self, Selection};
+use crate::{build, clean, doctor, shell};
+
+/// Real Linux on the emulated PTDMA device.
+#[derive(Parser)]
+#[command(name = "cargo vm", bin_name = "cargo vm", version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Say what this machine has and lacks, with the fix for each line
+    Doctor {
+        /// Print only the names of the Debian packages that are needed
+        #[arg(long)]
+        packages: bool,
+    },
+    /// Find or fetch the emulator; build kernels, modules, programs
+    Build {
+        /// Only this kernel
+        #[arg(long)]
+        kernel: Option<Variant>,
+        /// Look for a newer kernel source first
+        #[arg(long)]
+        update: bool,
+    },
+    /// Boot a machine and run shell commands in it
+    Shell(ShellArguments),
+    /// Run the guest tests
+    Test {
+        /// Only checks whose name (suite/check@kernel) contains this
+        #[arg(default_value = "")]
+        filter: String,
+        /// Only on this kernel
+        #[arg(long)]
+        kernel: Option<Variant>,
+        /// Also the long runs
+        #[arg(long)]
+        soak: bool,
+        /// Name the checks and do nothing
+        #[arg(long)]
+        list: bool,
+        /// Print the results as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print where something is, for scripts (builds it first)
+    Path {
+        /// What
+        what: Place,
+    },
+    /// Remove what this harness has put into the cache
+    Clean {
+        /// Only logs and outdated kernels, not what is in use
+        #[arg(long)]
+        outdated: bool,
+    },
+}
+
+#[derive(clap::Args)]
+struct ShellArguments {
+    /// Which kernel
+    #[arg(long, default_value = "fast")]
+    kernel: Variant,
+    /// PTDMA functions
+    #[arg(long, default_value_t = 1)]
+    devices: usize,
+    /// The IOMMU in front of them
+    #[arg(long, default_value = "none")]
+    iommu: Iommu,
+    /// Memory of each of the two nodes, MiB
+    #[arg(long, default_value_t = 512)]
+    memory: u64,
+    /// A module of this tree to build and put into the image (may be repeated)
+    #[arg(long)]
+    module: Vec<String>,
+    /// Added to the kernel's command line
+    #[arg(long, default_value = "")]
+    append: String,
+    /// Run this and exit with its status, instead of reading commands
+    #[arg(long, short = 'c')]
+    command: Option<String>,
+}
+
+/// What `cargo vm path` can print.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Place {
+    /// The cache folder
+    Cache,
+    /// The patched kernel source
+    KernelSource,
+    /// What `make -C ... M=...` needs for the fast kernel
+    KernelFast,
+    /// The same for the debug kernel
+    KernelDebug,
+    /// The emulator's program
+    Qemu,
+}
+
+/// Does what was asked; `false` is a failure that has been reported already.
+pub(crate) fn dispatch(cli: Cli) -> Result<bool> {
+    match cli.command {
+        Command::Doctor { packages: true } => {
+            println!("{}", doctor::PACKAGES.join(" "));
+            Ok(true)
+        }
+        Command::Doctor { packages: false } => doctor::run(),
+        Command::Build { kernel, update } => build::run(kernel, update),
+        Command::Shell(arguments) => {
+            let options = Options {
+                kernel: arguments.kernel,
+                devices: arguments.devices,
+                iommu: arguments.iommu,
+                node_memory_mib: arguments.memory,
+                append: arguments.append,
+                modules: build::module_names(&arguments.module)?,
+                ..Options::default()
+            };
+            shell::run(options, arguments.command.as_deref())
+        }
+        Command::Test {
+            filter,
+            kernel,
+            soak,
+            list,
+            json,
+        } => {
+            let selection = Selection {
+                filter,
+                kernel,
+                soak,
+            };
+            if list {
+                suite::list(&selection);
+                return Ok(true);
+            }
+            suite::run(&selection, json)
+        }
+        Command::Path { what } => {
+            println!("{}", build::place(what)?.display());
+            Ok(true)
+        }
+        Command::Clean { outdated } => clean::run(outdated),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,256 @@
+//! `cargo vm doctor`: what this machine has and lacks.
+
+use std::process::Command;
+
+use anyhow::Result;
+use comfy_table::{Table, presets};
+
+use crate::kernel::{Kernel, Variant};
+use crate::machine::kvm_obstacle;
+use crate::qemu::{self, Qemu};
+use crate::{paths, step};
+
+/// Debian packages that a build needs. CI installs exactly these
+/// (`cargo vm doctor --packages`).
+pub(crate) const PACKAGES: &[&str] = &[
+    "bc",
+    "binutils",
+    "bison",
+    "busybox-static",
+    "cpio",
+    "debian-archive-keyring",
+    "flex",
+    "gcc",
+    "kmod",
+    "libc6-dev",
+    "libelf-dev",
+    "libssl-dev",
+    "make",
+    "patch",
+    "perl",
+    "python3",
+    "rsync",
+    "xz-utils",
+];
+
+/// A kernel's build folders, sources and results together.
+const DISK_NEEDED_MIB: u64 = 12 << 10;
+/// One machine with 16 devices, and a compiler or two.
+const MEMORY_NEEDED_MIB: u64 = 3 << 10;
+
+/// One line of the report.
+struct Line {
+    what: String,
+    state: State,
+    found: String,
+    fix: String,
+}
+
+#[derive(PartialEq)]
+enum State {
+    Good,
+    /// Not there, and `cargo vm build` makes it.
+    WillBuild,
+    Bad,
+}
+
+/// Prints the report; `false` if something has to be done by hand.
+pub(crate) fn run() -> Result<bool> {
+    let mut lines = packages();
+    lines.push(emulator());
+    lines.push(mirror());
+    lines.push(acceleration());
+    for variant in [Variant::Fast, Variant::Debug] {
+        lines.push(kernel(variant));
+    }
+    lines.push(disk()?);
+    lines.push(memory());
+
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(["", "what", "found", "what to do"]);
+    for line in &lines {
+        let mark = match line.state {
+            State::Good => "ok",
+            State::WillBuild => "-",
+            State::Bad => "LACKS",
+        };
+        table.add_row([mark, &line.what, &line.found, &line.fix]);
+    }
+    println!("{table}");
+    let good = lines.iter().all(|line| line.state != State::Bad);
+    if good {
+        println!("ready: `cargo vm test`");
+    }
+    Ok(good)
+}
+
+fn packages() -> Vec<Line> {
+    let missing: Vec<&str> = PACKAGES
+        .iter()
+        .copied()
+        .filter(|package| !installed(package))
+        .collect();
+    if missing.is_empty() {
+        return vec![Line {
+            what: "build tools".into(),
+            state: State::Good,
+            found: format!("{} packages", PACKAGES.len()),
+            fix: String::new(),
+        }];
+    }
+    missing
+        .into_iter()
+        .map(|package| Line {
+            what: format!("package {package}"),
+            state: State::Bad,
+            found: "not installed".into(),
+            fix: format!("apt-get install --no-install-recommends {package}   (as root)"),
+        })
+        .collect()
+}
+
+fn installed(package: &str) -> bool {
+    step::output(Command::new("dpkg-query").args(["-W", "-f", "${db:Status-Status}\\n", package]))
+        .is_ok_and(|text| text.lines().any(|line| line == "installed"))
+}
+
+fn emulator() -> Line {
+    let what = "emulator".to_owned();
+    match Qemu::find() {
+        Ok(Some(qemu)) => Line {
+            what,
+            state: State::Good,
+            found: format!(
+                "QEMU {} ({})",
+                qemu.version(),
+                if qemu.prefix().is_some() {
+                    "unpacked privately"
+                } else {
+                    "of this machine"
+                }
+            ),
+            fix: String::new(),
+        },
+        Ok(None) => Line {
+            what,
+            state: State::WillBuild,
+            found: "none with vfio-user (QEMU >= 10.1)".into(),
+            fix: "cargo vm build (unpacks one privately, no root needed)".into(),
+        },
+        Err(error) => Line {
+            what,
+            state: State::Bad,
+            found: error.to_string(),
+            fix: format!("unset {} or name QEMU >= 10.1 with it", qemu::VARIABLE),
+        },
+    }
+}
+
+fn mirror() -> Line {
+    let known = crate::apt::knows_a_mirror();
+    Line {
+        what: "Debian mirror".into(),
+        state: if known { State::Good } else { State::Bad },
+        found: if known {
+            "from this machine's apt".into()
+        } else {
+            "apt names none".into()
+        },
+        fix: if known {
+            String::new()
+        } else {
+            format!("set {} to one", crate::apt::MIRROR_VARIABLE)
+        },
+    }
+}
+
+fn acceleration() -> Line {
+    let obstacle = kvm_obstacle();
+    Line {
+        what: "acceleration".into(),
+        // Emulation serves every test: nothing has to be done.
+        state: State::Good,
+        found: match obstacle {
+            None => "/dev/kvm is there; the first boot finds out whether it works".into(),
+            Some(reason) => format!("emulation (TCG): {reason}"),
+        },
+        fix: String::new(),
+    }
+}
+
+fn kernel(variant: Variant) -> Line {
+    let what = format!("kernel ({variant})");
+    match Kernel::find(variant) {
+        Ok(Some(kernel)) => Line {
+            what,
+            state: State::Good,
+            found: format!(
+                "{} of source {}, {} patches",
+                kernel.release(),
+                kernel.source_version(),
+                kernel.patches().len()
+            ),
+            fix: String::new(),
+        },
+        Ok(None) => Line {
+            what,
+            state: State::WillBuild,
+            found: "not built, or the patches or the configuration changed".into(),
+            fix: format!("cargo vm build --kernel {variant} (about ten minutes on two cores)"),
+        },
+        Err(error) => Line {
+            what,
+            state: State::Bad,
+            found: error.to_string(),
+            fix: "cargo vm clean".into(),
+        },
+    }
+}
+
+fn disk() -> Result<Line> {
+    let cache = paths::cache()?;
+    let stat = rustix::fs::statvfs(&cache)?;
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize) >> 20;
+    let built = Kernel::find(Variant::Debug).is_ok_and(|kernel| kernel.is_some());
+    let good = free >= DISK_NEEDED_MIB || built;
+    Ok(Line {
+        what: "disk".into(),
+        state: if good { State::Good } else { State::Bad },
+        found: format!("{free} MiB free at {}", cache.display()),
+        fix: if good {
+            String::new()
+        } else {
+            format!(
+                "free {DISK_NEEDED_MIB} MiB, or set {} to a folder that has them",
+                paths::CACHE_VARIABLE
+            )
+        },
+    })
+}
+
+fn memory() -> Line {
+    let available = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| {
+            let line = text
+                .lines()
+                .find(|line| line.starts_with("MemAvailable:"))?;
+            line.split_whitespace().nth(1)?.parse::<u64>().ok()
+        })
+        .map(|kib| kib >> 10);
+    match available {
+        Some(mib) if mib < MEMORY_NEEDED_MIB => Line {
+            what: "memory".into(),
+            state: State::Bad,
+            found: format!("{mib} MiB available"),
+            fix: format!("close something: {MEMORY_NEEDED_MIB} MiB are needed"),
+        },
+        _ => Line {
+            what: "memory".into(),
+            state: State::Good,
+            found: available.map_or("unknown".into(), |mib| format!("{mib} MiB available")),
+            fix: String::new(),
+        },
+    }
+}

@@ -1,0 +1,220 @@
+//! Kernel modules: the kernel's own, and those of this tree built against it.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::kernel::Kernel;
+use crate::key::{Key, files_below};
+use crate::step::{self, Step};
+use crate::{groups, paths};
+
+/// A module with Rust in it builds `core`: minutes on a busy machine.
+const BUILD_LIMIT: Duration = Duration::from_secs(900);
+/// Part of every key: change it when the recipe below changes what comes out.
+const RECIPE: &str = "module-1";
+
+/// A module of this tree.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Module {
+    /// What tests call it.
+    pub(crate) name: &'static str,
+    /// The folder whose Makefile builds it with `make KDIR=...`, from the root.
+    folder: &'static str,
+    /// Everything that the build reads, from the root.
+    inputs: &'static [&'static str],
+}
+
+/// The modules that [`crate::machine::Options::modules`] may name.
+pub(crate) const MODULES: &[Module] = &[
+    Module {
+        name: "dcbm",
+        folder: "kshim/dmaengine",
+        inputs: &["kshim/dmaengine"],
+    },
+    Module {
+        name: "testmig",
+        folder: "kshim/testmig",
+        inputs: &["kshim/testmig"],
+    },
+    Module {
+        name: "kshim",
+        folder: "kshim",
+        inputs: &[
+            "kshim",
+            "ptdma",
+            "batch-copy",
+            "Cargo.toml",
+            "Cargo.lock",
+            "rust-toolchain.toml",
+        ],
+    },
+];
+
+impl Module {
+    /// Whether the tree has it.
+    pub(crate) fn present(&self) -> bool {
+        paths::workspace()
+            .join(self.folder)
+            .join("Makefile")
+            .is_file()
+    }
+}
+
+/// The kernel's own modules.
+pub(super) fn stock(kernel: &Kernel) -> Result<Vec<PathBuf>> {
+    objects(&kernel.modules())
+}
+
+/// Builds a module of this tree, or takes it from the cache; returns its `.ko` files.
+pub(crate) fn build(name: &str, kernel: &Kernel) -> Result<Vec<PathBuf>> {
+    let module = MODULES
+        .iter()
+        .find(|module| module.name == name)
+        .with_context(|| format!("no module is called {name}"))?;
+    let root = paths::workspace();
+    let mut key = Key::new(RECIPE);
+    key.text(kernel.key()).text(module.folder);
+    for input in module.inputs {
+        let path = root.join(input);
+        if path.is_dir() {
+            key.text(input).tree(&path)?;
+        } else if path.is_file() {
+            key.text(input).file(&path)?;
+        }
+    }
+    let work = paths::make_dir("modules")?;
+    let folder = work.join(key.finish());
+    if folder.join("done").is_file() {
+        return objects(&folder);
+    }
+    let _lock = step::lock(&work.join("lock"))?;
+
+    // A copy: the tree stays clean, and make gets a path without spaces.
+    let copy = work.join(format!("src-{name}"));
+    for input in module.inputs {
+        mirror(&root.join(input), &copy.join(input))?;
+    }
+    let source = copy.join(module.folder);
+    for old in objects(&source)? {
+        fs::remove_file(old)?;
+    }
+    fs::create_dir_all(&folder)?;
+    let log = folder.join("log");
+    let bar = step::spinner(&format!("module {name}"));
+    let mut command = groups::bound_command("make");
+    command
+        .arg("-C")
+        .arg(&source)
+        .arg(format!("KDIR={}", kernel.headers().display()))
+        .env("LC_ALL", "C")
+        .env_remove("MAKEFLAGS")
+        .env_remove("ARCH")
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
+    let what = format!("module {name}");
+    Step::new(&what, BUILD_LIMIT, &log).run(&mut command)?;
+    bar.finish_and_clear();
+    let built = objects(&source)?;
+    if built.is_empty() {
+        bail!("{what}: make left no .ko in {}", source.display());
+    }
+    for object in &built {
+        let file = object.file_name().context("a module without a name")?;
+        fs::copy(object, folder.join(file))?;
+    }
+    fs::write(folder.join("done"), "")?;
+    objects(&folder)
+}
+
+/// The `.ko` files directly in a folder, sorted.
+fn objects(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found: Vec<PathBuf> = fs::read_dir(folder)
+        .with_context(|| format!("cannot list {}", folder.display()))?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|path| path.extension().is_some_and(|end| end == "ko"))
+        .collect();
+    found.sort();
+    Ok(found)
+}
+
+/// Brings a copy up to date, rewriting only what differs, so that make and cargo
+/// rebuild only that.
+fn mirror(from: &Path, to: &Path) -> Result<()> {
+    if from.is_file() {
+        return update(from, to);
+    }
+    if !from.is_dir() {
+        return Ok(());
+    }
+    for file in files_below(from)? {
+        let relative = file.strip_prefix(from)?;
+        update(&file, &to.join(relative))?;
+    }
+    Ok(())
+}
+
+fn update(from: &Path, to: &Path) -> Result<()> {
+    let content = fs::read(from)?;
+    if fs::read(to).is_ok_and(|old| old == content) {
+        return Ok(());
+    }
+    if let Some(folder) = to.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    fs::copy(from, to).with_context(|| format!("cannot write {}", to.display()))?;
+    Ok(())
+}
+
+/// The files from which modprobe knows what depends on what.
+pub(super) fn indices(modules: &[PathBuf], release: &str) -> Result<Vec<(String, Vec<u8>)>> {
+    let root = tempfile::tempdir()?;
+    let folder = root.path().join("lib/modules").join(release);
+    fs::create_dir_all(&folder)?;
+    for module in modules {
+        let name = module.file_name().context("a module without a name")?;
+        symlink(fs::canonicalize(module)?, folder.join(name))?;
+    }
+    step::output(
+        Command::new(depmod())
+            .arg("-b")
+            .arg(root.path())
+            .arg(release),
+    )?;
+    ["modules.dep", "modules.alias", "modules.symbols"]
+        .into_iter()
+        .map(|name| Ok((name.to_owned(), fs::read(folder.join(name))?)))
+        .collect()
+}
+
+/// depmod is in a folder that only root's `PATH` has.
+fn depmod() -> PathBuf {
+    which::which("depmod").unwrap_or_else(|_| PathBuf::from("/sbin/depmod"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mirror_rewrites_only_what_differs() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let (from, to) = (folder.path().join("a b"), folder.path().join("c"));
+        fs::create_dir_all(from.join("x"))?;
+        fs::write(from.join("x/1"), "one")?;
+        fs::write(from.join("2"), "two")?;
+        mirror(&from, &to)?;
+        let stamp = || fs::metadata(to.join("2")).and_then(|meta| meta.modified());
+        let before = stamp()?;
+        std::thread::sleep(Duration::from_millis(20));
+        fs::write(from.join("x/1"), "uno")?;
+        mirror(&from, &to)?;
+        assert_eq!(fs::read_to_string(to.join("x/1"))?, "uno");
+        assert_eq!(before, stamp()?);
+        Ok(())
+    }
+}

@@ -1,0 +1,281 @@
+//! What a test may ask of its machine, and the emulator's arguments for it.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::ValueEnum;
+use serde::Serialize;
+use serde_json::json;
+
+use super::Accel;
+use crate::kernel::Variant;
+
+/// The IOMMU between the devices and memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Iommu {
+    /// Bus addresses are physical addresses.
+    #[default]
+    None,
+    /// Intel's, in translated mode.
+    Intel,
+    /// AMD's, in translated mode.
+    Amd,
+}
+
+/// A machine to boot. `..Options::default()` is two sockets, two nodes, one device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Options {
+    /// Which kernel.
+    pub(crate) kernel: Variant,
+    /// How many PTDMA functions (0..=32).
+    pub(crate) devices: usize,
+    /// The NUMA node of function i is the i-th entry; when the list is shorter, the
+    /// nodes take turns.
+    pub(crate) device_nodes: Vec<usize>,
+    /// The IOMMU.
+    pub(crate) iommu: Iommu,
+    /// NUMA nodes, each with an equal share of processors (1..=4).
+    pub(crate) nodes: usize,
+    /// Memory of each node, MiB.
+    pub(crate) node_memory_mib: u64,
+    /// Processors, one socket each.
+    pub(crate) cpus: usize,
+    /// Count instructions: one virtual nanosecond is `2^-shift` instructions. Makes
+    /// the guest deterministic and single threaded.
+    pub(crate) icount: Option<u8>,
+    /// Added to the kernel's command line.
+    pub(crate) append: String,
+    /// A server process for each function, so that one can be killed alone.
+    pub(crate) separate_servers: bool,
+    /// Added to the device server's command line.
+    pub(crate) server: Vec<String>,
+    /// Kernel modules of this tree to build and put into the image (see
+    /// [`crate::image::MODULES`]).
+    pub(crate) modules: Vec<&'static str>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            kernel: Variant::Fast,
+            devices: 1,
+            device_nodes: Vec::new(),
+            iommu: Iommu::None,
+            nodes: 2,
+            node_memory_mib: 512,
+            cpus: 2,
+            icount: None,
+            append: String::new(),
+            separate_servers: false,
+            server: Vec::new(),
+            modules: Vec::new(),
+        }
+    }
+}
+
+impl Options {
+    /// The node that function `index` is on.
+    pub(crate) fn node_of(&self, index: usize) -> usize {
+        self.device_nodes
+            .get(index)
+            .copied()
+            .unwrap_or(index % self.nodes.max(1))
+    }
+
+    /// The kernel's command line.
+    pub(super) fn kernel_arguments(&self) -> String {
+        let mut words = vec![
+            "console=ttyS0",
+            // The emulator runs with -no-reboot: a panic ends it, which is seen at once.
+            "panic=-1",
+            "random.trust_cpu=on",
+        ];
+        match self.iommu {
+            Iommu::None => {}
+            Iommu::Intel => words.extend(["intel_iommu=on", "iommu.passthrough=0"]),
+            Iommu::Amd => words.extend(["amd_iommu=on", "iommu.passthrough=0"]),
+        }
+        if !self.append.is_empty() {
+            words.push(&self.append);
+        }
+        words.join(" ")
+    }
+
+    /// The emulator's arguments. Socket and log names are relative to the folder that
+    /// it is started in, so that no path needs quoting.
+    pub(super) fn arguments(&self, accel: Accel, kernel: &Path, image: &Path) -> Vec<OsString> {
+        let mut out: Vec<OsString> = Vec::new();
+        let mut arg = |words: &[&str]| out.extend(words.iter().map(OsString::from));
+
+        arg(&["-nodefaults", "-no-user-config", "-no-reboot"]);
+        arg(&["-display", "none", "-name", "ptdma-test"]);
+        let machine = match (self.iommu, accel) {
+            // The interrupt remapping of an IOMMU needs the local APICs in user space.
+            (Iommu::Intel | Iommu::Amd, Accel::Kvm) => "q35,kernel-irqchip=split",
+            _ => "q35",
+        };
+        arg(&["-machine", machine]);
+        match (accel, self.icount) {
+            (Accel::Kvm, _) => arg(&["-accel", "kvm", "-cpu", "host"]),
+            (Accel::Tcg, None) => arg(&["-accel", "tcg,thread=multi", "-cpu", "max"]),
+            (Accel::Tcg, Some(shift)) => {
+                arg(&["-accel", "tcg,thread=single", "-cpu", "max"]);
+                arg(&["-icount", &format!("shift={shift},sleep=off")]);
+            }
+        }
+        arg(&["-smp", &format!("{0},sockets={0}", self.cpus)]);
+        arg(&[
+            "-m",
+            &format!("{}M", self.node_memory_mib * self.nodes as u64),
+        ]);
+        for node in 0..self.nodes {
+            // The device server maps guest memory from these descriptors.
+            arg(&[
+                "-object",
+                &format!(
+                    "memory-backend-memfd,id=mem{node},size={}M,share=on",
+                    self.node_memory_mib
+                ),
+            ]);
+            let cpus: String = (0..self.cpus)
+                .filter(|cpu| cpu % self.nodes == node)
+                .map(|cpu| format!(",cpus={cpu}"))
+                .collect();
+            arg(&[
+                "-numa",
+                &format!("node,nodeid={node},memdev=mem{node}{cpus}"),
+            ]);
+        }
+        match self.iommu {
+            Iommu::None => {}
+            Iommu::Intel => arg(&["-device", "intel-iommu,caching-mode=on,intremap=on"]),
+            Iommu::Amd => arg(&["-device", "amd-iommu,dma-remap=on,intremap=on"]),
+        }
+
+        arg(&["-chardev", "file,id=console,path=console.log"]);
+        arg(&["-serial", "chardev:console"]);
+        arg(&["-qmp", "unix:qmp.sock,server=on,wait=off"]);
+        arg(&["-device", "virtio-serial-pci"]);
+        arg(&["-chardev", "socket,id=agent,path=agent.sock"]);
+        arg(&[
+            "-device",
+            &format!(
+                "virtserialport,chardev=agent,name={}",
+                ptdma_guest::PORT_NAME
+            ),
+        ]);
+        arg(&["-device", "virtio-rng-pci"]);
+
+        if self.devices > 0 {
+            for node in 0..self.nodes {
+                // 32 root ports a node at most, and bus 0 is the board's own.
+                let bus = 32 + 48 * node;
+                arg(&[
+                    "-device",
+                    &format!("pxb-pcie,id=pxb{node},bus=pcie.0,bus_nr={bus},numa_node={node}"),
+                ]);
+            }
+            for index in 0..self.devices {
+                let node = self.node_of(index);
+                arg(&[
+                    "-device",
+                    // No I/O window: 16 of them would use up the port space.
+                    &format!(
+                        "pcie-root-port,id=port{index},bus=pxb{node},chassis={0},slot={0},io-reserve=0",
+                        index + 1
+                    ),
+                ]);
+                arg(&["-device", &device(index)]);
+            }
+        }
+
+        arg(&["-append", &self.kernel_arguments()]);
+        out.push("-kernel".into());
+        out.push(kernel.into());
+        out.push("-initrd".into());
+        out.push(image.into());
+        out
+    }
+}
+
+/// The emulator's description of function `index`, for the command line and `device_add`.
+fn device(index: usize) -> String {
+    json!({
+        "driver": "vfio-user-pci",
+        "id": format!("ptdma{index}"),
+        "bus": format!("port{index}"),
+        "socket": {"type": "unix", "path": format!("ptdma{index}.sock")},
+    })
+    .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(options: &Options, accel: Accel) -> Vec<String> {
+        options
+            .arguments(accel, Path::new("/k"), Path::new("/i"))
+            .into_iter()
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect()
+    }
+
+    #[test]
+    fn functions_are_on_the_nodes_that_were_asked_for() {
+        let options = Options {
+            devices: 3,
+            device_nodes: vec![1, 1],
+            ..Options::default()
+        };
+        assert_eq!(
+            [0, 1, 2].map(|index| options.node_of(index)),
+            [1, 1, 0],
+            "the list first, then turns"
+        );
+        let words = words(&options, Accel::Tcg);
+        assert!(
+            words
+                .iter()
+                .any(|word| word.starts_with("pcie-root-port,id=port0,bus=pxb1,"))
+        );
+        assert!(
+            words
+                .iter()
+                .any(|word| word.starts_with("pcie-root-port,id=port2,bus=pxb0,"))
+        );
+    }
+
+    #[test]
+    fn the_default_machine_has_two_sockets_and_two_nodes() {
+        let words = words(&Options::default(), Accel::Tcg);
+        assert!(words.contains(&"2,sockets=2".to_owned()));
+        assert!(words.contains(&"node,nodeid=1,memdev=mem1,cpus=1".to_owned()));
+        assert!(!words.iter().any(|word| word.contains("iommu")));
+    }
+
+    #[test]
+    fn an_iommu_comes_before_the_devices_and_is_translated() {
+        let options = Options {
+            iommu: Iommu::Intel,
+            ..Options::default()
+        };
+        let words = words(&options, Accel::Kvm);
+        let position = |start: &str| words.iter().position(|word| word.starts_with(start));
+        assert!(position("intel-iommu") < position("pxb-pcie"));
+        assert!(position("q35,kernel-irqchip=split").is_some());
+        assert!(options.kernel_arguments().contains("iommu.passthrough=0"));
+    }
+
+    #[test]
+    fn counting_instructions_is_single_threaded() {
+        let options = Options {
+            icount: Some(0),
+            ..Options::default()
+        };
+        let words = words(&options, Accel::Tcg);
+        assert!(words.contains(&"tcg,thread=single".to_owned()));
+        assert!(words.contains(&"shift=0,sleep=off".to_owned()));
+    }
+}

@@ -1,0 +1,373 @@
+//! A booted machine.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use ptdma_guest::protocol::{Reply, Request};
+use serde_json::Value;
+
+use super::agent::{Agent, Job};
+use super::command_line::Options;
+use super::kernel_log::splats;
+use super::qmp::Qmp;
+use super::{Accel, accel};
+use crate::groups::{Group, describe};
+use crate::image::Image;
+use crate::kernel::{Kernel, Variant};
+use crate::qemu::Qemu;
+use crate::run_dir::SocketDir;
+use crate::server::Server;
+
+/// Two seconds on an idle machine; others may be building on this one.
+const BOOT_LIMIT: Duration = Duration::from_secs(60);
+/// For a command that names no limit of its own.
+const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+/// How long a power-off may take before the machine is killed.
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(10);
+/// What the checks of the debug kernel cost in run time, with a margin.
+const DEBUG_FACTOR: u32 = 5;
+/// A device that is hot-removed is gone after the guest's slot driver let it go,
+/// which blinks for five seconds first.
+const UNPLUG_LIMIT: Duration = Duration::from_secs(30);
+
+/// What a command printed and how it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Output {
+    /// Exit status; 124 after a time-out, 128 + n after signal n.
+    pub(crate) code: i32,
+    /// Standard output and standard error, as they came.
+    pub(crate) text: String,
+    /// The time limit ended it.
+    pub(crate) timed_out: bool,
+}
+
+/// A booted machine with its device server; dropping it kills both.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    // Dropped first: the emulator, then the server, then the sockets.
+    agent: Agent,
+    qmp: Option<Qmp>,
+    emulator: Group,
+    server: Option<Server>,
+    sockets: SocketDir,
+    options: Options,
+    logs: PathBuf,
+    release: String,
+    booted_after: Duration,
+    /// Length of the kernel log that has been judged already, bytes.
+    judged: usize,
+}
+
+impl Guest {
+    /// Boots a machine; its logs go to `logs`.
+    ///
+    /// Builds what is missing first: the emulator, the kernel, the image.
+    pub(crate) fn boot(options: Options, logs: &Path) -> Result<Self> {
+        let qemu = Qemu::get()?;
+        let accel = accel::choose(&qemu, |accel| {
+            let probe = Options {
+                devices: 0,
+                ..Options::default()
+            };
+            Self::boot_with(&qemu, accel, probe, &logs.join("kvm-probe")).map(drop)
+        });
+        Self::boot_with(&qemu, accel, options, logs)
+    }
+
+    fn boot_with(qemu: &Qemu, accel: Accel, options: Options, logs: &Path) -> Result<Self> {
+        let accel = if options.icount.is_some() {
+            Accel::Tcg
+        } else {
+            accel
+        };
+        fs::create_dir_all(logs)?;
+        let kernel = Kernel::get(options.kernel)?;
+        let sockets = SocketDir::new()?;
+        let image = Image::build(&kernel, &options.modules, &sockets.path().join("image"))?;
+        let server = if options.devices > 0 {
+            let log = logs.join("server.log");
+            Some(Server::start(
+                sockets.path(),
+                options.devices,
+                options.separate_servers,
+                &options.server,
+                &log,
+            )?)
+        } else {
+            None
+        };
+
+        let listener = UnixListener::bind(sockets.path().join("agent.sock"))?;
+        let console = logs.join("console.log");
+        fs::write(&console, "")?;
+        symlink(&console, sockets.path().join("console.log"))?;
+        let log = fs::File::create(logs.join("qemu.log"))?;
+        let mut command = qemu.command();
+        command
+            .args(options.arguments(accel, &kernel.image(), image.path()))
+            .current_dir(sockets.path())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        fs::write(logs.join("qemu.command"), format!("{command:?}\n"))?;
+        let began = Instant::now();
+        let mut emulator = Group::spawn(&mut command)?;
+        let limit = scale(options.kernel, BOOT_LIMIT);
+        let (agent, release, _) = Agent::accept(&listener, limit, || match emulator.ended()? {
+            None => Ok(()),
+            Some(status) => bail!("the emulator: {}", describe(status)),
+        })
+        .with_context(|| {
+            format!(
+                "the guest did not boot\n{}\n{}",
+                tail(&logs.join("qemu.log"), 5),
+                tail(&console, 10)
+            )
+        })?;
+        Ok(Self {
+            agent,
+            qmp: None,
+            emulator,
+            server,
+            sockets,
+            options,
+            logs: logs.to_path_buf(),
+            release,
+            booted_after: began.elapsed(),
+            judged: 0,
+        })
+    }
+
+    /// What this machine was asked to be.
+    pub(crate) fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// `uname -r`.
+    pub(crate) fn release(&self) -> &str {
+        &self.release
+    }
+
+    /// From the start of the emulator to the first word from user space.
+    pub(crate) fn booted_after(&self) -> Duration {
+        self.booted_after
+    }
+
+    /// The folder with the machine's logs.
+    pub(crate) fn logs(&self) -> &Path {
+        &self.logs
+    }
+
+    /// A time limit for this machine's kernel: longer on the debug kernel.
+    pub(crate) fn scaled(&self, limit: Duration) -> Duration {
+        scale(self.options.kernel, limit)
+    }
+
+    /// Runs a shell command within the usual limit (a minute, scaled).
+    ///
+    /// # Errors
+    /// The guest is gone or hangs. A bad exit status is not an error here.
+    pub(crate) fn sh(&mut self, command: &str) -> Result<Output> {
+        self.sh_within(command, COMMAND_LIMIT)
+    }
+
+    /// Runs a shell command within a limit, which is scaled on the debug kernel.
+    pub(crate) fn sh_within(&mut self, command: &str, limit: Duration) -> Result<Output> {
+        let job = self.start(command, limit)?;
+        self.wait(&job)
+    }
+
+    /// Runs a shell command that must succeed, and returns what it printed.
+    pub(crate) fn ok(&mut self, command: &str) -> Result<String> {
+        self.ok_within(command, COMMAND_LIMIT)
+    }
+
+    /// [`Guest::ok`] with a limit, which is scaled on the debug kernel.
+    pub(crate) fn ok_within(&mut self, command: &str, limit: Duration) -> Result<String> {
+        let out = self.sh_within(command, limit)?;
+        succeeded(command, out)
+    }
+
+    /// Starts a command and lets it run; collect it with [`Guest::wait`].
+    pub(crate) fn start(&mut self, command: &str, limit: Duration) -> Result<Job> {
+        let limit = self.scaled(limit);
+        self.transcript(&format!("$ {command}\n"));
+        self.agent.start(command, limit)
+    }
+
+    /// Waits for a started command.
+    pub(crate) fn wait(&mut self, job: &Job) -> Result<Output> {
+        match job.wait()? {
+            Reply::Done {
+                code,
+                output,
+                timed_out,
+                ..
+            } => {
+                self.transcript(&format!("{output}[{}: exit status {code}]\n", job.command));
+                Ok(Output {
+                    code,
+                    text: output,
+                    timed_out,
+                })
+            }
+            Reply::Refused { reason, .. } => {
+                bail!("the guest cannot run `{}`: {reason}", job.command)
+            }
+            Reply::Hello { .. } => bail!("the guest has started again"),
+        }
+    }
+
+    /// Waits for a started command that must succeed.
+    pub(crate) fn wait_ok(&mut self, job: &Job) -> Result<String> {
+        let out = self.wait(job)?;
+        succeeded(&job.command, out)
+    }
+
+    /// Kills a started command with its children; it must still be waited for.
+    pub(crate) fn kill(&mut self, job: &Job) -> Result<()> {
+        self.agent.send(&Request::Kill { id: job.id })
+    }
+
+    /// The kernel's log since boot, read through the agent.
+    pub(crate) fn kernel_log(&mut self) -> Result<String> {
+        self.ok("dmesg")
+    }
+
+    /// Fails if the kernel has reported anything wrong since the last call.
+    pub(crate) fn expect_clean_dmesg(&mut self) -> Result<()> {
+        self.expect_clean_dmesg_but(&[])
+    }
+
+    /// [`Guest::expect_clean_dmesg`], allowing reports that contain one of `expected`.
+    pub(crate) fn expect_clean_dmesg_but(&mut self, expected: &[&str]) -> Result<()> {
+        // The console's log also has what came before the ring buffer wrapped.
+        let bytes = fs::read(self.logs.join("console.log"))?;
+        let log = String::from_utf8_lossy(bytes.get(self.judged..).unwrap_or_default());
+        let found = splats(&log, expected);
+        if let Some(first) = found.first() {
+            let from = log.find(first).unwrap_or(0);
+            let excerpt: Vec<&str> = log[from..].lines().take(25).collect();
+            bail!(
+                "the kernel reports {} problem(s), the first:\n{}",
+                found.len(),
+                excerpt.join("\n")
+            );
+        }
+        self.judged = bytes.len();
+        Ok(())
+    }
+
+    /// The device server.
+    pub(crate) fn server(&mut self) -> Result<&mut Server> {
+        self.server
+            .as_mut()
+            .context("this machine has no PTDMA function")
+    }
+
+    /// Whether the emulator is running.
+    pub(crate) fn alive(&mut self) -> bool {
+        matches!(self.emulator.ended(), Ok(None))
+    }
+
+    /// Executes a command of the emulator's control protocol.
+    pub(crate) fn qmp(&mut self, command: &str, arguments: Value) -> Result<Value> {
+        if self.qmp.is_none() {
+            self.qmp = Some(Qmp::connect(&self.sockets.path().join("qmp.sock"))?);
+        }
+        match &mut self.qmp {
+            Some(qmp) => qmp.execute(command, arguments),
+            None => bail!("the emulator's control socket is gone"),
+        }
+    }
+
+    /// Takes function `index` out of its slot as an operator does, and waits until
+    /// the guest has let it go.
+    pub(crate) fn unplug(&mut self, index: usize) -> Result<()> {
+        let id = format!("ptdma{index}");
+        let path = format!("/machine/peripheral/{id}");
+        self.qmp("device_del", serde_json::json!({ "id": id }))?;
+        let deadline = Instant::now() + self.scaled(UNPLUG_LIMIT);
+        while self
+            .qmp("qom-list", serde_json::json!({ "path": path }))
+            .is_ok()
+        {
+            ensure!(
+                Instant::now() < deadline,
+                "the guest does not let function {index} go"
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+
+    /// The PCI addresses of the PTDMA functions that the guest sees, in bus order.
+    pub(crate) fn functions(&mut self) -> Result<Vec<String>> {
+        let text = self.ok("cd /sys/bus/pci/devices && for d in *; do \
+             [ \"$(cat $d/vendor):$(cat $d/device)\" = 0x1022:0x1498 ] && echo $d; done; true")?;
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+
+    /// Powers the machine off in order, and returns the server for its last words.
+    pub(crate) fn shut_down(mut self) -> Result<Option<Server>> {
+        self.agent.send(&Request::PowerOff)?;
+        self.emulator
+            .wait(scale(self.options.kernel, POWER_OFF_LIMIT))?
+            .context("the guest does not power off")?;
+        Ok(self.server.take())
+    }
+
+    /// A record of the conversation, for whoever looks at a failure.
+    fn transcript(&self, text: &str) {
+        let path = self.logs.join("commands.log");
+        let written = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .and_then(|mut file| file.write_all(text.as_bytes()));
+        if let Err(error) = written {
+            eprintln!("cannot write {}: {error}", path.display());
+        }
+    }
+}
+
+fn succeeded(command: &str, out: Output) -> Result<String> {
+    if out.timed_out {
+        bail!(
+            "`{command}` in the guest ran out of time; so far:\n{}",
+            out.text
+        );
+    }
+    if out.code != 0 {
+        bail!(
+            "`{command}` in the guest: exit status {}\n{}",
+            out.code,
+            out.text
+        );
+    }
+    Ok(out.text)
+}
+
+fn scale(variant: Variant, limit: Duration) -> Duration {
+    match variant {
+        Variant::Fast => limit,
+        Variant::Debug => limit * DEBUG_FACTOR,
+    }
+}
+
+/// The last lines of a log, indented; empty when there is none.
+fn tail(path: &Path, count: usize) -> String {
+    let bytes = fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..]
+        .iter()
+        .map(|line| format!("    {line}\n"))
+        .collect()
+}

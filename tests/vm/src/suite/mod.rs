@@ -1,0 +1,83 @@
+//! The guest tests.
+//!
+//! A [`Suite`] is a machine and the checks that run on it, one after the other, on
+//! one boot. After a check that fails, or that leaves the machine unusable, the next
+//! one gets a new boot.
+
+mod runner;
+mod smoke;
+mod stock;
+
+use anyhow::Result;
+
+pub(crate) use runner::{Selection, list, run};
+
+use crate::kernel::Variant;
+use crate::machine::{Guest, Options};
+
+/// One named check.
+pub(crate) struct Check {
+    /// Shown as `suite/check`.
+    pub(crate) name: &'static str,
+    /// Fails, or returns a line for the table ("" when there is nothing to add).
+    pub(crate) run: fn(&mut Guest) -> Result<String>,
+    /// The machine is of no use afterwards.
+    pub(crate) spoils: bool,
+    /// Part of the long runs only (`--soak`).
+    pub(crate) soak: bool,
+}
+
+impl Check {
+    /// A check that leaves the machine as it was.
+    pub(crate) const fn new(name: &'static str, run: fn(&mut Guest) -> Result<String>) -> Self {
+        Self {
+            name,
+            run,
+            spoils: false,
+            soak: false,
+        }
+    }
+
+    /// A check after which the machine is of no use.
+    pub(crate) const fn spoiling(
+        name: &'static str,
+        run: fn(&mut Guest) -> Result<String>,
+    ) -> Self {
+        Self {
+            spoils: true,
+            ..Self::new(name, run)
+        }
+    }
+
+    /// A check of the long runs.
+    pub(crate) const fn soak(name: &'static str, run: fn(&mut Guest) -> Result<String>) -> Self {
+        Self {
+            soak: true,
+            ..Self::new(name, run)
+        }
+    }
+}
+
+/// A machine and what is checked on it.
+pub(crate) struct Suite {
+    /// Short, in kebab case.
+    pub(crate) name: &'static str,
+    /// What it shows, in one line.
+    pub(crate) about: &'static str,
+    /// The kernels it runs on.
+    pub(crate) kernels: &'static [Variant],
+    /// The machine; [`Options::kernel`] is filled in from `kernels`.
+    pub(crate) machine: fn() -> Options,
+    /// In order.
+    pub(crate) checks: &'static [Check],
+}
+
+/// For [`Suite::kernels`].
+pub(crate) const FAST: &[Variant] = &[Variant::Fast];
+/// For [`Suite::kernels`].
+pub(crate) const DEBUG: &[Variant] = &[Variant::Debug];
+/// For [`Suite::kernels`].
+pub(crate) const BOTH: &[Variant] = &[Variant::Fast, Variant::Debug];
+
+/// Every suite, in the order in which they run. Add yours here.
+pub(crate) const SUITES: &[&[Suite]] = &[smoke::SUITES, stock::SUITES];
