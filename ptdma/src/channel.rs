@@ -110,6 +110,13 @@ const _: () = assert!(core::mem::size_of::<Channel<usize, [usize; 4]>>() <= 256)
 /// that have no caller-supplied clock at hand, not a tuned value.
 pub(crate) const HALT_POLLS: u32 = 20_000;
 
+/// Whether a control value says that the engine does not walk the ring: it has halted, or it took
+/// RUN away itself (which of the two silicon does after it drained is not documented).
+pub(crate) fn stands(control: u32) -> bool {
+    let control = QueueControl::from_bits_retain(control);
+    control.contains(QueueControl::HALT) || !control.contains(QueueControl::RUN)
+}
+
 impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// Brings the function's queue up on `memory` and makes it ready for work.
     ///
@@ -300,9 +307,14 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// With [`Notify::Interrupt`] the last of them interrupts when it completed, whatever it was
     /// submitted with.
     ///
-    /// RUN is written every time because an engine halts when it has drained its queue; the tail
-    /// goes first, so that an engine that drains in between finds either the new tail or RUN. On
-    /// a paused channel the tail is written and RUN is left to [`resume`](Self::resume). On a
+    /// RUN is written because an engine halts when it has drained its queue. If earlier work is
+    /// still in flight, a control *read* takes the place of that write, and RUN follows only if
+    /// the engine stands: it may be standing at a descriptor that failed and that nobody has seen
+    /// yet, and RUN would execute that one again, or step over it, and the failure would be lost.
+    /// The tail goes first, so that an engine that drains in between finds either the new tail or
+    /// RUN.
+    ///
+    /// On a paused channel the tail is written and RUN is left to [`resume`](Self::resume). On a
     /// faulted one nothing happens: what was submitted stays outstanding until recovery.
     #[inline]
     pub fn issue_pending(&mut self, notify: Notify) {
@@ -317,12 +329,31 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
                 descriptor
             });
         }
+        let idle = self.ring.in_flight() == 0;
         let tail = self.ring.issue();
         self.regs.write(Register::Tail, tail);
         if self.state == State::Running {
-            self.start();
+            if idle {
+                self.start();
+            } else {
+                self.start_if_standing();
+            }
         }
         self.stats.doorbells = self.stats.doorbells.wrapping_add(1);
+    }
+
+    /// Starts an engine that stands, unless it stands at a failure, or the device is gone: both
+    /// are for the next poll to find. Never races: an engine that stands cannot fail.
+    pub(crate) fn start_if_standing(&mut self) {
+        let control = self.regs.read(Register::Control);
+        if control == ALL_ONES || !stands(control) {
+            return;
+        }
+        // All ones has the error bit set too.
+        let interrupts = self.regs.read(Register::InterruptStatus);
+        if interrupts & Interrupts::ERROR.bits() == 0 {
+            self.start();
+        }
     }
 
     /// Slots that [`submit`](Self::submit) can fill now.

@@ -11,7 +11,7 @@
 //! - The interrupt entry point clears everything but ERROR *before* it reads the head: what
 //!   completes after the clear raises anew, what completed before is in the head.
 
-use crate::channel::{Channel, ErrorHead, HALT_POLLS, State};
+use crate::channel::{Channel, ErrorHead, HALT_POLLS, State, stands};
 use crate::cookie::Cookie;
 use crate::error::{Anomaly, Failure, Fault};
 use crate::error_code::ErrorCode;
@@ -367,7 +367,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         if control == ALL_ONES {
             return Err(self.set_fault(Fault::DeviceGone));
         }
-        if control & QueueControl::HALT.bits() == 0 || self.state == State::Paused {
+        if !stands(control) || self.state == State::Paused {
             return Ok(self.progress(0, None, None));
         }
         // Halted. It may have drained the queue just before, or stand at a failure.
@@ -415,13 +415,14 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     }
 
     /// Rings the doorbell once more: the tail as well as RUN, for a function that was out of
-    /// reach for a moment has lost both writes.
+    /// reach for a moment has lost both writes. An engine that stands at a failure is left
+    /// standing.
     fn restart(&mut self, retired: u64) -> Progress {
         self.restarts = self.restarts.saturating_add(1);
         self.stats.restarts = self.stats.restarts.wrapping_add(1);
         self.regs
             .write(Register::Tail, self.ring.issued_register_value());
-        self.start();
+        self.start_if_standing();
         self.progress(retired, None, Some(Anomaly::Restarted))
     }
 }

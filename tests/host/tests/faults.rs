@@ -491,3 +491,26 @@ fn not_knowing_where_the_head_stays_never_claims_too_much() {
         }
     }
 }
+
+/// New work that arrives while the engine stands at a failure that nobody has seen: it must not
+/// set the engine going over it.
+#[test]
+fn a_doorbell_does_not_run_over_an_unseen_failure() {
+    for setup in Setup::all() {
+        for resume in [false, true] {
+            let mut rig = Rig::new(setup);
+            rig.model
+                .inject(Injected::at(1, FaultKind::Error { code: 22 }));
+            rig.burst(3, Notify::Silent);
+            rig.model.run(10);
+            if resume {
+                rig.channel.pause(&rig.model, rig.deadline()).unwrap();
+                rig.channel.resume();
+            }
+            rig.burst(2, Notify::Silent);
+            assert_eq!(rig.model.run(10), 0, "the engine was set going");
+            expect_failures(&mut rig, &[(1, 22)]);
+            assert_eq!(rig.model.counters().errors, 1, "it was executed again");
+        }
+    }
+}

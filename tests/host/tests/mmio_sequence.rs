@@ -122,6 +122,48 @@ fn a_polled_burst_of_any_length_is_three_accesses() {
     }
 }
 
+/// With work in flight RUN is written only to an engine that stands, and not at a failure.
+#[test]
+fn a_burst_on_a_busy_channel_looks_before_it_starts_the_engine() {
+    let tail = |n: u32| Event::Write(R::Tail, BASE_LOW + n * 32);
+    let run = Event::Write(R::Control, 1 | (4 << 3) | BASE_HIGH);
+    let recorder = Recorder::new();
+    let mut channel = channel(&recorder, 32, Signalling::Polled);
+    submit(&mut channel, 2);
+    channel.issue_pending(Notify::Silent);
+    recorder.take();
+    // It runs: leave it alone.
+    submit(&mut channel, 2);
+    channel.issue_pending(Notify::Silent);
+    assert_eq!(mmio(&recorder.take()), [tail(4), Event::Read(R::Control)]);
+    // It has drained and halted.
+    submit(&mut channel, 1);
+    recorder.set(R::Control, 0b10);
+    channel.issue_pending(Notify::Silent);
+    assert_eq!(
+        mmio(&recorder.take()),
+        [
+            tail(5),
+            Event::Read(R::Control),
+            Event::Read(R::InterruptStatus),
+            run
+        ]
+    );
+    // It stands at a failure.
+    submit(&mut channel, 1);
+    recorder.set(R::Control, 0b10);
+    recorder.set(R::InterruptStatus, 0b10);
+    channel.issue_pending(Notify::Silent);
+    assert_eq!(
+        mmio(&recorder.take()),
+        [
+            tail(6),
+            Event::Read(R::Control),
+            Event::Read(R::InterruptStatus)
+        ]
+    );
+}
+
 #[test]
 fn an_interrupt_driven_burst_is_four_accesses() {
     let recorder = Recorder::new();
