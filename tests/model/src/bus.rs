@@ -92,14 +92,21 @@ impl<T: BusMemory + ?Sized> BusMemory for std::sync::Arc<T> {
     }
 }
 
-/// Copies through `buffer`, in ascending steps of its length.
-pub(crate) fn copy_by<M: BusMemory + ?Sized>(
+/// Copies through `buffer`, in ascending steps of its length (a burst if it is empty).
+///
+/// # Errors
+///
+/// As [`BusMemory::copy`].
+pub fn copy_by<M: BusMemory + ?Sized>(
     memory: &M,
     src: DmaAddr,
     dst: DmaAddr,
     len_bytes: u64,
     buffer: &mut [u8],
 ) -> Result<(), CopyError> {
+    if buffer.is_empty() {
+        return copy_by(memory, src, dst, len_bytes, &mut [0; BURST_LEN_BYTES]);
+    }
     let mut done = 0;
     while done < len_bytes {
         let step = usize::try_from(len_bytes - done)

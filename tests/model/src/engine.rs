@@ -187,8 +187,9 @@ fn wait_until(shared: &Shared, end: Option<Instant>, generation: u64) {
     }
 }
 
-/// The thread that runs a model's engine. Dropping it stops and joins the thread; a descriptor in
-/// flight is finished first, with the time that it takes; a stalled one stays in flight.
+/// The thread that runs a model's engine. Dropping it stops and joins the thread; a descriptor that
+/// is being copied or stalled stays in flight, unreported, and starts over if the engine is driven
+/// again.
 #[derive(Debug)]
 pub struct EngineThread {
     model: Model,
@@ -242,7 +243,8 @@ impl Drop for EngineThread {
     fn drop(&mut self) {
         {
             // Under the lock, so that the thread cannot miss it between its look and its wait.
-            let _state = self.model.shared.state.lock();
+            let mut state = self.model.shared.state.lock();
+            state.interrupt_step();
             self.stop.store(true, Ordering::Relaxed);
         }
         self.model.shared.wake.notify_all();

@@ -316,6 +316,11 @@ impl State {
         self.generation = self.generation.wrapping_add(1);
     }
 
+    /// Makes a busy step's result void; its descriptor stays in flight.
+    pub(crate) fn interrupt_step(&mut self) {
+        self.generation = self.generation.wrapping_add(1);
+    }
+
     // The queue.
 
     /// Decides what to do, and counts a stalled step.
