@@ -1,0 +1,64 @@
+//! From the caller's addresses to those of the channel that copies.
+
+use ptdma::DmaAddr;
+
+use crate::channel::Segment;
+
+/// A part of one folio, in the caller's addresses, about to be given to a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Index of the folio in the batch.
+    pub folio: usize,
+    /// Where in the folio the part begins, in bytes.
+    pub offset_bytes: u64,
+    /// First byte of the source.
+    pub src: DmaAddr,
+    /// First byte of the destination.
+    pub dst: DmaAddr,
+    /// Bytes, not zero.
+    pub len_bytes: u64,
+}
+
+/// A part of a folio has no address on the channel's bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapError;
+
+/// Translates parts of folios to the bus addresses of the function that will copy them.
+///
+/// In a kernel every PCI function has an IOMMU domain of its own, so a part can only be mapped
+/// once it is known which channel copies it. The IOMMU may have merged source and destination
+/// differently: `map` answers for as many bytes *from the beginning of the piece* as are
+/// contiguous on **both** sides, and is asked again for the rest. Segments that turn out
+/// contiguous with their neighbours become one descriptor, so it costs nothing to answer folio by
+/// folio, and scattered folios that were mapped at one contiguous range of bus addresses become
+/// one copy.
+///
+/// # What an implementer promises
+///
+/// As long as the batch runs, the same question has the same answer: the executor asks again when
+/// it has to find out which bytes a failed descriptor covered. (It notices if the answers differ,
+/// and then reports more failed than strictly was.) It is called without any lock held. Undoing
+/// the mapping is the caller's, after the batch returned.
+pub trait Mapper {
+    /// The contiguous beginning of `piece` as channel number `channel` sees it.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError`]: the piece is not copied by an engine, everything else is.
+    fn map(&mut self, channel: usize, piece: &Piece) -> Result<Segment, MapError>;
+}
+
+/// Addresses are the same on every side.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Identity;
+
+impl Mapper for Identity {
+    #[inline(always)]
+    fn map(&mut self, _channel: usize, piece: &Piece) -> Result<Segment, MapError> {
+        Ok(Segment {
+            src: piece.src,
+            dst: piece.dst,
+            len_bytes: piece.len_bytes,
+        })
+    }
+}
