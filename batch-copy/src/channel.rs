@@ -1,12 +1,6 @@
 //! What a batch needs of a copy engine.
 
-use ptdma::DmaAddr;
-
-/// Names a descriptor of one channel: counts up from 1 by one per accepted descriptor, is never
-/// used again. 0 is "none yet".
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
-#[repr(transparent)]
-pub struct Cookie(pub u64);
+use ptdma::{Cookie, DmaAddr};
 
 /// One contiguous copy, in the bus addresses of the channel that does it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -39,17 +33,17 @@ pub enum PrepError {
     Full,
     /// This copy can never be done by this channel (address, length or alignment).
     Rejected,
-    /// The channel is not in service.
-    Dead,
+    /// The channel does not work.
+    Faulted,
 }
 
-/// An answer of [`CopyChannel::poll`].
+/// An answer of [`CopyChannel::poll`] and its kin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Every descriptor up to and including this one is over: copied, or reported as failed by
-    /// this or an earlier poll.
-    pub completed: Cookie,
-    /// A descriptor that failed, at most one per poll; never above `completed`, never twice.
+    /// Every descriptor before this one is over: copied, or reported as failed by this or an
+    /// earlier answer. Never goes back.
+    pub done_before: Cookie,
+    /// A descriptor that failed, at most one per answer; before `done_before`, never told twice.
     pub failure: Option<Failure>,
     /// Whether the channel can go on.
     pub health: Health,
@@ -64,25 +58,27 @@ pub struct Failure {
     pub code: u8,
 }
 
-/// Whether a channel is in service.
+/// Whether a channel works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// In service.
+    /// It takes and does work.
     Alive,
-    /// Out of service for good (gone, or beyond recovery). What was submitted above `completed`
-    /// will not be reported any more; [`CopyChannel::terminate`] says if it can still be written.
-    Dead,
+    /// It does not, and nothing will be reported any more for what it still has.
+    /// [`CopyChannel::terminate`] says whether that can still be written, and whether the channel
+    /// works again afterwards.
+    Faulted,
 }
 
 /// An answer of [`CopyChannel::terminate`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stopped {
-    /// The last descriptor that certainly was copied, or was reported as failed before. What was
-    /// submitted above it will never be started again by the channel.
-    pub completed: Cookie,
-    /// Whether it is certain that the engine neither reads nor writes any of it any more.
+    /// Every descriptor before this one certainly was copied, or was reported as failed. This one
+    /// and all behind it were dropped: the channel will never report them.
+    pub done_before: Cookie,
+    /// Whether it is certain that the engine neither reads nor writes anything any more that was
+    /// dropped.
     pub proven: bool,
-    /// Whether the channel takes work again.
+    /// Whether the channel works again.
     pub health: Health,
 }
 
@@ -94,33 +90,49 @@ pub struct Stopped {
 ///
 /// # What an implementer promises
 ///
-/// - Cookies of consecutive accepted [`prep`](Self::prep)s are consecutive.
+/// - Cookies of consecutive accepted [`prep`](Self::prep)s are consecutive, and none is ever
+///   used again, also not after [`terminate`](Self::terminate).
 /// - Descriptors end in the order of their cookies.
 /// - After a failure the channel goes on with the descriptor behind it, but not before the
-///   [`poll`](Self::poll) that reports the failure: the caller only polls when it has room to
-///   keep one, which is how no failure is ever lost.
+///   answer that reports the failure: the caller only asks when it has room to keep one, which
+///   is how no failure is ever lost.
 pub trait CopyChannel {
     /// What the channel can do. Asked once.
     fn limits(&self) -> Limits;
 
+    /// The cookie that the next accepted descriptor gets. Asked once, when nothing is outstanding.
+    fn next_cookie(&self) -> Cookie;
+
     /// Descriptors that [`prep`](Self::prep) would accept now. Touches no hardware.
     fn free_slots(&self) -> usize;
 
-    /// Puts a copy into the ring; with `interrupt`, the engine raises one when it is done. The
-    /// engine does not start on it before [`issue_pending`](Self::issue_pending).
+    /// Puts a copy into the ring; with `interrupt`, the engine raises one when it is done (the
+    /// refill mark of a long batch). The engine does not start on it before [`issue_pending`](Self::issue_pending).
     ///
     /// # Errors
     ///
     /// [`PrepError`]; then nothing changed.
     fn prep(&mut self, copy: Segment, interrupt: bool) -> Result<Cookie, PrepError>;
 
-    /// Rings the doorbell: the engine may work on everything that was prepared.
-    fn issue_pending(&mut self);
+    /// Rings the doorbell: the engine may work on everything that was prepared. With
+    /// `interrupt`, the newest of it raises one. Does nothing if nothing was prepared.
+    fn issue_pending(&mut self, interrupt: bool);
 
-    /// Asks the engine how far it is, and lets it go on behind a failed descriptor.
-    /// `now_ns` is the time on the clock of the batch.
+    /// Looks how far the engine is, and lets it go on behind a failed descriptor. `now_ns` is the
+    /// time on the clock of the batch.
     fn poll(&mut self, now_ns: u64) -> Progress;
 
+    /// The interrupt handler's way to look: acknowledges the interrupt too.
+    fn interrupt(&mut self, now_ns: u64) -> Progress {
+        self.poll(now_ns)
+    }
+
+    /// Looks because an interrupt is overdue: it may have been lost.
+    fn overdue(&mut self, now_ns: u64) -> Progress {
+        self.poll(now_ns)
+    }
+
     /// Stops the engine and drops everything that it has not finished, other batches' work too.
+    /// Bounded: an engine that does not stop is reported as not proven.
     fn terminate(&mut self, now_ns: u64) -> Stopped;
 }

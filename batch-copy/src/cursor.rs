@@ -1,56 +1,67 @@
 //! A place in the byte stream that a batch is.
 //!
-//! A batch is thought of as one stream: the bytes of its folios, end to end. A place in it is a
-//! clone of the caller's iterator and what is left of the folio that the place is in, so no array
-//! proportional to the batch is needed.
+//! A batch is thought of as one stream: the bytes of its folios, end to end. A [`Place`] in it is
+//! three numbers; a [`Cursor`] is a place with the folio it is in at hand.
 
 use ptdma::DmaAddr;
 
 use crate::folio::Folio;
 use crate::map::Piece;
+use crate::source::FolioSource;
 
-/// A place in the stream.
-#[derive(Clone, Debug)]
-pub(crate) struct Cursor<I> {
-    /// Folios behind the current one.
-    behind: I,
-    /// What is left of the current folio; a length of zero is the end of the stream.
-    left: Folio,
-    /// Index of the current folio.
-    index: usize,
-    /// Bytes of the current folio that lie before this place.
-    offset_bytes: u64,
+/// A place in the stream, to be kept.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Place {
+    /// Index of the folio that the next byte belongs to.
+    pub(crate) folio: usize,
+    /// Bytes of that folio that lie before this place.
+    pub(crate) offset_bytes: u64,
     /// Bytes of the stream that lie before this place.
-    position: u64,
+    pub(crate) position: u64,
 }
 
-impl<I: Iterator<Item = Folio>> Cursor<I> {
-    /// The beginning of the stream.
+/// A place in the stream, to be walked from.
+#[derive(Clone, Debug)]
+pub(crate) struct Cursor<'s, S: ?Sized> {
+    source: &'s S,
+    /// What is left of the current folio; a length of zero is the end of the stream.
+    left: Folio,
+    place: Place,
+}
+
+impl<'s, S: FolioSource + ?Sized> Cursor<'s, S> {
+    /// The place where an earlier walk ended; the default is the beginning.
     #[inline]
-    pub(crate) fn new(mut folios: I) -> Self {
-        let left = folios.next().unwrap_or_default();
+    pub(crate) fn at(source: &'s S, place: Place) -> Self {
+        let whole = source.folio(place.folio).unwrap_or_default();
         Self {
-            behind: folios,
-            left,
-            index: 0,
-            offset_bytes: 0,
-            position: 0,
+            source,
+            left: behind(whole, place.offset_bytes),
+            place,
         }
+    }
+
+    /// Where this is.
+    #[inline]
+    pub(crate) const fn place(&self) -> Place {
+        self.place
     }
 
     /// Bytes of the stream before this place.
     #[inline]
     pub(crate) const fn position(&self) -> u64 {
-        self.position
+        self.place.position
     }
 
     /// What is left of the current folio, but at most up to `end` in the stream. `None` there.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn piece(&self, end: u64) -> Option<Piece> {
-        let len_bytes = end.saturating_sub(self.position).min(self.left.len_bytes);
+        let len_bytes = end
+            .saturating_sub(self.place.position)
+            .min(self.left.len_bytes);
         (len_bytes != 0).then_some(Piece {
-            folio: self.index,
-            offset_bytes: self.offset_bytes,
+            folio: self.place.folio,
+            offset_bytes: self.place.offset_bytes,
             src: self.left.src,
             dst: self.left.dst,
             len_bytes,
@@ -58,22 +69,17 @@ impl<I: Iterator<Item = Folio>> Cursor<I> {
     }
 
     /// Goes on by `len_bytes`, at most to the end of the current folio.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn advance(&mut self, len_bytes: u64) {
-        let left_bytes = self.left.len_bytes.wrapping_sub(len_bytes);
-        self.position = self.position.wrapping_add(len_bytes);
-        if left_bytes == 0 {
-            self.left = self.behind.next().unwrap_or_default();
-            self.index = self.index.wrapping_add(1);
-            self.offset_bytes = 0;
+        let place = &mut self.place;
+        place.position = place.position.wrapping_add(len_bytes);
+        if len_bytes == self.left.len_bytes {
+            place.folio = place.folio.wrapping_add(1);
+            place.offset_bytes = 0;
+            self.left = self.source.folio(place.folio).unwrap_or_default();
         } else {
-            // Addresses were checked not to wrap before the batch began.
-            self.left = Folio::new(
-                DmaAddr::new(self.left.src.get().wrapping_add(len_bytes)),
-                DmaAddr::new(self.left.dst.get().wrapping_add(len_bytes)),
-                left_bytes,
-            );
-            self.offset_bytes = self.offset_bytes.wrapping_add(len_bytes);
+            place.offset_bytes = place.offset_bytes.wrapping_add(len_bytes);
+            self.left = behind(self.left, len_bytes);
         }
     }
 
@@ -83,4 +89,15 @@ impl<I: Iterator<Item = Folio>> Cursor<I> {
             self.advance(piece.len_bytes);
         }
     }
+}
+
+/// A folio without its first `len_bytes` bytes. Addresses were checked not to wrap before the
+/// batch began; a length over the folio's leaves nothing.
+#[inline]
+const fn behind(folio: Folio, len_bytes: u64) -> Folio {
+    Folio::new(
+        DmaAddr::new(folio.src.get().wrapping_add(len_bytes)),
+        DmaAddr::new(folio.dst.get().wrapping_add(len_bytes)),
+        folio.len_bytes.saturating_sub(len_bytes),
+    )
 }

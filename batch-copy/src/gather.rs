@@ -4,9 +4,9 @@ use heapless::Vec;
 
 use crate::channel::Segment;
 use crate::cursor::Cursor;
-use crate::folio::Folio;
 use crate::map::{MapError, Mapper};
 use crate::plan::Stretch;
+use crate::source::FolioSource;
 
 /// Most descriptors that are prepared while a channel's lock is held: about a microsecond, so
 /// that neither interrupts nor other CPUs wait for the whole of a long batch.
@@ -55,8 +55,8 @@ pub(crate) struct Target {
 /// Every descriptor is as long as contiguity and the channel's limit allow, wherever the walk
 /// began, so that a second walk over the same bytes finds the same descriptors.
 #[inline]
-pub(crate) fn gather<I, M>(
-    cursor: &mut Cursor<I>,
+pub(crate) fn gather<S, M>(
+    cursor: &mut Cursor<'_, S>,
     end: u64,
     most: usize,
     target: Target,
@@ -65,7 +65,7 @@ pub(crate) fn gather<I, M>(
     chunk: &mut Chunk,
 ) -> Ended
 where
-    I: Iterator<Item = Folio>,
+    S: FolioSource + ?Sized,
     M: Mapper,
 {
     let most = most.min(CHUNK);

@@ -3,18 +3,29 @@
 #![forbid(unsafe_code)]
 pub mod channel;
 mod cursor;
+pub mod engines;
 pub mod folio;
 mod gather;
-pub mod lock;
+pub mod host;
 pub mod map;
 pub mod overlap;
 pub mod plan;
+pub mod source;
+pub mod stats;
 pub mod survey;
+pub mod wait;
 pub use channel::*;
 pub use folio::*;
 pub use gather::CHUNK;
-pub use lock::Lock;
 pub use map::*;
 pub use overlap::{Interval, OverlapCheck};
 pub use plan::*;
+pub use ptdma::{Cookie, Lock};
+pub use source::*;
 pub use survey::*;
+
+pub use engines::{Engines, NotIdle, Port, Service};
+pub use host::*;
+pub use stats::*;
+pub use wait::*;
+pub const CPU_CHUNK_BYTES: u64 = 64 << 10;

@@ -2,9 +2,10 @@
 
 use heapless::Vec;
 
-use crate::cursor::Cursor;
+use crate::cursor::{Cursor, Place};
 use crate::folio::Folio;
 use crate::map::Piece;
+use crate::source::FolioSource;
 use crate::survey::Survey;
 
 /// Shortest fragment that a run is ever cut into for the sake of balance: a base page. Below it
@@ -79,6 +80,20 @@ impl<const N: usize> Plan<N> {
         channels: usize,
         rules: &CutRules,
     ) -> Self {
+        Self::of_first(survey.bytes, folios, survey, channels, rules)
+    }
+
+    /// Cuts only the first `bytes` bytes of a batch.
+    #[inline]
+    pub(crate) fn of_first(
+        bytes: u64,
+        folios: impl Iterator<Item = Folio>,
+        survey: &Survey,
+        channels: usize,
+        rules: &CutRules,
+    ) -> Self {
+        let bytes = bytes.min(survey.bytes);
+        let survey = &Survey { bytes, ..*survey };
         let stretches = (channels.min(N) as u64).min(survey.parts);
         let mut cutter = Cutter::<N>::new(survey, stretches, rules);
         if stretches > 1 {
@@ -92,7 +107,7 @@ impl<const N: usize> Plan<N> {
                 }
                 next_src = src.wrapping_add(folio.len_bytes);
                 next_dst = dst.wrapping_add(folio.len_bytes);
-                run.end = run.end.wrapping_add(folio.len_bytes);
+                run.end = run.end.wrapping_add(folio.len_bytes).min(bytes);
             }
             cutter.run(run);
         }
@@ -128,12 +143,12 @@ impl<const N: usize> Plan<N> {
     }
 }
 
-/// The parts of folios that a stretch consists of.
-pub fn pieces<I>(folios: I, stretch: Stretch) -> impl Iterator<Item = Piece>
+/// The parts of folios that a stretch consists of, in order.
+pub fn pieces<S>(source: &S, stretch: Stretch) -> impl Iterator<Item = Piece> + '_
 where
-    I: Iterator<Item = Folio>,
+    S: FolioSource + ?Sized,
 {
-    let mut cursor = Cursor::new(folios);
+    let mut cursor = Cursor::at(source, Place::default());
     cursor.seek_forward(stretch.start);
     core::iter::from_fn(move || {
         let piece = cursor.piece(stretch.end)?;

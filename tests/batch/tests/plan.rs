@@ -102,7 +102,7 @@ fn weight_of_descriptors_shifts_the_balance() {
     let cost: Vec<u64> = plan
         .stretches()
         .map(|s| {
-            let runs = pieces(folios.iter().copied(), s).count() as u64;
+            let runs = pieces(&folios[..], s).count() as u64;
             s.len_bytes() + runs * 4096
         })
         .collect();
@@ -146,7 +146,7 @@ proptest! {
         let (_, plan) = plan(&folios, channels, &CutRules::default());
         let mut covered = vec![0; folios.len()];
         for stretch in plan.stretches() {
-            for piece in pieces(folios.iter().copied(), stretch) {
+            for piece in pieces(&folios[..], stretch) {
                 let folio = folios[piece.folio];
                 prop_assert_eq!(piece.offset_bytes, covered[piece.folio]);
                 prop_assert_eq!(piece.src.get(), folio.src.get() + piece.offset_bytes);

@@ -1,0 +1,805 @@
+//! The channels that all batches share.
+
+use core::marker::PhantomData;
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use heapless::Vec;
+use ptdma::{Cookie, Lock};
+
+use crate::channel::{CopyChannel, Failure, Health, Limits, PrepError, Progress};
+use crate::gather::Chunk;
+use crate::stats::{ChannelStats, Totals};
+
+/// Losses that a channel remembers until their owners have taken note. While it is full the
+/// channel is not looked at, so that an engine that waits behind a failure goes on waiting; every
+/// waiting batch takes its own out each time it looks.
+const LOG_SLOTS: usize = 8;
+
+/// Stops in a row, without [`GOOD_AGAIN`] good descriptors in between, after which a channel is
+/// taken out. Twice may be an accident of the memory that was copied.
+const MAX_STOPS: u32 = 3;
+
+/// Descriptors after which a channel that was stopped by force is as good as any other.
+const GOOD_AGAIN: u64 = 1024;
+
+/// Failed descriptors in a row after which a channel is taken out: something is wrong with it and
+/// not with the memory.
+const MAX_ERRORS_IN_A_ROW: u32 = 16;
+
+/// At most one loss for each entry of the log, and one for a channel that is out of service.
+pub(crate) type Losses = Vec<Loss, { LOG_SLOTS + 1 }>;
+
+/// What happened to descriptors that were not copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// The engine failed it; raw code.
+    Failed(u8),
+    /// It was dropped when the engine was stopped; it may be copied again by anybody.
+    Dropped,
+    /// The engine was not proven to have stopped.
+    Unproven,
+}
+
+/// Descriptors `first..end` were not copied.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Loss {
+    pub(crate) first: Cookie,
+    pub(crate) end: Cookie,
+    pub(crate) cause: Cause,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct LogEntry {
+    loss: Loss,
+    /// Descriptors whose owners have not taken note.
+    unclaimed: u64,
+}
+
+/// Whether a channel takes part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// In service.
+    Active,
+    /// Taken out; its engine is known to have stopped.
+    Retired,
+    /// Taken out, and its engine may still write: see [`Engines::confirm_stopped`].
+    Unproven,
+}
+
+/// A channel and what batches have to know of each other's use of it. Lives inside the lock.
+#[derive(Debug)]
+pub struct Port<C> {
+    channel: Option<C>,
+    service: Service,
+    /// All descriptors before this one are over.
+    done_before: Cookie,
+    /// What the next descriptor will be called.
+    next: Cookie,
+    log: Vec<LogEntry, LOG_SLOTS>,
+    /// Descriptors that belong to some batch that has not let go of them.
+    held: u64,
+    /// When the engine was last seen to move, or was given work after a pause.
+    moved_ns: u64,
+    stops: u32,
+    good: u64,
+    errors_in_a_row: u32,
+    stats: ChannelStats,
+    limits: Limits,
+}
+
+impl<C: CopyChannel> Port<C> {
+    /// Takes a channel in. It must be idle.
+    pub fn new(channel: C) -> Self {
+        let limits = channel.limits();
+        let next = channel.next_cookie();
+        Self {
+            channel: Some(channel),
+            service: Service::Active,
+            done_before: next,
+            next,
+            log: Vec::new(),
+            held: 0,
+            moved_ns: 0,
+            stops: 0,
+            good: 0,
+            errors_in_a_row: 0,
+            stats: ChannelStats::default(),
+            limits,
+        }
+    }
+
+    fn in_flight(&self) -> u64 {
+        self.next.since(self.done_before)
+    }
+
+    /// Asks the channel for news, unless there would be no room for bad ones.
+    fn ask(&mut self, now_ns: u64, how: impl FnOnce(&mut C, u64) -> Progress) {
+        if self.service != Service::Active || self.log.is_full() {
+            return;
+        }
+        let Some(channel) = &mut self.channel else {
+            return;
+        };
+        let progress = how(channel, now_ns);
+        self.absorb(progress, now_ns);
+    }
+
+    fn absorb(&mut self, progress: Progress, now_ns: u64) {
+        // A channel must not take back what it said, nor finish what it was not given.
+        let known = !progress.done_before.is_before(self.done_before)
+            && !self.next.is_before(progress.done_before);
+        if !known {
+            self.stop(now_ns, true);
+            return;
+        }
+        let honest = progress.failure.is_none_or(|failure| {
+            !failure.cookie.is_before(self.done_before)
+                && failure.cookie.is_before(progress.done_before)
+        });
+        if !honest {
+            self.stop(now_ns, true);
+            return;
+        }
+        let over = progress.done_before.since(self.done_before);
+        if over != 0 {
+            self.done_before = progress.done_before;
+            self.moved_ns = now_ns;
+            self.stats.completed = self.stats.completed.wrapping_add(over);
+            let failed = u64::from(progress.failure.is_some());
+            if over > failed {
+                self.errors_in_a_row = 0;
+                self.good = self.good.saturating_add(over);
+                if self.good >= GOOD_AGAIN {
+                    self.stops = 0;
+                }
+            }
+        }
+        if let Some(Failure { cookie, code }) = progress.failure {
+            self.stats.errors = self.stats.errors.wrapping_add(1);
+            self.errors_in_a_row = self.errors_in_a_row.saturating_add(1);
+            let loss = Loss {
+                first: cookie,
+                end: cookie.after(1),
+                cause: Cause::Failed(code),
+            };
+            // There is room: looked at before the channel was asked.
+            let _ = self.log.push(LogEntry { loss, unclaimed: 1 });
+            if self.errors_in_a_row >= MAX_ERRORS_IN_A_ROW {
+                self.stops = MAX_STOPS;
+                self.stop(now_ns, true);
+            }
+        }
+        if progress.health == Health::Faulted && self.service == Service::Active {
+            self.stop(now_ns, true);
+        }
+    }
+
+    /// Stops the engine. What it had is lost; owners find out when they look.
+    fn stop(&mut self, now_ns: u64, blame: bool) {
+        let Some(channel) = &mut self.channel else {
+            return;
+        };
+        if self.service != Service::Active {
+            return;
+        }
+        self.stats.stops = self.stats.stops.wrapping_add(1);
+        if blame {
+            self.stops = self.stops.saturating_add(1);
+            self.good = 0;
+        }
+        let stopped = channel.terminate(now_ns);
+        // Only as far as it makes sense is the channel believed.
+        if !stopped.done_before.is_before(self.done_before)
+            && !self.next.is_before(stopped.done_before)
+        {
+            let over = stopped.done_before.since(self.done_before);
+            self.stats.completed = self.stats.completed.wrapping_add(over);
+            self.done_before = stopped.done_before;
+        }
+        let dropped = self.in_flight();
+        self.stats.dropped = self.stats.dropped.wrapping_add(dropped);
+        if !stopped.proven {
+            self.service = Service::Unproven;
+            return;
+        }
+        if stopped.health == Health::Faulted || self.stops > MAX_STOPS {
+            self.service = Service::Retired;
+            return;
+        }
+        if dropped == 0 {
+            return;
+        }
+        let loss = Loss {
+            first: self.done_before,
+            end: self.next,
+            cause: Cause::Dropped,
+        };
+        let entry = LogEntry {
+            loss,
+            unclaimed: dropped,
+        };
+        if self.log.push(entry).is_err() {
+            // A retired channel needs no entry: everything from `done_before` on is lost.
+            self.service = Service::Retired;
+            return;
+        }
+        self.done_before = self.next;
+        self.moved_ns = now_ns;
+    }
+
+    /// Hands over what `first..end`, which belongs to the caller, has lost.
+    fn claim(&mut self, first: Cookie, end: Cookie, losses: &mut Losses) {
+        let mut index = 0;
+        while let Some(entry) = self.log.get_mut(index) {
+            let from = later(entry.loss.first, first);
+            let to = earlier(entry.loss.end, end);
+            if from.is_before(to) {
+                let mine = Loss {
+                    first: from,
+                    end: to,
+                    cause: entry.loss.cause,
+                };
+                // One for each entry and one more: there is room.
+                let _ = losses.push(mine);
+                entry.unclaimed = entry.unclaimed.saturating_sub(to.since(from));
+                if entry.unclaimed == 0 {
+                    self.log.swap_remove(index);
+                    continue;
+                }
+            }
+            index = index.wrapping_add(1);
+        }
+        if self.service != Service::Active {
+            let from = later(self.done_before, first);
+            if from.is_before(end) {
+                let cause = match self.service {
+                    Service::Unproven => Cause::Unproven,
+                    Service::Active | Service::Retired => Cause::Dropped,
+                };
+                let _ = losses.push(Loss {
+                    first: from,
+                    end,
+                    cause,
+                });
+            }
+        }
+    }
+}
+
+fn later(a: Cookie, b: Cookie) -> Cookie {
+    if a.is_before(b) { b } else { a }
+}
+
+fn earlier(a: Cookie, b: Cookie) -> Cookie {
+    if a.is_before(b) { a } else { b }
+}
+
+/// How to look at a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// At what is known: no hardware.
+    Known,
+    /// Poll it.
+    Poll,
+    /// Its interrupt is overdue.
+    Overdue,
+}
+
+/// What a look found out for the owner of some descriptors.
+#[derive(Debug)]
+pub(crate) struct Sight {
+    pub(crate) losses: Losses,
+    /// Whether all of them are over. The owner has let go of them then.
+    pub(crate) over: bool,
+    pub(crate) free_slots: usize,
+    pub(crate) active: bool,
+}
+
+/// What became of a chunk of descriptors.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Accepted {
+    pub(crate) first: Cookie,
+    /// So many were accepted, from the first of the chunk on.
+    pub(crate) count: usize,
+    /// Why the next one was not.
+    pub(crate) error: Option<PrepError>,
+    pub(crate) rang: bool,
+}
+
+/// How a chunk is to be announced.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Announce {
+    /// Which descriptor of the chunk shall interrupt because the ring is to be refilled then.
+    pub(crate) mark: Option<usize>,
+    /// Ring the doorbell.
+    pub(crate) ring: bool,
+    /// The last descriptor shall interrupt.
+    pub(crate) interrupt: bool,
+}
+
+impl<C: CopyChannel> Port<C> {
+    /// Looks at the channel on behalf of the owner of `first..end`.
+    fn look(&mut self, first: Cookie, end: Cookie, look: Look, now_ns: u64, hang_ns: u64) -> Sight {
+        if self.done_before.is_before(end) {
+            match look {
+                Look::Known => {}
+                Look::Poll => {
+                    self.stats.polls = self.stats.polls.wrapping_add(1);
+                    self.ask(now_ns, C::poll);
+                }
+                Look::Overdue => {
+                    self.stats.polls = self.stats.polls.wrapping_add(1);
+                    self.ask(now_ns, C::overdue);
+                }
+            }
+            if self.service == Service::Active
+                && self.in_flight() != 0
+                && now_ns.saturating_sub(self.moved_ns) >= hang_ns
+                && !self.log.is_full()
+            {
+                self.stats.hangs = self.stats.hangs.wrapping_add(1);
+                self.stop(now_ns, true);
+            }
+        }
+        let mut losses = Losses::new();
+        if !self.log.is_empty() || self.service != Service::Active {
+            self.claim(first, end, &mut losses);
+        }
+        let active = self.service == Service::Active;
+        let over = !self.done_before.is_before(end) || !active;
+        if over {
+            self.held = self.held.saturating_sub(end.since(first));
+        }
+        Sight {
+            losses,
+            over,
+            free_slots: self.free_slots(),
+            active,
+        }
+    }
+
+    fn free_slots(&self) -> usize {
+        match (&self.channel, self.service) {
+            (Some(channel), Service::Active) => channel.free_slots(),
+            _ => 0,
+        }
+    }
+
+    #[inline]
+    fn submit(&mut self, chunk: &Chunk, announce: Announce, now_ns: u64) -> Accepted {
+        let mut accepted = Accepted {
+            first: self.next,
+            count: 0,
+            error: None,
+            rang: false,
+        };
+        let (Some(channel), Service::Active) = (&mut self.channel, self.service) else {
+            accepted.error = Some(PrepError::Faulted);
+            return accepted;
+        };
+        if self.done_before == self.next {
+            self.moved_ns = now_ns;
+        }
+        let mut next = self.next;
+        for (index, gathered) in chunk.iter().enumerate() {
+            match channel.prep(gathered.segment, announce.mark == Some(index)) {
+                // Cookies that are not consecutive would make every later report a guess.
+                Ok(cookie) if cookie == next => {
+                    next = next.after(1);
+                    self.stats.bytes = self.stats.bytes.wrapping_add(gathered.segment.len_bytes);
+                }
+                Ok(_) => {
+                    accepted.error = Some(PrepError::Faulted);
+                    break;
+                }
+                Err(error) => {
+                    accepted.error = Some(error);
+                    break;
+                }
+            }
+        }
+        let count = next.since(self.next);
+        accepted.count = count as usize;
+        self.next = next;
+        self.held = self.held.wrapping_add(count);
+        self.stats.submitted = self.stats.submitted.wrapping_add(count);
+        // What was accepted has to run, too, if not all of it was.
+        if announce.ring || (accepted.error.is_some() && count != 0) {
+            channel.issue_pending(announce.interrupt);
+            accepted.rang = true;
+            self.stats.doorbells = self.stats.doorbells.wrapping_add(1);
+        }
+        accepted
+    }
+}
+
+/// A channel with what is asked about it without its lock.
+#[derive(Debug)]
+struct Slot<L> {
+    port: L,
+    limits: Limits,
+    /// Bytes that batches have given to the channel and not got back. A hint.
+    load_bytes: AtomicU64,
+    /// A hint: the truth is behind the lock.
+    active: AtomicBool,
+}
+
+/// A channel cannot be taken out yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotIdle {
+    /// There is no channel with this number, or it was taken out before.
+    Absent,
+    /// It is in service: [`Engines::retire`] it first.
+    InService,
+    /// Its engine may still write: [`Engines::confirm_stopped`] first.
+    Unproven,
+    /// Batches have yet to take note of what became of this many descriptors. They do so on
+    /// their own, soon.
+    Held {
+        /// How many.
+        descriptors: u64,
+    },
+}
+
+impl core::fmt::Display for NotIdle {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Absent => f.write_str("there is no such channel"),
+            Self::InService => f.write_str("the channel is in service: retire it first"),
+            Self::Unproven => {
+                f.write_str("the engine may still write: reset the function, then confirm it")
+            }
+            Self::Held { descriptors } => write!(
+                f,
+                "batches have yet to take note of {descriptors} descriptors: try again"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for NotIdle {}
+
+/// Up to `N` channels, shared by any number of batches on any number of CPUs.
+///
+/// `L` is the lock around each channel: [`spin::Mutex`] on bare metal, the kernel's own in a
+/// kernel. One lock is held at a time, for at most [`CHUNK`](crate::CHUNK) descriptors.
+#[derive(Debug)]
+pub struct Engines<C, L, const N: usize> {
+    slots: Vec<Slot<L>, N>,
+    next_start: AtomicUsize,
+    totals: AtomicTotals,
+    channel: PhantomData<fn() -> C>,
+}
+
+#[derive(Debug)]
+struct AtomicTotals {
+    batches: AtomicU64,
+    declined: AtomicU64,
+    folios_dma: AtomicU64,
+    folios_cpu: AtomicU64,
+    fallbacks: AtomicU64,
+}
+
+/// The numbers of channels, in the order in which a batch shall use them.
+pub(crate) type Choice<const N: usize> = Vec<usize, N>;
+
+impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Default for Engines<C, L, N> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
+    /// No channels yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            slots: Vec::new(),
+            next_start: AtomicUsize::new(0),
+            totals: AtomicTotals {
+                batches: AtomicU64::new(0),
+                declined: AtomicU64::new(0),
+                folios_dma: AtomicU64::new(0),
+                folios_cpu: AtomicU64::new(0),
+                fallbacks: AtomicU64::new(0),
+            },
+            channel: PhantomData,
+        }
+    }
+
+    /// Adds a channel, as `lock(port)` with a [`Port::new`]; returns its number.
+    ///
+    /// # Errors
+    ///
+    /// Gives it back if there are `N` already.
+    pub fn add(&mut self, port: L) -> Result<usize, L> {
+        let number = self.slots.len();
+        let limits = port.with(|port| port.limits);
+        let slot = Slot {
+            port,
+            limits,
+            load_bytes: AtomicU64::new(0),
+            active: AtomicBool::new(true),
+        };
+        match self.slots.push(slot) {
+            Ok(()) => Ok(number),
+            Err(slot) => Err(slot.port),
+        }
+    }
+
+    /// How many channels were added, those out of service included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// How many channels are in service.
+    #[must_use]
+    pub fn active(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.is_active()).count()
+    }
+
+    /// The interrupt handler's entry point: call it for every interrupt of channel `number`, then
+    /// wake whoever waits. It acknowledges the interrupt and records what the engine has done, so
+    /// that waiters need not ask. Takes the channel's lock.
+    pub fn interrupt(&self, number: usize, now_ns: u64) {
+        self.with(number, |port| {
+            port.stats.interrupts = port.stats.interrupts.wrapping_add(1);
+            port.ask(now_ns, C::interrupt);
+        });
+    }
+
+    /// Whether a channel takes part; `None` if there is none with this number.
+    #[must_use]
+    pub fn service(&self, number: usize) -> Option<Service> {
+        self.with(number, |port| port.service)
+    }
+
+    /// What a channel did; `None` if there is none with this number.
+    #[must_use]
+    pub fn channel_stats(&self, number: usize) -> Option<ChannelStats> {
+        self.with(number, |port| port.stats)
+    }
+
+    /// What all batches came to.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Totals {
+            batches: get(&self.totals.batches),
+            declined: get(&self.totals.declined),
+            folios_dma: get(&self.totals.folios_dma),
+            folios_cpu: get(&self.totals.folios_cpu),
+            fallbacks: get(&self.totals.fallbacks),
+        }
+    }
+
+    /// Runs `f` with the channel itself, for what only its owner knows how to do (statistics,
+    /// power management). `f` must not submit or complete anything.
+    pub fn with_channel<T>(&self, number: usize, f: impl FnOnce(&mut C) -> T) -> Option<T> {
+        self.with(number, |port| port.channel.as_mut().map(f))
+            .flatten()
+    }
+
+    /// Takes a channel out of service: stops its engine; batches move what it had to others.
+    /// Returns whether the engine is known to have stopped. For hot removal, power management and
+    /// unloading.
+    pub fn retire(&self, number: usize, now_ns: u64) -> bool {
+        self.with(number, |port| {
+            port.stops = MAX_STOPS;
+            port.stop(now_ns, true);
+            port.service == Service::Retired
+        })
+        .unwrap_or(true)
+    }
+
+    /// States that the engine of a channel can no longer reach memory, because its function was
+    /// reset, cut off or removed. Batches that wait for it then have the work done by others.
+    pub fn confirm_stopped(&self, number: usize) {
+        self.with(number, |port| {
+            if port.service == Service::Unproven {
+                port.service = Service::Retired;
+            }
+        });
+    }
+
+    /// Takes a channel that is out of service away.
+    ///
+    /// # Errors
+    ///
+    /// [`NotIdle`]: not yet.
+    pub fn take(&self, number: usize) -> Result<C, NotIdle> {
+        self.with(number, |port| match port.service {
+            Service::Active => Err(NotIdle::InService),
+            Service::Unproven => Err(NotIdle::Unproven),
+            Service::Retired if port.held != 0 => Err(NotIdle::Held {
+                descriptors: port.held,
+            }),
+            Service::Retired => port.channel.take().ok_or(NotIdle::Absent),
+        })
+        .unwrap_or(Err(NotIdle::Absent))
+    }
+
+    /// Puts a channel in the place of one that was [taken](Self::take) away, and into service.
+    /// Its limits and node have to be those of the first one. Statistics go on counting.
+    ///
+    /// # Errors
+    ///
+    /// Gives the channel back if the place is not empty, or if the limits differ.
+    pub fn put(&self, number: usize, channel: C) -> Result<(), C> {
+        let Some(slot) = self.slots.get(number) else {
+            return Err(channel);
+        };
+        slot.port.with(|port| {
+            if port.channel.is_some() || channel.limits() != slot.limits {
+                return Err(channel);
+            }
+            let stats = port.stats;
+            *port = Port::new(channel);
+            port.stats = stats;
+            slot.active.store(true, Ordering::Relaxed);
+            Ok(())
+        })
+    }
+
+    fn with<T>(&self, number: usize, f: impl FnOnce(&mut Port<C>) -> T) -> Option<T> {
+        self.slots.get(number).map(|slot| {
+            slot.port.with(|port| {
+                let result = f(port);
+                if port.service != Service::Active {
+                    slot.active.store(false, Ordering::Relaxed);
+                }
+                result
+            })
+        })
+    }
+
+    pub(crate) fn limits(&self, number: usize) -> Option<Limits> {
+        self.slots.get(number).map(|slot| slot.limits)
+    }
+
+    /// The strictest alignment of all channels.
+    pub(crate) fn align_bytes(&self) -> u64 {
+        let widest = self.slots.iter().map(|slot| slot.limits.align_bytes).max();
+        widest.unwrap_or(1).max(1)
+    }
+
+    pub(crate) fn is_active(&self, number: usize) -> bool {
+        self.slots.get(number).is_some_and(Slot::is_active)
+    }
+
+    /// Chooses up to `most` channels: those near the destination first (writes cross the fabric
+    /// at a higher price than reads), then those near the source, then the least loaded. Each
+    /// batch starts with another one, so that batches that begin together do not queue up at the
+    /// same lock.
+    pub(crate) fn choose(
+        &self,
+        most: usize,
+        dst_node: Option<u16>,
+        src_node: Option<u16>,
+    ) -> Choice<N> {
+        let mut choice = Choice::new();
+        let len = self.slots.len();
+        let start = self.next_start.fetch_add(1, Ordering::Relaxed);
+        let first = start.checked_rem(len).unwrap_or(0);
+        for number in (first..len).chain(0..first) {
+            if self.is_active(number) {
+                let _ = choice.push(number);
+            }
+        }
+        if most < choice.len() {
+            let key = |number: &usize| self.slots.get(*number).map(|s| s.rank(dst_node, src_node));
+            // Selection: `most` passes over few channels.
+            let cells = core::cell::Cell::from_mut(choice.as_mut_slice()).as_slice_of_cells();
+            for place in 0..most {
+                let rest = cells.iter().skip(place);
+                let best = rest.min_by_key(|cell| key(&cell.get()));
+                if let (Some(best), Some(here)) = (best, cells.get(place)) {
+                    here.swap(best);
+                }
+            }
+            choice.truncate(most);
+        }
+        choice
+    }
+
+    pub(crate) fn look(
+        &self,
+        number: usize,
+        first: Cookie,
+        end: Cookie,
+        look: Look,
+        now_ns: u64,
+        hang_ns: u64,
+    ) -> Option<Sight> {
+        self.with(number, |port| port.look(first, end, look, now_ns, hang_ns))
+    }
+
+    pub(crate) fn free_slots(&self, number: usize) -> usize {
+        self.with(number, |port| port.free_slots()).unwrap_or(0)
+    }
+
+    pub(crate) fn stop(&self, number: usize, now_ns: u64, hang_ns: u64) {
+        self.with(number, |port| {
+            // An engine that was at work is not to blame for somebody's deadline.
+            let stood_still = now_ns.saturating_sub(port.moved_ns) >= hang_ns;
+            if port.in_flight() != 0 {
+                port.stop(now_ns, stood_still);
+            }
+        });
+    }
+
+    #[inline]
+    pub(crate) fn submit(
+        &self,
+        number: usize,
+        chunk: &Chunk,
+        announce: Announce,
+        pieces: u64,
+        now_ns: u64,
+    ) -> Accepted {
+        let nothing = Accepted {
+            first: Cookie::new(0),
+            count: 0,
+            error: Some(PrepError::Faulted),
+            rang: false,
+        };
+        self.with(number, |port| {
+            let accepted = port.submit(chunk, announce, now_ns);
+            let saved = pieces.saturating_sub(chunk.len() as u64);
+            port.stats.coalesced = port.stats.coalesced.wrapping_add(saved);
+            accepted
+        })
+        .unwrap_or(nothing)
+    }
+
+    pub(crate) fn add_load(&self, number: usize, bytes: u64) {
+        if let Some(slot) = self.slots.get(number) {
+            slot.load_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn sub_load(&self, number: usize, bytes: u64) {
+        if let Some(slot) = self.slots.get(number) {
+            slot.load_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn count_batch(&self, dma: usize, cpu: usize, left: usize) {
+        let totals = &self.totals;
+        totals.batches.fetch_add(1, Ordering::Relaxed);
+        totals.folios_dma.fetch_add(dma as u64, Ordering::Relaxed);
+        totals.folios_cpu.fetch_add(cpu as u64, Ordering::Relaxed);
+        totals.fallbacks.fetch_add(left as u64, Ordering::Relaxed);
+    }
+
+    /// Counts a batch of `folios` folios that was not run because the policy left it to the CPU.
+    pub fn count_declined(&self, folios: usize) {
+        self.totals.declined.fetch_add(1, Ordering::Relaxed);
+        self.totals
+            .fallbacks
+            .fetch_add(folios as u64, Ordering::Relaxed);
+    }
+}
+
+impl<L> Slot<L> {
+    fn is_active(&self) -> bool {
+        self.active.load(Ordering::Relaxed)
+    }
+
+    fn rank(&self, dst_node: Option<u16>, src_node: Option<u16>) -> (u8, u64) {
+        let node = self.limits.node;
+        let distance = match node {
+            Some(_) if node == dst_node => 0,
+            Some(_) if node == src_node => 1,
+            _ => 2,
+        };
+        (distance, self.load_bytes.load(Ordering::Relaxed))
+    }
+}

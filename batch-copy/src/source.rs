@@ -1,0 +1,77 @@
+//! Where a batch's folios come from.
+
+use crate::folio::Folio;
+
+/// An ordered list of folios that can be entered anywhere.
+///
+/// A batch is walked more than once (a look, the cuts, the descriptors, and again whatever went
+/// wrong), and several places of it are in work at the same time. An index is all that a place
+/// needs, so the state of a batch does not grow with it and borrows nothing. A slice is a source;
+/// so is [`FolioFn`], for lists that are computed.
+///
+/// # What an implementer promises
+///
+/// The same index gives the same folio as long as the batch runs, and there are no gaps. (A
+/// source that breaks this cannot corrupt memory that it did not name; its folios are then
+/// reported as [`Unaccounted`](crate::FailReason::Unaccounted).)
+pub trait FolioSource {
+    /// The folio with this index, or `None` behind the last one.
+    fn folio(&self, index: usize) -> Option<Folio>;
+
+    /// All folios, in order.
+    fn folios(&self) -> impl Iterator<Item = Folio> + Clone + '_ {
+        Folios {
+            source: self,
+            next: 0,
+        }
+    }
+}
+
+struct Folios<'a, S: ?Sized> {
+    source: &'a S,
+    next: usize,
+}
+
+// Not derived: that would ask for `S: Clone`.
+impl<S: ?Sized> Clone for Folios<'_, S> {
+    fn clone(&self) -> Self {
+        Self {
+            source: self.source,
+            next: self.next,
+        }
+    }
+}
+
+impl<S: FolioSource + ?Sized> Iterator for Folios<'_, S> {
+    type Item = Folio;
+
+    #[inline]
+    fn next(&mut self) -> Option<Folio> {
+        let folio = self.source.folio(self.next)?;
+        self.next = self.next.wrapping_add(1);
+        Some(folio)
+    }
+}
+
+impl FolioSource for [Folio] {
+    #[inline]
+    fn folio(&self, index: usize) -> Option<Folio> {
+        self.get(index).copied()
+    }
+
+    #[inline]
+    fn folios(&self) -> impl Iterator<Item = Folio> + Clone + '_ {
+        self.iter().copied()
+    }
+}
+
+/// A list of folios that is computed: `FolioFn(f)`, where `f` gives the folio with an index.
+#[derive(Clone, Copy, Debug)]
+pub struct FolioFn<F>(pub F);
+
+impl<F: Fn(usize) -> Option<Folio>> FolioSource for FolioFn<F> {
+    #[inline]
+    fn folio(&self, index: usize) -> Option<Folio> {
+        (self.0)(index)
+    }
+}
