@@ -1,0 +1,299 @@
+//! The program itself: command line, control socket, ends.
+#![forbid(unsafe_code)]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use common::{Guest, LIMIT, RAM_AT, until};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const SRC: u64 = RAM_AT + 0x1_0000;
+const DST: u64 = RAM_AT + 0x10_0000;
+
+/// A server process; killed when dropped.
+struct Process {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+    dir: TempDir,
+}
+
+impl Process {
+    fn start(arguments: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let process = Self::start_in(dir, arguments);
+        assert!(process.1["event"] == "ready", "{}", process.1);
+        process.0
+    }
+
+    fn start_in(dir: TempDir, arguments: &[&str]) -> (Self, Value) {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_ptdma-server"))
+            .arg("--socket-dir")
+            .arg(dir.path())
+            .arg("--control")
+            .arg(dir.path().join("control.sock"))
+            .args(arguments)
+            .env("RUST_LOG", "warn")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdin = child.stdin.take();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut process = Self {
+            child,
+            stdin,
+            stdout,
+            dir,
+        };
+        let ready = process.line();
+        (process, ready)
+    }
+
+    fn line(&mut self) -> Value {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap_or(Value::Null)
+    }
+
+    fn socket(&self, n: usize) -> PathBuf {
+        self.dir.path().join(format!("ptdma{n}.sock"))
+    }
+
+    fn control(&self) -> Control {
+        Control::connect(&self.dir.path().join("control.sock"))
+    }
+
+    fn exit_code(&mut self) -> Option<i32> {
+        let mut status = None;
+        until("end of the server", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap().code()
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Ended already in most tests.
+        let _ended = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+struct Control {
+    stream: BufReader<UnixStream>,
+}
+
+impl Control {
+    fn connect(path: &Path) -> Self {
+        let stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        Self {
+            stream: BufReader::new(stream),
+        }
+    }
+
+    fn raw(&mut self, request: &str) -> Value {
+        writeln!(self.stream.get_mut(), "{request}").unwrap();
+        let mut line = String::new();
+        self.stream.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+
+    fn ask(&mut self, request: &Value) -> Value {
+        let reply = self.raw(&request.to_string());
+        assert!(reply.get("error").is_none(), "{request}: {reply}");
+        reply["ok"].clone()
+    }
+}
+
+#[test]
+fn counters_and_faults_while_it_runs() {
+    let stats = tempfile::NamedTempFile::new().unwrap();
+    let mut process = Process::start(&[
+        "--devices",
+        "3",
+        "--first-index",
+        "5",
+        "--stats",
+        stats.path().to_str().unwrap(),
+    ]);
+    let mut control = process.control();
+    let mut guest = Guest::new(&process.socket(6));
+    assert_eq!(guest.copy(SRC, DST, 4096), 0);
+    let counters = control.ask(&json!({"cmd": "counters"}));
+    assert_eq!(counters["sum"]["descriptors"], 1);
+    assert_eq!(counters["devices"][1]["index"], 6);
+    assert_eq!(counters["devices"][1]["connected"], true);
+    assert_eq!(counters["devices"][1]["maps"], 1);
+    assert_eq!(counters["devices"][1]["counters"]["bytes"], 4096);
+    assert_eq!(counters["devices"][0]["connected"], false);
+
+    let error = json!({"trigger": {"at": 1}, "kind": {"error": {"code": 19}}});
+    let placed = control.ask(&json!({"cmd": "inject", "device": 6, "fault": error}));
+    assert_eq!(placed["faults"], json!([{"device": 6, "id": 0}]));
+    let listed = control.ask(&json!({"cmd": "faults"}));
+    assert_eq!(
+        listed["faults"][0]["fault"]["kind"],
+        json!({"error": {"code": 19}})
+    );
+    assert_eq!(guest.copy(SRC, DST, 64), 0);
+    assert_eq!(guest.copy(SRC, DST, 64), 19);
+    assert_eq!(guest.copy(SRC, DST, 64), 0);
+
+    let always = json!({"trigger": "always", "kind": {"error": {"code": 43}}});
+    let placed = control.ask(&json!({"cmd": "inject", "fault": always}));
+    assert_eq!(placed["faults"].as_array().unwrap().len(), 3);
+    assert_eq!(guest.copy(SRC, DST, 64), 43);
+    control.ask(&json!({"cmd": "clear", "device": 6, "id": 1}));
+    assert_eq!(guest.copy(SRC, DST, 64), 0);
+    assert_eq!(
+        control.ask(&json!({"cmd": "faults"}))["faults"]
+            .as_array()
+            .unwrap()
+            .len(),
+        3
+    );
+    control.ask(&json!({"cmd": "clear"}));
+    assert_eq!(control.ask(&json!({"cmd": "faults"}))["faults"], json!([]));
+
+    let before = control.ask(&json!({"cmd": "reset_counters"}));
+    assert_eq!(before["sum"]["descriptors"], 4);
+    assert_eq!(before["sum"]["errors"], 2);
+    let after = process.control().ask(&json!({"cmd": "counters"}));
+    assert_eq!(after["sum"]["descriptors"], 0);
+    assert_eq!(guest.copy(SRC, DST, 64), 0);
+
+    let last = control.ask(&json!({"cmd": "quit"}));
+    assert_eq!(last["sum"]["descriptors"], 1);
+    let printed = process.line();
+    assert_eq!(printed["event"], "final");
+    assert_eq!(printed["sum"], last["sum"]);
+    assert_eq!(process.exit_code(), Some(0));
+    let written: Value =
+        serde_json::from_str(&std::fs::read_to_string(stats.path()).unwrap()).unwrap();
+    assert_eq!(written, printed);
+    let left: Vec<_> = std::fs::read_dir(process.dir.path()).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn bad_requests_get_a_reason_and_the_connection_goes_on() {
+    let process = Process::start(&[]);
+    let mut control = process.control();
+    for bad in [
+        "nonsense",
+        "[]",
+        r#"{"cmd":"fly"}"#,
+        r#"{"cmd":"inject"}"#,
+        r#"{"cmd":"inject","device":9,"fault":{"trigger":"now","kind":"ignore_halt"}}"#,
+        r#"{"cmd":"inject","fault":{"trigger":"now","kind":{"error":{"code":300}}}}"#,
+        r#"{"cmd":"clear","device":1}"#,
+    ] {
+        let reply = control.raw(bad);
+        assert!(reply["error"].is_string(), "{bad}: {reply}");
+    }
+    control.ask(&json!({"cmd": "counters"}));
+}
+
+#[test]
+fn faults_and_engine_from_the_command_line() {
+    let process = Process::start(&[
+        "--lenient",
+        "--sticky-status",
+        "--fault",
+        r#"{"trigger":{"at":0},"kind":{"error":{"code":9}}}"#,
+    ]);
+    let mut guest = Guest::new(&process.socket(0));
+    assert_eq!(guest.copy(SRC, DST, 64), 9);
+    // Lenient: RUN stays set when the ring is drained. Sticky: the old code is still there.
+    guest.start(SRC, DST, 64);
+    let head = ptdma::regs::Register::Head;
+    until("copy", || {
+        guest.read(head) == guest.read(ptdma::regs::Register::Tail)
+    });
+    assert_eq!(guest.read(ptdma::regs::Register::Control) & 3, 1);
+    assert_eq!(guest.read(ptdma::regs::Register::Status), 9);
+}
+
+#[test]
+fn every_way_to_end_is_orderly() {
+    for signal in [rustix::process::Signal::TERM, rustix::process::Signal::INT] {
+        let mut process = Process::start(&[]);
+        let _guest = Guest::new(&process.socket(0));
+        process.signal(signal);
+        assert_eq!(process.line()["event"], "final");
+        assert_eq!(process.exit_code(), Some(0));
+    }
+    let mut process = Process::start(&["--exit-with-stdin"]);
+    process.stdin = None;
+    assert_eq!(process.line()["event"], "final");
+    assert_eq!(process.exit_code(), Some(0));
+}
+
+#[test]
+fn a_stalled_engine_does_not_keep_the_server_from_ending() {
+    let mut process = Process::start(&[
+        "--setup-ns",
+        "3600000000000",
+        "--fault",
+        r#"{"trigger":{"at":0},"kind":{"stall":{"for":"ever"}}}"#,
+    ]);
+    let mut guest = Guest::new(&process.socket(0));
+    guest.start(SRC, DST, 64);
+    let mut control = process.control();
+    control.ask(&json!({"cmd": "clear"}));
+    control.ask(&json!({"cmd": "quit"}));
+    assert_eq!(process.exit_code(), Some(0));
+}
+
+#[test]
+fn a_killed_server_can_be_replaced_and_a_live_one_cannot() {
+    let mut first = Process::start(&[]);
+    first.signal(rustix::process::Signal::KILL);
+    assert_eq!(first.exit_code(), None);
+    assert!(first.socket(0).exists());
+    let dir = std::mem::replace(&mut first.dir, tempfile::tempdir().unwrap());
+    let (second, ready) = Process::start_in(dir, &[]);
+    assert_eq!(ready["event"], "ready");
+    let output = Command::new(env!("CARGO_BIN_EXE_ptdma-server"))
+        .arg("--socket-dir")
+        .arg(second.dir.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let why = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(why.contains("in use"), "{why}");
+    let mut guest = Guest::new(&second.socket(0));
+    assert_eq!(guest.copy(SRC, DST, 64), 0);
+}
+
+#[test]
+fn bad_arguments_are_exit_code_2() {
+    for arguments in [
+        &["--devices", "2"][..],
+        &["--socket-dir", "x", "--devices", "0"],
+        &["--socket-dir", "x", "--devices", "17"],
+        &["--socket-dir", "x", "--fault", "{}"],
+        &["--socket-dir", "x", "--colour"],
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_ptdma-server"))
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(!output.stderr.is_empty());
+    }
+}
