@@ -1,7 +1,7 @@
 //! The channels that all batches share.
 
 use core::marker::PhantomData;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use heapless::Vec;
 use ptdma::{Cookie, Lock};
@@ -105,6 +105,32 @@ impl<C: CopyChannel> Port<C> {
             errors_in_a_row: 0,
             stats: ChannelStats::default(),
             limits,
+        }
+    }
+
+    /// A place for a channel that is not there yet: [`Engines::put`] fills it. For owners whose
+    /// channels come and go, and are called by numbers that they choose.
+    #[must_use]
+    pub fn vacant() -> Self {
+        let first = Cookie::new(0);
+        Self {
+            channel: None,
+            service: Service::Retired,
+            done_before: first,
+            next: first,
+            log: Vec::new(),
+            held: 0,
+            moved_ns: 0,
+            stops: 0,
+            good: 0,
+            errors_in_a_row: 0,
+            stats: ChannelStats::default(),
+            limits: Limits {
+                max_len_bytes: 0,
+                align_bytes: 1,
+                node: None,
+                ring_slots: 0,
+            },
         }
     }
 
@@ -417,11 +443,54 @@ impl<C: CopyChannel> Port<C> {
 #[derive(Debug)]
 struct Slot<L> {
     port: L,
-    limits: Limits,
+    limits: SharedLimits,
     /// Bytes that batches have given to the channel and not got back. A hint.
     load_bytes: AtomicU64,
     /// A hint: the truth is behind the lock.
     active: AtomicBool,
+}
+
+/// A channel's limits, read without its lock.
+#[derive(Debug)]
+struct SharedLimits {
+    max_len_bytes: AtomicU64,
+    align_bytes: AtomicU64,
+    /// [`NO_NODE`] if not known.
+    node: AtomicU32,
+    ring_slots: AtomicUsize,
+}
+
+/// Larger than any node number.
+const NO_NODE: u32 = u32::MAX;
+
+impl SharedLimits {
+    fn new(limits: Limits) -> Self {
+        Self {
+            max_len_bytes: AtomicU64::new(limits.max_len_bytes),
+            align_bytes: AtomicU64::new(limits.align_bytes),
+            node: AtomicU32::new(limits.node.map_or(NO_NODE, u32::from)),
+            ring_slots: AtomicUsize::new(limits.ring_slots),
+        }
+    }
+
+    fn set(&self, limits: Limits) {
+        let node = limits.node.map_or(NO_NODE, u32::from);
+        self.max_len_bytes
+            .store(limits.max_len_bytes, Ordering::Relaxed);
+        self.align_bytes
+            .store(limits.align_bytes, Ordering::Relaxed);
+        self.node.store(node, Ordering::Relaxed);
+        self.ring_slots.store(limits.ring_slots, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Limits {
+        Limits {
+            max_len_bytes: self.max_len_bytes.load(Ordering::Relaxed),
+            align_bytes: self.align_bytes.load(Ordering::Relaxed),
+            node: u16::try_from(self.node.load(Ordering::Relaxed)).ok(),
+            ring_slots: self.ring_slots.load(Ordering::Relaxed),
+        }
+    }
 }
 
 /// A channel cannot be taken out yet.
@@ -514,12 +583,12 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
     /// Gives it back if there are `N` already.
     pub fn add(&mut self, port: L) -> Result<usize, L> {
         let number = self.slots.len();
-        let limits = port.with(|port| port.limits);
+        let (limits, service) = port.with(|port| (port.limits, port.service));
         let slot = Slot {
             port,
-            limits,
+            limits: SharedLimits::new(limits),
             load_bytes: AtomicU64::new(0),
-            active: AtomicBool::new(true),
+            active: AtomicBool::new(service == Service::Active),
         };
         match self.slots.push(slot) {
             Ok(()) => Ok(number),
@@ -627,19 +696,21 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
     }
 
     /// Puts a channel in the place of one that was [taken](Self::take) away, and into service.
-    /// Its limits and node have to be those of the first one. Statistics go on counting.
+    /// Statistics go on counting. If its limits differ from those of the one before, no batch may
+    /// be running: batches read them more than once.
     ///
     /// # Errors
     ///
-    /// Gives the channel back if the place is not empty, or if the limits differ.
+    /// Gives the channel back if the place is not empty.
     pub fn put(&self, number: usize, channel: C) -> Result<(), C> {
         let Some(slot) = self.slots.get(number) else {
             return Err(channel);
         };
         slot.port.with(|port| {
-            if port.channel.is_some() || channel.limits() != slot.limits {
+            if port.channel.is_some() {
                 return Err(channel);
             }
+            slot.limits.set(channel.limits());
             let stats = port.stats;
             *port = Port::new(channel);
             port.stats = stats;
@@ -661,12 +732,12 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
     }
 
     pub(crate) fn limits(&self, number: usize) -> Option<Limits> {
-        self.slots.get(number).map(|slot| slot.limits)
+        self.slots.get(number).map(|slot| slot.limits.get())
     }
 
     /// The strictest alignment of all channels.
     pub(crate) fn align_bytes(&self) -> u64 {
-        let widest = self.slots.iter().map(|slot| slot.limits.align_bytes).max();
+        let widest = self.slots.iter().map(|slot| slot.limits.get().align_bytes).max();
         widest.unwrap_or(1).max(1)
     }
 
@@ -794,7 +865,7 @@ impl<L> Slot<L> {
     }
 
     fn rank(&self, dst_node: Option<u16>, src_node: Option<u16>) -> (u8, u64) {
-        let node = self.limits.node;
+        let node = self.limits.get().node;
         let distance = match node {
             Some(_) if node == dst_node => 0,
             Some(_) if node == src_node => 1,
