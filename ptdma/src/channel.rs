@@ -322,12 +322,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             return;
         }
         if notify == Notify::Interrupt {
-            self.ring.edit_newest(|descriptor| {
-                let mut descriptor = descriptor;
-                let command = descriptor.command() | crate::descriptor::CommandWord::IOC;
-                descriptor.command.set(command.bits());
-                descriptor
-            });
+            self.ring.flag_newest();
         }
         let idle = self.ring.in_flight() == 0;
         let tail = self.ring.issue();

@@ -6,7 +6,7 @@
 //! own.
 
 use crate::addr::DmaAddr;
-use crate::descriptor::Descriptor;
+use crate::descriptor::{CommandWord, Descriptor};
 use crate::regs::Register;
 
 /// Access to the registers of one function.
@@ -65,6 +65,9 @@ pub trait RingMemory {
     fn entries(&self) -> usize;
     /// Writes a descriptor to a slot.
     fn store(&mut self, slot: usize, descriptor: &Descriptor);
+    /// Rewrites word 0 of a slot that was stored and not yet published to the engine: sets its
+    /// interrupt flag, without the rest being at hand.
+    fn store_command(&mut self, slot: usize, command: CommandWord);
     /// Orders all earlier stores before the next register write.
     fn publish(&mut self);
 }

@@ -3,7 +3,7 @@
 use core::fmt;
 
 use crate::addr::{DmaAddr, DmaRange, RangeError};
-use crate::descriptor::{CommandWord, Descriptor, MAX_DESCRIPTOR_LEN_BYTES};
+use crate::descriptor::{CommandWord, Descriptor};
 
 /// Longest copy given to one descriptor unless the owner says otherwise: 2 MiB.
 ///
@@ -116,33 +116,41 @@ impl CopyRequest {
         len_bytes: u64,
         limits: Limits,
     ) -> Result<Self, RequestError> {
-        let src_range = match DmaRange::new(src, len_bytes) {
-            Ok(range) => range,
-            Err(e) => return Err(RequestError::Source(e)),
-        };
-        let dst_range = match DmaRange::new(dst, len_bytes) {
-            Ok(range) => range,
-            Err(e) => return Err(RequestError::Destination(e)),
-        };
-        if len_bytes > limits.max_len_bytes as u64 || len_bytes > MAX_DESCRIPTOR_LEN_BYTES {
-            return Err(RequestError::TooLong {
-                len_bytes,
-                max_len_bytes: limits.max_len_bytes,
-            });
-        }
-        if src_range.overlaps(dst_range) {
-            return Err(RequestError::Overlap {
+        // One comparison a condition, for the way that every copy goes; which of them failed, and
+        // on what, is found out in the other.
+        let len_fits = len_bytes.wrapping_sub(1) < limits.max_len_bytes as u64;
+        let highest_start = DmaAddr::LIMIT.wrapping_sub(len_bytes);
+        let in_reach = src.get() <= highest_start && dst.get() <= highest_start;
+        if len_fits && in_reach && src.get().abs_diff(dst.get()) >= len_bytes {
+            return Ok(Self {
                 src,
                 dst,
-                len_bytes,
+                // In range: at most a u32 was allowed.
+                len_bytes: len_bytes as u32,
             });
         }
-        Ok(Self {
+        Err(Self::refusal(src, dst, len_bytes, limits))
+    }
+
+    #[cold]
+    const fn refusal(src: DmaAddr, dst: DmaAddr, len_bytes: u64, limits: Limits) -> RequestError {
+        if let Err(e) = DmaRange::new(src, len_bytes) {
+            return RequestError::Source(e);
+        }
+        if let Err(e) = DmaRange::new(dst, len_bytes) {
+            return RequestError::Destination(e);
+        }
+        if len_bytes > limits.max_len_bytes as u64 {
+            return RequestError::TooLong {
+                len_bytes,
+                max_len_bytes: limits.max_len_bytes,
+            };
+        }
+        RequestError::Overlap {
             src,
             dst,
-            // In range: compared with a u32 just above.
-            len_bytes: len_bytes as u32,
-        })
+            len_bytes,
+        }
     }
 
     /// Source address.
@@ -225,6 +233,36 @@ mod tests {
         ));
         let ok = request(0, 1 << 32, 2 << 20).unwrap();
         assert_eq!(ok.len_bytes(), 2 << 20);
+    }
+
+    /// The short way and the ranges' own checks must agree, around every limit.
+    #[test]
+    fn accepted_is_what_the_ranges_accept() {
+        let points = |around: u64| (0..5).map(move |i| around.wrapping_add(i).wrapping_sub(2));
+        let mut values = std::vec::Vec::new();
+        for around in [0, 4096, 1 << 32, 1 << 47, 1 << 48, 1 << 63] {
+            values.extend(points(around));
+        }
+        let mut accepted = 0;
+        for max in [1, 4096, u32::MAX] {
+            let limits = Limits::with_max_len_bytes(max);
+            for &src in &values {
+                for &dst in &values {
+                    for &len in &values {
+                        let ranges = DmaRange::new(DmaAddr::new(src), len)
+                            .ok()
+                            .zip(DmaRange::new(DmaAddr::new(dst), len).ok());
+                        let fine =
+                            len <= u64::from(max) && ranges.is_some_and(|(s, d)| !s.overlaps(d));
+                        let request =
+                            CopyRequest::new(DmaAddr::new(src), DmaAddr::new(dst), len, limits);
+                        assert_eq!(request.is_ok(), fine, "{src:#x} {dst:#x} {len:#x} {max:#x}");
+                        accepted += u32::from(fine);
+                    }
+                }
+            }
+        }
+        assert!(accepted > 1000);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use core::mem::ManuallyDrop;
 
 use crate::addr::{DmaAddr, DmaRange, RangeError};
 use crate::cookie::Cookie;
-use crate::descriptor::{DESCRIPTOR_LEN_BYTES, Descriptor};
+use crate::descriptor::{CommandWord, DESCRIPTOR_LEN_BYTES, Descriptor};
 use crate::io::RingMemory;
 
 /// Fewest entries of a ring: one slot always stays empty, so that head == tail means "drained".
@@ -79,9 +79,6 @@ pub(crate) struct Ring<M> {
     filled: u64,
     issued: u64,
     retired: u64,
-    // What the newest slot holds, so that its interrupt flag can be set at the doorbell without
-    // reading device-visible memory back.
-    newest: Option<Descriptor>,
 }
 
 impl<M: RingMemory> Ring<M> {
@@ -110,7 +107,6 @@ impl<M: RingMemory> Ring<M> {
             filled: first.number(),
             issued: first.number(),
             retired: first.number(),
-            newest: None,
         })
     }
 
@@ -167,21 +163,16 @@ impl<M: RingMemory> Ring<M> {
         let cookie = self.filled;
         self.memory
             .store((cookie & self.mask) as usize, &descriptor);
-        self.newest = Some(descriptor);
         self.filled = cookie.wrapping_add(1);
         Some(Cookie::new(cookie))
     }
 
-    /// Rewrites the newest slot with `edit` applied. Only while it is not issued.
-    pub(crate) fn edit_newest(&mut self, edit: impl FnOnce(Descriptor) -> Descriptor) {
-        if self.unissued() == 0 {
-            return;
-        }
-        if let Some(descriptor) = self.newest {
-            let edited = edit(descriptor);
+    /// Makes the newest slot interrupt on completion. Only while it is not issued.
+    pub(crate) fn flag_newest(&mut self) {
+        if self.unissued() > 0 {
             let slot = self.filled.wrapping_sub(1) & self.mask;
-            self.memory.store(slot as usize, &edited);
-            self.newest = Some(edited);
+            self.memory
+                .store_command(slot as usize, CommandWord::COPY_IOC);
         }
     }
 
@@ -242,7 +233,6 @@ impl<M: RingMemory> Ring<M> {
         let dropped = self.filled.wrapping_sub(self.retired);
         self.issued = self.filled;
         self.retired = self.filled;
-        self.newest = None;
         dropped
     }
 
@@ -270,6 +260,11 @@ mod tests {
         }
         fn store(&mut self, slot: usize, descriptor: &Descriptor) {
             self.slots[slot] = Some(*descriptor);
+        }
+        fn store_command(&mut self, slot: usize, command: CommandWord) {
+            if let Some(descriptor) = &mut self.slots[slot] {
+                descriptor.command.set(command.bits());
+            }
         }
         fn publish(&mut self) {}
     }

@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{Ordering, fence};
 
 use crate::addr::DmaAddr;
-use crate::descriptor::{DESCRIPTOR_LEN_BYTES, Descriptor};
+use crate::descriptor::{CommandWord, DESCRIPTOR_LEN_BYTES, Descriptor};
 use crate::io::RingMemory;
 
 /// A descriptor's size in 64-bit words.
@@ -81,6 +81,17 @@ impl RingMemory for CoherentRing<'_> {
     }
 
     #[inline]
+    fn store_command(&mut self, slot: usize, command: CommandWord) {
+        if slot >= self.entries {
+            return;
+        }
+        // SAFETY: `slot < entries`, and the constructor was promised that many slots.
+        let target = unsafe { self.slots.as_ptr().add(slot) }.cast::<u32>();
+        // SAFETY: as in `store`; word 0 is the first of the slot's bytes.
+        unsafe { target.write_volatile(command.bits().to_le()) }
+    }
+
+    #[inline]
     fn publish(&mut self) {
         // Ordinary stores before the uncached store of the doorbell: x86 keeps that order by
         // itself, so this only has to hold the compiler; other machines fence in `RegisterIo`.
@@ -91,7 +102,6 @@ impl RingMemory for CoherentRing<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::descriptor::CommandWord;
     use zerocopy::IntoBytes;
 
     #[test]
@@ -104,7 +114,11 @@ mod tests {
         let mut ring = unsafe { CoherentRing::new(virt, DmaAddr::new(0), 2) };
         ring.store(1, &copy);
         ring.store(2, &copy);
+        ring.store_command(1, CommandWord::COPY_IOC);
+        ring.store_command(2, CommandWord::COPY_IOC);
         ring.publish();
+        let mut copy = copy;
+        copy.command.set(CommandWord::COPY_IOC.bits());
         assert_eq!(memory[..QUADS].as_bytes(), [0; 32]);
         assert_eq!(memory[QUADS..2 * QUADS].as_bytes(), copy.as_bytes());
         assert_eq!(memory[2 * QUADS..].as_bytes(), [0; 32]);

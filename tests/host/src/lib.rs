@@ -1,6 +1,7 @@
 //! Shared parts of the host tests.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+pub mod fake_function;
 pub mod recorder;
 pub mod rig;

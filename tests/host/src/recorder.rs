@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
+use ptdma::descriptor::CommandWord;
 use ptdma::regs::Register;
 use ptdma::{Descriptor, DmaAddr, RegisterIo, RingMemory};
 
@@ -16,6 +17,8 @@ pub enum Event {
     Write(Register, u32),
     /// Stored a descriptor to a slot.
     Store(usize, Descriptor),
+    /// Rewrote word 0 of a slot.
+    StoreCommand(usize, CommandWord),
     /// Ordered its stores before the next register write.
     Publish,
 }
@@ -119,6 +122,12 @@ impl RingMemory for RecordingRing {
     fn store(&mut self, slot: usize, descriptor: &Descriptor) {
         assert!(slot < self.entries, "slot {slot} of {}", self.entries);
         let event = Event::Store(slot, *descriptor);
+        self.log.borrow_mut().events.push(event);
+    }
+
+    fn store_command(&mut self, slot: usize, command: CommandWord) {
+        assert!(slot < self.entries, "slot {slot} of {}", self.entries);
+        let event = Event::StoreCommand(slot, command);
         self.log.borrow_mut().events.push(event);
     }
 

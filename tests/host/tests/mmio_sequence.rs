@@ -176,6 +176,7 @@ fn an_interrupt_driven_burst_is_four_accesses() {
         .iter()
         .filter_map(|e| match e {
             Event::Store(slot, d) if d.command().contains(CommandWord::IOC) => Some(*slot),
+            Event::StoreCommand(slot, CommandWord::COPY_IOC) => Some(*slot),
             _ => None,
         })
         .collect();

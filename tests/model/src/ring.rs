@@ -3,7 +3,7 @@
 use std::sync::atomic::{Ordering, fence};
 
 use ptdma::DmaAddr;
-use ptdma::descriptor::{DESCRIPTOR_LEN_BYTES, Descriptor};
+use ptdma::descriptor::{CommandWord, DESCRIPTOR_LEN_BYTES, Descriptor};
 use ptdma::io::RingMemory;
 use zerocopy::IntoBytes;
 
@@ -55,6 +55,14 @@ impl RingMemory for BusRing {
         if slot < self.entries {
             let offset = slot.saturating_mul(DESCRIPTOR_LEN_BYTES);
             let _past_the_end = self.buffer.write(offset, descriptor.as_bytes());
+        }
+    }
+
+    fn store_command(&mut self, slot: usize, command: CommandWord) {
+        if slot < self.entries {
+            let offset = slot.saturating_mul(DESCRIPTOR_LEN_BYTES);
+            let word = command.bits().to_le_bytes();
+            let _past_the_end = self.buffer.write(offset, &word);
         }
     }
 
