@@ -429,11 +429,15 @@ impl<C: CopyChannel> Port<C> {
         self.next = next;
         self.held = self.held.wrapping_add(count);
         self.stats.submitted = self.stats.submitted.wrapping_add(count);
+        let faulted = accepted.error == Some(PrepError::Faulted);
         // What was accepted has to run, too, if not all of it was.
-        if announce.ring || (accepted.error.is_some() && count != 0) {
-            channel.issue_pending(announce.interrupt);
-            accepted.rang = true;
+        if announce.ring || accepted.error.is_some() {
+            channel.issue_pending(announce.interrupt || accepted.error.is_some());
+            accepted.rang = count != 0;
             self.stats.doorbells = self.stats.doorbells.wrapping_add(1);
+        }
+        if faulted {
+            self.stop(now_ns, true);
         }
         accepted
     }
@@ -828,6 +832,16 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
             accepted
         })
         .unwrap_or(nothing)
+    }
+
+    /// Rings the doorbell for what was prepared without.
+    pub(crate) fn ring(&self, number: usize, interrupt: bool) {
+        self.with(number, |port| {
+            if let (Some(channel), Service::Active) = (&mut port.channel, port.service) {
+                channel.issue_pending(interrupt);
+                port.stats.doorbells = port.stats.doorbells.wrapping_add(1);
+            }
+        });
     }
 
     pub(crate) fn add_load(&self, number: usize, bytes: u64) {

@@ -51,6 +51,7 @@ pub(crate) struct Target {
 }
 
 /// Gathers up to `most` descriptors from `cursor` on, up to `end`, into the empty `chunk`.
+/// Also returns of how many parts of folios they consist.
 ///
 /// Every descriptor is as long as contiguity and the channel's limit allow, wherever the walk
 /// began, so that a second walk over the same bytes finds the same descriptors.
@@ -63,7 +64,7 @@ pub(crate) fn gather<S, M>(
     mapper: &mut M,
     refused: &Refused,
     chunk: &mut Chunk,
-) -> Ended
+) -> (Ended, u64)
 where
     S: FolioSource + ?Sized,
     M: Mapper,
@@ -71,6 +72,7 @@ where
     let most = most.min(CHUNK);
     let mut open = Gathered::default();
     let mut closed: usize = 0;
+    let mut pieces: u64 = 0;
     let ended = loop {
         let Some(piece) = cursor.piece(end) else {
             break Ended::AtEnd;
@@ -130,10 +132,11 @@ where
             };
             taken
         };
+        pieces = pieces.wrapping_add(1);
         cursor.advance(taken);
     };
     if open.segment.len_bytes != 0 {
         let _ = chunk.push(open);
     }
-    ended
+    (ended, pieces)
 }

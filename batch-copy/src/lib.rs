@@ -1,15 +1,23 @@
 //! wip
 #![no_std]
 #![forbid(unsafe_code)]
+#[cfg(test)]
+extern crate std;
+pub mod batch;
 pub mod channel;
+pub mod cpu;
 mod cursor;
 pub mod engines;
 pub mod folio;
 mod gather;
 pub mod host;
+mod lane;
 pub mod map;
 pub mod overlap;
 pub mod plan;
+pub mod policy;
+pub mod queue;
+pub mod reason;
 pub mod source;
 pub mod stats;
 pub mod survey;
@@ -29,3 +37,7 @@ pub use host::*;
 pub use stats::*;
 pub use wait::*;
 pub const CPU_CHUNK_BYTES: u64 = 64 << 10;
+pub use cpu::*;
+pub use policy::*;
+pub use queue::*;
+pub use reason::*;

@@ -1,0 +1,448 @@
+//! Whether a batch is worth an engine, how many, and what the CPU does meanwhile.
+//!
+//! All times are whole nanoseconds and nanoseconds per MiB: kernels have no floating point.
+
+use crate::batch::Options;
+use crate::plan::CutRules;
+use crate::reason::Reasons;
+
+/// 2^20, the unit of the per-byte costs.
+const MIB_SHIFT: u32 = 20;
+
+/// Bounds of the minimum part that [`CostModel::min_part_bytes`] derives: below the first, parts
+/// of one folio are no longer than what an IOMMU merges anyway; above the second, a 2 MiB folio
+/// would not reach eight channels.
+const MIN_PART_RANGE_BYTES: (u64, u64) = (64 << 10, 256 << 10);
+
+/// Below this the CPU's share is not worth a look at the clock.
+const MIN_SHARE_BYTES: u64 = 16 << 10;
+
+/// What copying costs, on the CPU and on engines.
+///
+/// The defaults describe the two-socket Zen 3 machine of the published tables; only
+/// a calibration knows the machine at hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CostModel {
+    /// The CPU, per folio: call, clearing and checks around the copy.
+    pub cpu_folio_ns: u64,
+    /// The CPU, per MiB.
+    pub cpu_ns_per_mib: u64,
+    /// Engines, per batch: the interrupt or the poll that ends it, and waking up.
+    pub engine_batch_ns: u64,
+    /// The CPU, per channel that takes part: doorbell, look, lock.
+    pub channel_ns: u64,
+    /// The CPU, per descriptor that it prepares and collects.
+    pub prepare_ns: u64,
+    /// An engine, per descriptor, beside its bytes.
+    pub descriptor_ns: u64,
+    /// One engine, per MiB.
+    pub engine_ns_per_mib: u64,
+    /// All engines together, per MiB: the fabric they share.
+    pub fabric_ns_per_mib: u64,
+}
+
+impl Default for CostModel {
+    fn default() -> Self {
+        Self {
+            cpu_folio_ns: 50,
+            // 11.2 GB/s, from the published baseline at 2 MiB.
+            cpu_ns_per_mib: 93_600,
+            // A descriptor by itself, with its interrupt and callback, took 5.2 us in the first
+            // version of the published series; a batch has one of these, not one per descriptor.
+            engine_batch_ns: 5_200,
+            // Two posted writes and one read of a PCIe function.
+            channel_ns: 1_000,
+            // 100 instructions at 3 GHz.
+            prepare_ns: 35,
+            // Unknown with a full ring; the published 12..20 us are the driver's round trip.
+            descriptor_ns: 100,
+            // 15 GB/s: the slope of the published tables.
+            engine_ns_per_mib: 69_900,
+            // 80 GB/s: where sixteen channels together saturate.
+            fabric_ns_per_mib: 13_100,
+        }
+    }
+}
+
+const fn scale(bytes: u64, ns_per_mib: u64) -> u64 {
+    bytes.saturating_mul(ns_per_mib) >> MIB_SHIFT
+}
+
+impl CostModel {
+    /// The time for the CPU to copy `bytes` in `folios` folios.
+    #[must_use]
+    pub const fn cpu_ns(&self, folios: u64, bytes: u64) -> u64 {
+        scale(bytes, self.cpu_ns_per_mib).saturating_add(folios.saturating_mul(self.cpu_folio_ns))
+    }
+
+    /// The time for `channels` engines to copy `bytes` with `descriptors` descriptors.
+    #[must_use]
+    pub const fn engine_ns(&self, channels: u64, descriptors: u64, bytes: u64) -> u64 {
+        let channels = if channels == 0 { 1 } else { channels };
+        let share = descriptors.saturating_mul(self.descriptor_ns) / channels;
+        self.engine_batch_ns
+            .saturating_add(channels.saturating_mul(self.channel_ns))
+            // The first engine begins when its own descriptors are there; the last one has to
+            // wait for all of them.
+            .saturating_add(descriptors.saturating_mul(self.prepare_ns))
+            .saturating_add(share)
+            .saturating_add(scale(bytes, self.slope(channels)))
+    }
+
+    /// Nanoseconds per MiB of `channels` engines together.
+    const fn slope(&self, channels: u64) -> u64 {
+        let alone = match self.engine_ns_per_mib.checked_div(channels) {
+            Some(alone) => alone,
+            None => self.engine_ns_per_mib,
+        };
+        if alone > self.fabric_ns_per_mib {
+            alone
+        } else {
+            self.fabric_ns_per_mib
+        }
+    }
+
+    /// Shortest part into which a run is worth being cut: the fixed cost of one more channel is
+    /// at most a quarter of what the part takes to copy. A power of two, 64 to 256 KiB.
+    #[must_use]
+    pub const fn min_part_bytes(&self) -> u64 {
+        let fixed = self
+            .channel_ns
+            .saturating_add(self.descriptor_ns)
+            .saturating_add(self.prepare_ns);
+        let (low, high) = MIN_PART_RANGE_BYTES;
+        let mut part = low;
+        while part < high && scale(part, self.engine_ns_per_mib) < fixed.saturating_mul(4) {
+            part <<= 1;
+        }
+        part
+    }
+
+    /// What a descriptor costs an engine beside its bytes, in bytes.
+    #[must_use]
+    pub const fn descriptor_weight_bytes(&self) -> u64 {
+        let bytes = self.descriptor_ns << MIB_SHIFT;
+        match bytes.checked_div(self.engine_ns_per_mib) {
+            Some(bytes) => bytes,
+            None => 0,
+        }
+    }
+}
+
+/// How engines are to be used. Everything in it can be changed at run time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Whether engines are used at all.
+    pub enabled: bool,
+    /// For which reasons.
+    pub reasons: Reasons,
+    /// Smaller batches are left to the CPU.
+    pub min_batch_bytes: u64,
+    /// Batches of fewer folios are left to the CPU.
+    pub min_folios: usize,
+    /// Most channels to use.
+    pub max_channels: usize,
+    /// Whether the CPU copies a share while it would otherwise wait. Shortest time for the batch;
+    /// leave it off where the CPU has better things to do.
+    pub hybrid: bool,
+    /// The costs that decisions are made from.
+    pub model: CostModel,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self::new(CostModel::default(), 16)
+    }
+}
+
+/// What to do with a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Leave it to the CPU.
+    Decline,
+    /// Use engines.
+    Engines {
+        /// How many.
+        channels: usize,
+        /// Bytes for the CPU meanwhile.
+        cpu_share_bytes: u64,
+        /// The time that this should take.
+        expected_ns: u64,
+    },
+}
+
+impl Policy {
+    /// The policy that a cost model suggests for a machine with `channels` channels: all reasons,
+    /// every batch that engines copy faster than the CPU.
+    #[must_use]
+    pub fn new(model: CostModel, channels: usize) -> Self {
+        let mut policy = Self {
+            enabled: true,
+            reasons: Reasons::all(),
+            min_batch_bytes: 0,
+            min_folios: 0,
+            max_channels: channels,
+            hybrid: false,
+            model,
+        };
+        policy.min_batch_bytes = policy.break_even_bytes();
+        policy
+    }
+
+    /// The smallest batch of scattered base pages that engines copy at least as fast as the CPU;
+    /// `u64::MAX` if there is none below 1 GiB.
+    #[must_use]
+    pub fn break_even_bytes(&self) -> u64 {
+        const PAGE: u64 = 4096;
+        let wins = |pages: u64| {
+            let bytes = pages.saturating_mul(PAGE);
+            self.best(pages, bytes).1 <= self.model.cpu_ns(pages, bytes)
+        };
+        let mut high = 1;
+        while !wins(high) {
+            high <<= 1;
+            if high > (1 << 30) / PAGE {
+                return u64::MAX;
+            }
+        }
+        let mut low = high / 2;
+        // Engines lose at `low` pages and win at `high`.
+        while high.saturating_sub(low) > 1 {
+            let middle = low.saturating_add(high.saturating_sub(low) / 2);
+            if wins(middle) {
+                high = middle;
+            } else {
+                low = middle;
+            }
+        }
+        high.saturating_mul(PAGE)
+    }
+
+    /// The mission's `should_batch`: whether batches for the kernel's migration reason `reason`
+    /// may use engines.
+    #[must_use]
+    #[inline]
+    pub const fn should_batch(&self, reason: u32) -> bool {
+        self.enabled && self.reasons.contains_value(reason)
+    }
+
+    /// Whether a batch of this size is worth a closer look. A handful of instructions.
+    #[must_use]
+    #[inline]
+    pub const fn admits(&self, folios: usize, bytes: u64) -> bool {
+        self.enabled
+            && bytes >= self.min_batch_bytes
+            && folios >= self.min_folios
+            && self.max_channels != 0
+    }
+
+    /// What to do with a batch of `folios` folios, `bytes` bytes in all, given `active` channels.
+    #[must_use]
+    pub fn decide(&self, folios: usize, bytes: u64, active: usize) -> Decision {
+        if active == 0 || !self.admits(folios, bytes) {
+            return Decision::Decline;
+        }
+        let capped = Self {
+            max_channels: self.max_channels.min(active),
+            ..*self
+        };
+        let folios = folios as u64;
+        let (channels, alone_ns) = capped.best(folios, bytes);
+        let cpu_share_bytes = if self.hybrid {
+            capped.share(channels, folios, bytes, alone_ns)
+        } else {
+            0
+        };
+        let engine_bytes = bytes.saturating_sub(cpu_share_bytes);
+        Decision::Engines {
+            channels: usize::try_from(channels).unwrap_or(usize::MAX),
+            cpu_share_bytes,
+            expected_ns: self.model.engine_ns(
+                channels,
+                capped.descriptors(folios, bytes, channels),
+                engine_bytes,
+            ),
+        }
+    }
+
+    /// [`decide`](Self::decide), as options for [`Batch::run`](crate::Batch::run); `None` to
+    /// decline. What the policy does not know is taken from `base`.
+    #[must_use]
+    pub fn options(
+        &self,
+        folios: usize,
+        bytes: u64,
+        active: usize,
+        base: &Options,
+    ) -> Option<Options> {
+        match self.decide(folios, bytes, active) {
+            Decision::Decline => None,
+            Decision::Engines {
+                channels,
+                cpu_share_bytes,
+                ..
+            } => Some(Options {
+                channels,
+                cpu_share_bytes,
+                engine_ns_per_mib: self
+                    .model
+                    .slope(channels as u64)
+                    .saturating_mul(channels as u64),
+                rules: CutRules {
+                    min_part_bytes: base.rules.min_part_bytes.max(1),
+                    ..base.rules
+                },
+                ..*base
+            }),
+        }
+    }
+
+    /// How many descriptors a batch has at most, if nothing of it is contiguous.
+    fn descriptors(&self, folios: u64, bytes: u64, channels: u64) -> u64 {
+        // Every channel may cut one folio, but not below the minimum part.
+        let cuts = channels.min(bytes.checked_div(self.model.min_part_bytes()).unwrap_or(0));
+        folios.max(cuts)
+    }
+
+    /// The number of channels that copies a batch fastest, and the time it takes. Of two numbers
+    /// that differ by less than 1/32 in time the smaller one: others can use the rest.
+    fn best(&self, folios: u64, bytes: u64) -> (u64, u64) {
+        let time = |channels: u64| {
+            let descriptors = self.descriptors(folios, bytes, channels);
+            self.model.engine_ns(channels, descriptors, bytes)
+        };
+        // Neither more than there is work for.
+        let most = (self.max_channels as u64)
+            .min(self.descriptors(folios, bytes, u64::MAX))
+            .max(1);
+        let mut best = (1, time(1));
+        for channels in 2..=most {
+            let ns = time(channels);
+            if ns.saturating_add(ns / 32) < best.1 {
+                best = (channels, ns);
+            }
+        }
+        best
+    }
+
+    /// Bytes that the CPU can copy itself while `channels` engines copy the rest: both end at the
+    /// same time. The CPU begins when it has submitted everything.
+    fn share(&self, channels: u64, folios: u64, bytes: u64, alone_ns: u64) -> u64 {
+        let model = &self.model;
+        let busy_ns = channels.saturating_mul(model.channel_ns).saturating_add(
+            self.descriptors(folios, bytes, channels)
+                .saturating_mul(model.prepare_ns),
+        );
+        let both_per_mib = model.cpu_ns_per_mib.saturating_add(model.slope(channels));
+        let share = (alone_ns.saturating_sub(busy_ns) << MIB_SHIFT)
+            .checked_div(both_per_mib)
+            .unwrap_or(0)
+            .min(bytes);
+        if share < MIN_SHARE_BYTES { 0 } else { share }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_batches_are_declined_and_big_ones_use_all_channels() {
+        let policy = Policy::default();
+        assert_eq!(policy.decide(1, 4096, 16), Decision::Decline);
+        let Decision::Engines { channels, .. } = policy.decide(16, 32 << 20, 16) else {
+            panic!("declined")
+        };
+        assert!(channels >= 6, "{channels}");
+        assert_eq!(policy.decide(16, 32 << 20, 0), Decision::Decline);
+    }
+
+    #[test]
+    fn break_even_is_where_times_meet() {
+        let policy = Policy::default();
+        let bytes = policy.min_batch_bytes;
+        let at = |bytes: u64| {
+            let pages = bytes / 4096;
+            policy.best(pages, bytes).1 <= policy.model.cpu_ns(pages, bytes)
+        };
+        assert!(at(bytes) && !at(bytes - 4096), "{bytes}");
+        // 100 KiB or so: a compaction batch of 32 pages is at the border.
+        assert!((32 << 10..512 << 10).contains(&bytes), "{bytes}");
+        let slow = CostModel {
+            engine_ns_per_mib: 1_000_000,
+            fabric_ns_per_mib: 1_000_000,
+            ..CostModel::default()
+        };
+        assert_eq!(Policy::new(slow, 16).min_batch_bytes, u64::MAX);
+    }
+
+    #[test]
+    fn more_work_never_takes_less_time_and_more_channels_never_lose() {
+        let model = CostModel::default();
+        for shift in 12..30 {
+            let pages = 1 << (shift - 12);
+            let (_, few) = Policy::new(model, 4).best(pages, 1 << shift);
+            let (_, many) = Policy::new(model, 16).best(pages, 1 << shift);
+            let (_, more_work) = Policy::new(model, 16).best(pages * 2, 2 << shift);
+            assert!(many <= few && many <= more_work);
+        }
+    }
+
+    #[test]
+    fn hybrid_ends_together() {
+        let policy = Policy {
+            hybrid: true,
+            ..Policy::default()
+        };
+        for (folios, bytes, active) in [(512, 2 << 20, 1), (512, 2 << 20, 16), (64, 128 << 20, 4)] {
+            let Decision::Engines {
+                channels,
+                cpu_share_bytes,
+                expected_ns,
+            } = policy.decide(folios, bytes, active)
+            else {
+                panic!("declined")
+            };
+            let busy = channels as u64 * policy.model.channel_ns
+                + policy.descriptors(folios as u64, bytes, channels as u64)
+                    * policy.model.prepare_ns;
+            let cpu_ns = busy + scale(cpu_share_bytes, policy.model.cpu_ns_per_mib);
+            assert!(
+                cpu_ns.abs_diff(expected_ns) * 50 < expected_ns,
+                "{cpu_ns} {expected_ns}"
+            );
+        }
+    }
+
+    #[test]
+    fn extreme_models_do_not_overflow() {
+        let max = u64::MAX;
+        let model = CostModel {
+            cpu_folio_ns: max,
+            cpu_ns_per_mib: max,
+            engine_batch_ns: max,
+            channel_ns: max,
+            prepare_ns: max,
+            descriptor_ns: max,
+            engine_ns_per_mib: max,
+            fabric_ns_per_mib: max,
+        };
+        for model in [
+            model,
+            CostModel {
+                engine_ns_per_mib: 0,
+                fabric_ns_per_mib: 0,
+                ..model
+            },
+        ] {
+            let policy = Policy {
+                hybrid: true,
+                min_batch_bytes: 0,
+                ..Policy::new(model, usize::MAX.min(64))
+            };
+            let _ = policy.decide(usize::MAX, u64::MAX, usize::MAX);
+            let _ = model.descriptor_weight_bytes();
+            let _ = model.min_part_bytes();
+        }
+    }
+}
