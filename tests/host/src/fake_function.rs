@@ -35,9 +35,10 @@ impl FakeFunction {
         let bar = NonNull::from(&mut *bar).cast::<u8>();
         let ring = vec![0_u64; entries * DESCRIPTOR_LEN_BYTES / 8].leak();
         let ring = NonNull::from(&mut *ring).cast::<u8>();
-        // SAFETY: BAR_LEN_BYTES bytes, 4-byte aligned, never freed; the second handle only plays
-        // the device.
-        let (registers, device) = unsafe { (Mmio::new(bar), Mmio::new(bar)) };
+        // SAFETY: BAR_LEN_BYTES bytes, 4-byte aligned, never freed.
+        let registers = unsafe { Mmio::new(bar) };
+        // SAFETY: the same memory; this handle only plays the device.
+        let device = unsafe { Mmio::new(bar) };
         // SAFETY: `entries` descriptors' worth of memory, 8-byte aligned, never freed, used
         // through this value alone.
         let memory = unsafe { CoherentRing::new(ring, DmaAddr::new(RING_BASE), entries) };
