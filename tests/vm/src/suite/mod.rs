@@ -4,6 +4,8 @@
 //! one boot. After a check that fails, or that leaves the machine unusable, the next
 //! one gets a new boot.
 
+mod migration;
+mod mover;
 mod runner;
 mod smoke;
 mod stock;
@@ -80,4 +82,4 @@ pub(crate) const DEBUG: &[Variant] = &[Variant::Debug];
 pub(crate) const BOTH: &[Variant] = &[Variant::Fast, Variant::Debug];
 
 /// Every suite, in the order in which they run. Add yours here.
-pub(crate) const SUITES: &[&[Suite]] = &[smoke::SUITES, stock::SUITES];
+pub(crate) const SUITES: &[&[Suite]] = &[smoke::SUITES, stock::SUITES, migration::SUITES];

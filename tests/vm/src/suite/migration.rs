@@ -1,0 +1,508 @@
+//! Page migration with and without a migrator: the kernel patches.
+//!
+//! The migrator is `testmig`, which copies with the processor and does on demand what
+//! none should do. Whatever it does, each program below checks every byte.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::mover::{FOLIO_KIB, PROGRAM_LIMIT, get, mover, parse, refuses, run, set};
+use super::{BOTH, Check, Suite};
+use crate::machine::{Guest, Options};
+
+const MODE: &str = "/sys/kernel/testmig/mode";
+const ACTIVE: &str = "/sys/kernel/testmig/active";
+const CALLS: &str = "/sys/kernel/testmig/calls";
+const FOLIOS: &str = "/sys/kernel/testmig/folios";
+const COPIED: &str = "/sys/kernel/testmig/copied";
+const ASKED: &str = "/sys/kernel/testmig/asked";
+const DELAY: &str = "/sys/kernel/testmig/delay_ms";
+const CHURN: &str = "/sys/kernel/testmig/churn";
+const RULES: &str = "/sys/kernel/testmig/rules";
+const MIGRATOR: &str = "/sys/kernel/mm/migrate_offload/migrator";
+const MAX_BATCH: &str = "/sys/kernel/mm/migrate_offload/max_batch_pages";
+
+/// Registrations while folios migrate.
+const CHURNS: u64 = 1000;
+
+pub(super) const SUITES: &[Suite] = &[Suite {
+    name: "migration",
+    about: "batch copy in page migration, with a migrator that misbehaves on demand",
+    kernels: BOTH,
+    machine: || Options {
+        devices: 0,
+        // Half of each node is movable, so that memory blocks can go offline.
+        append: "kernelcore=50%".into(),
+        modules: vec!["testmig"],
+        ..Options::default()
+    },
+    checks: &[
+        Check::new("without-migrator", without_migrator),
+        Check::new("rules-of-registration", rules),
+        Check::new("every-size-and-kind", every_size_and_kind),
+        Check::new("hugetlb-is-left-alone", hugetlb),
+        Check::new("unmapped-file-systems", filesystems),
+        Check::new("refuses", refuses_batches),
+        Check::new("declines-fails-lies", declines_fails_lies),
+        Check::new("half-of-the-folios", half),
+        Check::new("returns-late", late),
+        Check::new("writes-after-return", abandons),
+        Check::new("pinned-pages", pinned),
+        Check::new("writers-and-movers", writers_and_movers),
+        Check::new("migrate-pages-and-mbind", other_calls),
+        Check::new("batch-size", batch_size),
+        Check::new("compaction", compaction),
+        Check::new("numa-balancing", balancing),
+        Check::new("hot-unplug", hot_unplug),
+        Check::new("registration-churn", churn),
+        Check::new("module-removal", removal),
+        Check::soak("long-mix", long_mix),
+    ],
+}];
+
+/// Loads the migrator and registers it in a mode.
+fn activate(guest: &mut Guest, mode: &str) -> Result<()> {
+    guest.ok("[ -d /sys/kernel/testmig ] || modprobe testmig")?;
+    set(guest, MODE, mode)?;
+    set(guest, DELAY, "20")?;
+    set(guest, ACTIVE, "1")
+}
+
+fn deactivate(guest: &mut Guest) -> Result<()> {
+    set(guest, ACTIVE, "0")?;
+    let name = guest.ok(&format!("cat {MIGRATOR}"))?;
+    ensure!(name.trim() == "none", "{name} is registered");
+    guest.expect_clean_dmesg()
+}
+
+fn without_migrator(guest: &mut Guest) -> Result<String> {
+    let mut folios = 0;
+    for size in FOLIO_KIB {
+        for kind in ["anon", "shmem"] {
+            let report = run(
+                guest,
+                &mover(size, &format!("--kind {kind} --bytes 8M --rounds 2"), &[]),
+            )?;
+            folios += report.folios_moved()?;
+        }
+    }
+    guest.expect_clean_dmesg()?;
+    Ok(format!("{folios} folios"))
+}
+
+fn rules(guest: &mut Guest) -> Result<String> {
+    guest.ok("modprobe testmig")?;
+    let said = guest.ok(&format!("cat {RULES}; dmesg | grep testmig: || true"))?;
+    ensure!(said.trim() == "ok", "{said}");
+    set(guest, ACTIVE, "1")?;
+    let name = guest.ok(&format!("cat {MIGRATOR}"))?;
+    ensure!(name.trim() == "testmig", "{name}");
+    deactivate(guest)?;
+    Ok(String::new())
+}
+
+/// Everything that is anonymous, or mapped shmem, is copied by the migrator, once.
+fn every_size_and_kind(guest: &mut Guest) -> Result<String> {
+    activate(guest, "copy")?;
+    let mut folios = 0;
+    for size in FOLIO_KIB {
+        for kind in ["anon", "shmem"] {
+            let more = format!("--kind {kind} --bytes 8M --rounds 3");
+            let report = run(guest, &mover(size, &more, &[FOLIOS, COPIED]))?;
+            let moved = report.folios_moved()?;
+            let copied = report.counter(COPIED)?;
+            ensure!(
+                copied >= moved && report.counter(FOLIOS)? == copied,
+                "{kind}, {size} KiB: {moved} folios moved, {copied} copied: {report:?}"
+            );
+            folios += moved;
+        }
+    }
+    deactivate(guest)?;
+    Ok(format!("{folios} folios"))
+}
+
+/// A private flag of hugetlb folios is the same bit as the mark of a copied folio.
+fn hugetlb(guest: &mut Guest) -> Result<String> {
+    activate(guest, "copy")?;
+    guest.ok("echo 8 > /sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages")?;
+    let report = run(
+        guest,
+        &mover(2048, "--kind hugetlb --bytes 8M --rounds 4", &[FOLIOS]),
+    )?;
+    guest.ok("echo 0 > /proc/sys/vm/nr_hugepages")?;
+    let seen = report.counter(FOLIOS)?;
+    ensure!(seen == 0, "{seen} hugetlb folios were offered");
+    deactivate(guest)?;
+    Ok(format!("{} folios", report.folios_moved()?))
+}
+
+/// tmpfs migrates by the generic function, ext4 by one that guards buffers.
+fn filesystems(guest: &mut Guest) -> Result<String> {
+    activate(guest, "copy")?;
+    guest.ok("mkdir -p /tmp/tmpfs && mount -t tmpfs none /tmp/tmpfs")?;
+    let report = run(
+        guest,
+        &mover(
+            4,
+            "--kind file --path /tmp/tmpfs/f --bytes 8M --rounds 2",
+            &[COPIED],
+        ),
+    )?;
+    guest.ok("umount /tmp/tmpfs")?;
+    ensure!(report.counter(COPIED)? >= report.folios_moved()?);
+
+    guest.ok(
+        "dd if=/dev/zero of=/tmp/disk bs=1M count=48 2> /dev/null && mke2fs -q /tmp/disk && \
+         mkdir -p /tmp/ext && mount -o loop -t ext4 /tmp/disk /tmp/ext || \
+         mount -o loop -t ext2 /tmp/disk /tmp/ext",
+    )?;
+    let report = run(
+        guest,
+        &mover(
+            4,
+            "--kind file --path /tmp/ext/f --bytes 8M --rounds 2",
+            &[COPIED, FOLIOS],
+        ),
+    )?;
+    guest.ok("umount /tmp/ext && rm /tmp/disk")?;
+    deactivate(guest)?;
+    Ok(format!(
+        "ext: {} of {} copied in batches",
+        report.counter(COPIED)?,
+        report.folios_moved()?
+    ))
+}
+
+fn refuses_batches(guest: &mut Guest) -> Result<String> {
+    activate(guest, "refuse")?;
+    let report = run(guest, &mover(4, "--bytes 8M --rounds 2", &[CALLS, ASKED]))?;
+    ensure!(
+        report.counter(CALLS)? == 0 && report.counter(ASKED)? > 0,
+        "{report:?}"
+    );
+    // Once for each batch, of which there are 4 in each round; retries may add some.
+    let asked = report.counter(ASKED)?;
+    ensure!(
+        asked < report.folios_moved()? / 64,
+        "asked {asked} times for {} folios",
+        report.folios_moved()?
+    );
+    deactivate(guest)?;
+    Ok(format!("asked {asked} times"))
+}
+
+fn declines_fails_lies(guest: &mut Guest) -> Result<String> {
+    for mode in ["decline", "fail", "lie"] {
+        activate(guest, mode)?;
+        for size in [4, 64, 2048] {
+            let report = run(
+                guest,
+                &mover(size, "--bytes 8M --rounds 3", &[CALLS, COPIED]),
+            )?;
+            ensure!(
+                report.counter(CALLS)? > 0 && report.counter(COPIED)? == 0,
+                "{mode}: {report:?}"
+            );
+        }
+        deactivate(guest)?;
+    }
+    Ok(String::new())
+}
+
+fn half(guest: &mut Guest) -> Result<String> {
+    activate(guest, "half")?;
+    for size in [4, 16, 256, 1024] {
+        let report = run(
+            guest,
+            &mover(size, "--bytes 8M --rounds 3", &[FOLIOS, COPIED]),
+        )?;
+        let (folios, copied) = (report.counter(FOLIOS)?, report.counter(COPIED)?);
+        ensure!(
+            copied > 0 && copied < folios && report.folios_moved()? <= folios,
+            "{size} KiB: {copied} of {folios}"
+        );
+    }
+    deactivate(guest)?;
+    Ok(String::new())
+}
+
+/// Writers wait for the folios of a batch meanwhile.
+fn late(guest: &mut Guest) -> Result<String> {
+    activate(guest, "late")?;
+    set(guest, DELAY, "200")?;
+    let report = run(
+        guest,
+        &mover(4, "--bytes 8M --rounds 2 --writers 2", &[COPIED]),
+    )?;
+    ensure!(report.counter(COPIED)? > 0, "{report:?}");
+    // Unregistering waits for the one who is inside.
+    let job = guest.start(
+        &mover(4, "--bytes 8M --for-ms 3000 --writers 1", &[]),
+        PROGRAM_LIMIT,
+    )?;
+    guest.ok("sleep 1")?;
+    deactivate(guest)?;
+    guest.wait_ok(&job)?;
+    deactivate(guest)?;
+    Ok(String::new())
+}
+
+/// The destinations must neither be used nor freed while they may be written to.
+fn abandons(guest: &mut Guest) -> Result<String> {
+    activate(guest, "abandon")?;
+    let report = run(
+        guest,
+        // Nothing moves; that is what --overlap lets happen.
+        &mover(4, "--bytes 4M --rounds 1 --overlap --writers 1", &[CALLS]),
+    )?;
+    ensure!(report.counter(CALLS)? > 0, "{report:?}");
+    run(
+        guest,
+        &mover(2048, "--bytes 4M --rounds 1 --overlap", &[CALLS]),
+    )?;
+    // Late writes hit destinations of a moment ago while others allocate and move.
+    let job = guest.start(
+        &mover(4, "--bytes 4M --for-ms 4000 --overlap --movers 2", &[]),
+        PROGRAM_LIMIT,
+    )?;
+    for _ in 0..3 {
+        set(guest, MODE, "copy")?;
+        run(guest, &mover(4, "--bytes 8M --rounds 2 --overlap", &[]))?;
+        set(guest, MODE, "abandon")?;
+        guest.ok("sleep 0.3")?;
+    }
+    guest.wait_ok(&job)?;
+    set(guest, MODE, "copy")?;
+    run(guest, &mover(4, "--bytes 8M --rounds 2", &[]))?;
+    deactivate(guest)?;
+    guest.ok("rmmod testmig && modprobe testmig")?;
+    Ok(String::new())
+}
+
+/// Extra references: such a folio is not copied in vain.
+fn pinned(guest: &mut Guest) -> Result<String> {
+    activate(guest, "copy")?;
+    let report = run(
+        guest,
+        &mover(4, "--bytes 4M --rounds 1 --pinned 100", &[FOLIOS]),
+    )?;
+    let offered = report.counter(FOLIOS)?;
+    ensure!(offered == 1024 - 100, "{offered} folios of 924: {report:?}");
+    let report = run(
+        guest,
+        &mover(64, "--bytes 4M --rounds 1 --pinned 16", &[FOLIOS]),
+    )?;
+    let offered = report.counter(FOLIOS)?;
+    ensure!(offered == 64 - 16, "{offered} folios of 48: {report:?}");
+    deactivate(guest)?;
+    Ok(String::new())
+}
+
+fn writers_and_movers(guest: &mut Guest) -> Result<String> {
+    activate(guest, "copy")?;
+    let mut writes = 0;
+    for (size, more) in [
+        (4, "--writers 2 --movers 2 --rounds 6"),
+        (4, "--writers 2 --movers 4 --overlap --rounds 4"),
+        (64, "--writers 2 --movers 2 --rounds 8 --kind shmem"),
+        (2048, "--writers 2 --movers 2 --rounds 8"),
+    ] {
+        let report = run(
+            guest,
+            &mover(size, &format!("--bytes 8M {more}"), &[COPIED]),
+        )?;
+        ensure!(report.counter(COPIED)? > 0, "{report:?}");
+        writes += report.number("/writes")?;
+    }
+    // Half of the folios are left to the processor while writers wait for them.
+    set(guest, MODE, "half")?;
+    run(
+        guest,
+        &mover(4, "--bytes 8M --writers 2 --movers 2 --rounds 4", &[]),
+    )?;
+    deactivate(guest)?;
+    ensure!(writes > 0, "the writers wrote nothing");
+    Ok(format!("{writes} writes"))
+}
+
+fn other_calls(guest: &mut Guest) -> Result<String> {
+    activate(guest, "copy")?;
+    for call in ["migrate_pages", "mbind"] {
+        for size in [4, 2048] {
+            let more = format!("--call {call} --bytes 8M --rounds 2");
+            let report = run(guest, &mover(size, &more, &[COPIED]))?;
+            ensure!(report.counter(COPIED)? > 0, "{call}: {report:?}");
+        }
+    }
+    deactivate(guest)?;
+    Ok(String::new())
+}
+
+fn batch_size(guest: &mut Guest) -> Result<String> {
+    activate(guest, "copy")?;
+    let default = get(guest, MAX_BATCH)?;
+    ensure!(default == 512, "the default is {default}");
+    let more = "--bytes 16M --rounds 1";
+    let small = run(guest, &mover(2048, more, &[CALLS]))?.counter(CALLS)?;
+    set(guest, MAX_BATCH, "4096")?;
+    let large = run(guest, &mover(2048, more, &[CALLS]))?.counter(CALLS)?;
+    set(guest, MAX_BATCH, "1")?;
+    let single = run(guest, &mover(4, "--bytes 1M --rounds 1", &[CALLS]))?.counter(CALLS)?;
+    for bad in ["262145", "-1", "many"] {
+        refuses(guest, MAX_BATCH, bad)?;
+    }
+    set(guest, MAX_BATCH, "0")?;
+    ensure!(get(guest, MAX_BATCH)? == default);
+    ensure!(
+        small == 8 && large == 1 && single == 256,
+        "{small}, {large} and {single} batches"
+    );
+    deactivate(guest)?;
+    Ok(format!("8 folios in {small} batches or {large}"))
+}
+
+fn compaction(guest: &mut Guest) -> Result<String> {
+    activate(guest, "copy")?;
+    let mut copied = 0;
+    for how in ["", "--huge-mib 32"] {
+        let report = run(
+            guest,
+            &format!("compactor --bytes-mib 96 {how} --counter {COPIED}"),
+        )?;
+        copied += report.counter(COPIED)?;
+        ensure!(
+            report.number("/vmstat/pgmigrate_success")? > 0,
+            "{report:?}"
+        );
+    }
+    ensure!(copied > 0, "compaction did not use the migrator");
+    deactivate(guest)?;
+    Ok(format!("{copied} folios"))
+}
+
+fn balancing(guest: &mut Guest) -> Result<String> {
+    activate(guest, "copy")?;
+    let report = run(guest, &format!("balancer --bytes-mib 8 --counter {COPIED}"))?;
+    ensure!(
+        report.number("/counter")? > 0,
+        "balancing did not use the migrator: {report:?}"
+    );
+    deactivate(guest)?;
+    Ok(format!(
+        "{} of {} pages",
+        report.number("/moved_here")?,
+        report.number("/pages")?
+    ))
+}
+
+fn hot_unplug(guest: &mut Guest) -> Result<String> {
+    activate(guest, "copy")?;
+    let report = run(
+        guest,
+        &format!("offliner --bytes-mib 32 --counter {COPIED}"),
+    )?;
+    ensure!(
+        report.number("/counter")? > 0,
+        "hot-unplug did not use the migrator: {report:?}"
+    );
+    deactivate(guest)?;
+    Ok(format!(
+        "{} of {} blocks",
+        report.number("/emptied")?,
+        report.number("/blocks")?
+    ))
+}
+
+/// Registers and unregisters while folios migrate.
+fn churn(guest: &mut Guest) -> Result<String> {
+    guest.ok("[ -d /sys/kernel/testmig ] || modprobe testmig")?;
+    set(guest, MODE, "copy")?;
+    set(guest, ACTIVE, "0")?;
+    let before = get(guest, CALLS)?;
+    let job = guest.start(
+        &mover(4, "--bytes 4M --for-ms 20000 --movers 2 --writers 1", &[]),
+        PROGRAM_LIMIT,
+    )?;
+    guest.ok("sleep 0.5")?;
+    guest.ok_within(&format!("echo {CHURNS} > {CHURN}"), PROGRAM_LIMIT)?;
+    let calls = get(guest, CALLS)?.saturating_sub(before);
+    let text = guest.wait_ok(&job)?;
+    let moved = parse("mover", &text)?.folios_moved()?;
+    ensure!(
+        calls > 0 && moved > 0,
+        "{calls} batches while registering, {moved} folios moved"
+    );
+    deactivate(guest)?;
+    Ok(format!("{CHURNS} registrations, {calls} batches"))
+}
+
+fn removal(guest: &mut Guest) -> Result<String> {
+    // Pinned: not while it is registered.
+    activate(guest, "copy")?;
+    let out = guest.sh("rmmod testmig")?;
+    ensure!(out.code != 0, "a registered migrator was removed");
+    deactivate(guest)?;
+    guest.ok("rmmod testmig")?;
+
+    // Without an owner: at any moment.
+    let job = guest.start(
+        &mover(4, "--bytes 4M --for-ms 12000 --movers 2 --writers 1", &[]),
+        PROGRAM_LIMIT,
+    )?;
+    let text = guest.ok_within(
+        "for i in $(seq 20); do modprobe testmig pin=0; \
+         echo $([ $((i % 2)) = 0 ] && echo late || echo copy) > /sys/kernel/testmig/mode; \
+         echo 1 > /sys/kernel/testmig/active; sleep 0.2; cat /sys/kernel/testmig/calls; \
+         rmmod testmig || exit 1; done",
+        PROGRAM_LIMIT,
+    )?;
+    let calls: u64 = text
+        .lines()
+        .filter_map(|line| line.parse::<u64>().ok())
+        .sum();
+    guest.wait_ok(&job)?;
+    ensure!(calls > 0, "no batch met a removal: {text}");
+    guest.ok("modprobe testmig")?;
+    guest.expect_clean_dmesg()?;
+    Ok(format!("20 removals, {calls} batches"))
+}
+
+/// Everything at once, for long.
+fn long_mix(guest: &mut Guest) -> Result<String> {
+    const LIMIT: Duration = Duration::from_secs(900);
+    activate(guest, "copy")?;
+    let jobs = [
+        mover(4, "--bytes 8M --for-ms 300000 --movers 2 --writers 2", &[]),
+        mover(
+            64,
+            "--bytes 8M --for-ms 300000 --movers 2 --writers 1 --overlap",
+            &[],
+        ),
+        mover(
+            2048,
+            "--bytes 16M --for-ms 300000 --writers 1 --overlap",
+            &[],
+        ),
+        mover(16, "--kind shmem --bytes 8M --for-ms 300000 --overlap", &[]),
+    ]
+    .iter()
+    .map(|command| guest.start(command, LIMIT))
+    .collect::<Result<Vec<_>>>()?;
+    let modes = [
+        "half", "late", "fail", "copy", "lie", "decline", "refuse", "copy",
+    ];
+    for mode in modes.iter().cycle().take(250) {
+        set(guest, MODE, mode)?;
+        guest.ok("sleep 0.5; echo 1 > /proc/sys/vm/compact_memory")?;
+    }
+    set(guest, MODE, "copy")?;
+    let mut moved = 0;
+    for job in &jobs {
+        let text = guest.wait_ok(job)?;
+        moved += parse("mover", &text)?.folios_moved()?;
+    }
+    deactivate(guest)?;
+    Ok(format!("{moved} folios"))
+}
