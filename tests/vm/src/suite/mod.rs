@@ -4,6 +4,7 @@
 //! one boot. After a check that fails, or that leaves the machine unusable, the next
 //! one gets a new boot.
 
+mod dcbm;
 mod migration;
 mod mover;
 mod runner;
@@ -82,4 +83,9 @@ pub(crate) const DEBUG: &[Variant] = &[Variant::Debug];
 pub(crate) const BOTH: &[Variant] = &[Variant::Fast, Variant::Debug];
 
 /// Every suite, in the order in which they run. Add yours here.
-pub(crate) const SUITES: &[&[Suite]] = &[smoke::SUITES, stock::SUITES, migration::SUITES];
+pub(crate) const SUITES: &[&[Suite]] = &[
+    smoke::SUITES,
+    stock::SUITES,
+    migration::SUITES,
+    dcbm::SUITES,
+];

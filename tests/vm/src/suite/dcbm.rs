@@ -1,0 +1,308 @@
+//! The dmaengine migrator on the unmodified `ptdma` driver: what our module is
+//! compared with.
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use super::mover::{FOLIO_KIB, PROGRAM_LIMIT, Report, get, mover, parse, refuses, run, set};
+use super::{BOTH, Check, FAST, Suite};
+use crate::machine::{Guest, Iommu, Options};
+
+const OFFLOADING: &str = "/sys/kernel/dcbm/offloading";
+const CHANNELS: &str = "/sys/kernel/dcbm/nr_dma_chan";
+const MIGRATED: &str = "/sys/kernel/dcbm/folios_migrated";
+const FAILURES: &str = "/sys/kernel/dcbm/folios_failures";
+const ABANDONED: &str = "/sys/kernel/dcbm/channels_abandoned";
+const TIMEOUT: &str = "/sys/kernel/dcbm/timeout_ms";
+const REASONS: &str = "/sys/kernel/dcbm/reason_mask";
+
+pub(super) const SUITES: &[Suite] = &[
+    Suite {
+        name: "dcbm",
+        about: "the dmaengine migrator on four functions: every size, faults, removal",
+        kernels: BOTH,
+        machine: || Options {
+            devices: 4,
+            modules: vec!["dcbm"],
+            ..Options::default()
+        },
+        checks: &[
+            Check::new("controls", controls),
+            Check::new("every-size", every_size),
+            Check::new("reasons", reasons),
+            Check::new("writers-and-movers", writers_and_movers),
+            Check::new("other-migrations", other_migrations),
+            Check::new("slow-engine", slow_engine),
+            Check::new("stalled-engine", stalled_engine),
+            Check::new("module-removal", module_removal),
+            Check::new("swallowed-errors", swallowed_errors),
+        ],
+    },
+    Suite {
+        name: "dcbm-intel-iommu",
+        about: "the dmaengine migrator behind Intel's IOMMU",
+        kernels: BOTH,
+        machine: || Options {
+            devices: 2,
+            iommu: Iommu::Intel,
+            modules: vec!["dcbm"],
+            ..Options::default()
+        },
+        checks: &[Check::new("every-size", every_size)],
+    },
+    Suite {
+        name: "dcbm-amd-iommu",
+        about: "the dmaengine migrator behind AMD's IOMMU",
+        kernels: FAST,
+        machine: || Options {
+            devices: 2,
+            iommu: Iommu::Amd,
+            modules: vec!["dcbm"],
+            ..Options::default()
+        },
+        checks: &[Check::new("every-size", every_size)],
+    },
+];
+
+fn start(guest: &mut Guest, channels: usize) -> Result<()> {
+    guest.ok("modprobe ptdma && modprobe dcbm")?;
+    set(guest, OFFLOADING, "0")?;
+    set(guest, CHANNELS, &channels.to_string())?;
+    set(guest, OFFLOADING, "1")?;
+    guest.server()?.reset_counters()?;
+    Ok(())
+}
+
+fn stop(guest: &mut Guest) -> Result<()> {
+    set(guest, OFFLOADING, "0")?;
+    guest.expect_clean_dmesg()
+}
+
+/// Every folio that moved was copied by the device, and nothing else was.
+fn all_by_device(guest: &mut Guest, report: &Report) -> Result<()> {
+    let moved = report.folios_moved()?;
+    let (migrated, failures) = (report.counter(MIGRATED)?, report.counter(FAILURES)?);
+    let counters = guest.server()?.reset_counters()?;
+    let bytes = migrated * report.number("/folio_bytes")?;
+    ensure!(
+        failures == 0 && migrated >= moved,
+        "{moved} folios moved, {migrated} by the device, {failures} failures"
+    );
+    ensure!(
+        counters.bytes == bytes && counters.errors == 0,
+        "the devices copied {} bytes of {bytes}, with {} errors",
+        counters.bytes,
+        counters.errors
+    );
+    Ok(())
+}
+
+fn controls(guest: &mut Guest) -> Result<String> {
+    guest.ok("modprobe dcbm")?;
+    // There is no channel yet.
+    refuses(guest, OFFLOADING, "1")?;
+    guest.ok("modprobe ptdma")?;
+    for (file, value) in [
+        (CHANNELS, "0"),
+        (CHANNELS, "33"),
+        (CHANNELS, "x"),
+        (OFFLOADING, "7"),
+        (TIMEOUT, "0"),
+        (TIMEOUT, "10001"),
+        (REASONS, "whim"),
+    ] {
+        refuses(guest, file, value)?;
+    }
+    start(guest, 4)?;
+    let name = guest.ok("cat /sys/kernel/mm/migrate_offload/migrator")?;
+    ensure!(name.trim() == "dcbm", "{name}");
+    let out = guest.sh("rmmod dcbm")?;
+    ensure!(out.code != 0, "dcbm was removed while registered");
+    let out = guest.sh("rmmod ptdma")?;
+    ensure!(out.code != 0, "ptdma was removed while in use");
+    stop(guest)?;
+    guest.ok("rmmod dcbm && rmmod ptdma")?;
+    guest.expect_clean_dmesg()?;
+    Ok(String::new())
+}
+
+fn every_size(guest: &mut Guest) -> Result<String> {
+    let devices = guest.options().devices;
+    let mut folios = 0;
+    for channels in [1, devices] {
+        start(guest, channels)?;
+        for size in FOLIO_KIB {
+            for kind in ["anon", "shmem"] {
+                let more = format!("--kind {kind} --bytes 8M --rounds 2");
+                let report = run(guest, &mover(size, &more, &[MIGRATED, FAILURES]))?;
+                all_by_device(guest, &report)?;
+                folios += report.folios_moved()?;
+            }
+        }
+        stop(guest)?;
+    }
+    Ok(format!("{folios} folios"))
+}
+
+fn reasons(guest: &mut Guest) -> Result<String> {
+    start(guest, 2)?;
+    set(guest, REASONS, "compaction,demotion")?;
+    let report = run(guest, &mover(4, "--bytes 4M", &[MIGRATED]))?;
+    ensure!(report.counter(MIGRATED)? == 0, "{report:?}");
+    set(guest, REASONS, "syscall_or_cpuset")?;
+    let report = run(guest, &mover(4, "--bytes 4M", &[MIGRATED]))?;
+    ensure!(report.counter(MIGRATED)? == 1024, "{report:?}");
+    set(guest, REASONS, "all")?;
+    stop(guest)?;
+    Ok(String::new())
+}
+
+fn writers_and_movers(guest: &mut Guest) -> Result<String> {
+    start(guest, 4)?;
+    let mut writes = 0;
+    for (size, more) in [
+        (4, "--writers 2 --movers 2 --rounds 6"),
+        (64, "--writers 2 --movers 4 --overlap --rounds 6"),
+        (2048, "--writers 2 --movers 2 --rounds 8 --kind shmem"),
+    ] {
+        let report = run(
+            guest,
+            &mover(size, &format!("--bytes 8M {more}"), &[MIGRATED]),
+        )?;
+        ensure!(report.counter(MIGRATED)? > 0, "{report:?}");
+        writes += report.number("/writes")?;
+    }
+    stop(guest)?;
+    Ok(format!("{writes} writes"))
+}
+
+fn other_migrations(guest: &mut Guest) -> Result<String> {
+    start(guest, 4)?;
+    for call in ["migrate_pages", "mbind"] {
+        let more = format!("--call {call} --bytes 8M --rounds 2");
+        let report = run(guest, &mover(4, &more, &[MIGRATED]))?;
+        ensure!(report.counter(MIGRATED)? > 0, "{call}: {report:?}");
+    }
+    let report = run(
+        guest,
+        &format!("compactor --bytes-mib 96 --huge-mib 16 --counter {MIGRATED}"),
+    )?;
+    ensure!(report.counter(MIGRATED)? > 0, "compaction: {report:?}");
+    let report = run(
+        guest,
+        &format!("balancer --bytes-mib 8 --counter {MIGRATED}"),
+    )?;
+    ensure!(report.number("/counter")? > 0, "balancing: {report:?}");
+    stop(guest)?;
+    Ok(String::new())
+}
+
+/// Each descriptor takes a while; nothing runs out of time.
+fn slow_engine(guest: &mut Guest) -> Result<String> {
+    start(guest, 4)?;
+    let slow = json!({"trigger": "always", "kind": {"delay": {"ns": 500_000}}});
+    guest.server()?.fault(None, &slow)?;
+    let report = run(
+        guest,
+        &mover(
+            64,
+            "--bytes 8M --rounds 2 --writers 2",
+            &[MIGRATED, FAILURES],
+        ),
+    )?;
+    guest.server()?.clear_faults(None)?;
+    all_by_device(guest, &report)?;
+    stop(guest)?;
+    Ok(String::new())
+}
+
+/// A channel that does not answer is set aside with what it may still write to, and
+/// comes back when it does answer.
+fn stalled_engine(guest: &mut Guest) -> Result<String> {
+    start(guest, 2)?;
+    set(guest, TIMEOUT, "300")?;
+    let stall =
+        json!({"trigger": {"at": 5}, "kind": {"stall": {"for": "ever", "haltable": false}}});
+    guest.server()?.fault(Some(0), &stall)?;
+    let report = run(
+        guest,
+        &mover(
+            4,
+            "--bytes 4M --rounds 4 --writers 1",
+            &[MIGRATED, FAILURES],
+        ),
+    )?;
+    ensure!(
+        report.counter(FAILURES)? > 0 && report.counter(MIGRATED)? > 0,
+        "{report:?}"
+    );
+    let aside = get(guest, ABANDONED)?;
+    ensure!(aside == 1, "{aside} channels were set aside");
+    // The engine goes on, and writes what it was told to write long ago.
+    let job = guest.start(
+        &mover(4, "--bytes 8M --for-ms 3000 --movers 2", &[]),
+        PROGRAM_LIMIT,
+    )?;
+    guest.server()?.clear_faults(None)?;
+    let text = guest.wait_ok(&job)?;
+    parse("mover", &text)?;
+    let aside = get(guest, ABANDONED)?;
+    ensure!(aside == 0, "{aside} channels are still set aside");
+    set(guest, TIMEOUT, "10000")?;
+    stop(guest)?;
+    guest.ok("rmmod dcbm")?;
+    Ok(String::new())
+}
+
+fn module_removal(guest: &mut Guest) -> Result<String> {
+    guest.ok("modprobe ptdma; modprobe dcbm")?;
+    let job = guest.start(
+        &mover(4, "--bytes 4M --for-ms 10000 --movers 2 --writers 1", &[]),
+        PROGRAM_LIMIT,
+    )?;
+    let text = guest.ok_within(
+        "for i in $(seq 15); do modprobe dcbm; echo 4 > /sys/kernel/dcbm/nr_dma_chan; \
+         echo 1 > /sys/kernel/dcbm/offloading; sleep 0.3; \
+         cat /sys/kernel/dcbm/folios_migrated; \
+         echo 0 > /sys/kernel/dcbm/offloading; rmmod dcbm || exit 1; done",
+        PROGRAM_LIMIT,
+    )?;
+    guest.wait_ok(&job)?;
+    let folios: u64 = text
+        .lines()
+        .filter_map(|line| line.parse::<u64>().ok())
+        .sum();
+    ensure!(folios > 0, "nothing was migrated: {text}");
+    guest.expect_clean_dmesg()?;
+    Ok(format!("15 removals, {folios} folios"))
+}
+
+/// The stock driver reports failed descriptors as copied. This is what it costs, and
+/// why a migrator has to look at the hardware; should the driver be mended, this check
+/// says so.
+fn swallowed_errors(guest: &mut Guest) -> Result<String> {
+    start(guest, 4)?;
+    let fault = json!({
+        "trigger": {"every": {"n": 100, "offset": 50}},
+        "kind": {"error": {"code": 19}},
+    });
+    guest.server()?.fault(None, &fault)?;
+    let out = guest.sh_within(
+        &mover(4, "--bytes 4M --rounds 1", &[MIGRATED, FAILURES]),
+        PROGRAM_LIMIT,
+    )?;
+    guest.server()?.clear_faults(None)?;
+    let errors = guest.server()?.counters()?.errors;
+    let failures = get(guest, FAILURES)?;
+    ensure!(errors > 0, "no descriptor failed");
+    ensure!(
+        out.code == 1 && out.text.contains("FAIL: after the moves: page"),
+        "the stock driver has learnt to report errors: {}",
+        out.text
+    );
+    set(guest, OFFLOADING, "0")?;
+    guest.expect_clean_dmesg_but(&["PTDMA ERR", "CMD"])?;
+    Ok(format!(
+        "{errors} failed descriptors, {failures} failures counted, memory wrong"
+    ))
+}
