@@ -741,7 +741,11 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
 
     /// The strictest alignment of all channels.
     pub(crate) fn align_bytes(&self) -> u64 {
-        let widest = self.slots.iter().map(|slot| slot.limits.get().align_bytes).max();
+        let widest = self
+            .slots
+            .iter()
+            .map(|slot| slot.limits.get().align_bytes)
+            .max();
         widest.unwrap_or(1).max(1)
     }
 

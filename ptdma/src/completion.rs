@@ -434,7 +434,7 @@ mod tests {
     #[test]
     fn checks_are_rare_and_never_stop() {
         let at = |what| {
-            (0..40_000)
+            (0..if cfg!(miri) { 9_000 } else { 40_000 })
                 .filter(|n| look(*n) == what)
                 .collect::<std::vec::Vec<u32>>()
         };
@@ -447,7 +447,7 @@ mod tests {
             for pair in checks.windows(2) {
                 assert!(pair[1] <= 2 * pair[0] || pair[1] - pair[0] <= CHECK_INTERVAL);
             }
-            assert!(*checks.last().unwrap() > 35_000);
+            assert!(*checks.last().unwrap() > if cfg!(miri) { 4_000 } else { 35_000 });
             assert!(checks.len() < 30);
         }
     }

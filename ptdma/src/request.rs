@@ -240,7 +240,9 @@ mod tests {
     fn accepted_is_what_the_ranges_accept() {
         let points = |around: u64| (0..5).map(move |i| around.wrapping_add(i).wrapping_sub(2));
         let mut values = std::vec::Vec::new();
-        for around in [0, 4096, 1 << 32, 1 << 47, 1 << 48, 1 << 63] {
+        let all = [0, 1 << 48, 4096, 1 << 32, 1 << 47, 1 << 63];
+        // Miri is slow, and looks for other mistakes.
+        for &around in all.iter().take(if cfg!(miri) { 2 } else { 6 }) {
             values.extend(points(around));
         }
         let mut accepted = 0;
@@ -262,7 +264,7 @@ mod tests {
                 }
             }
         }
-        assert!(accepted > 1000);
+        assert!(accepted > 10);
     }
 
     #[test]
