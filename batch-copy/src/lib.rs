@@ -1,43 +1,129 @@
-//! wip
+//! A list of folios becomes balanced work for every DMA channel, with an outcome per folio.
+//!
+//! `no_std`, no allocation, no unsafe code, no panicking path. Made for page migration in a
+//! kernel, and as good for a hypervisor or firmware that moves memory with PTDMA, or with any
+//! engine for which somebody implements [`CopyChannel`].
+//!
+//! ```
+//! use batch_copy::{
+//!     Batch, CpuChannel, CpuCopier, CpuCopyError, Engines, Folio, Host, Options, Outcome,
+//!     OverlapCheck, Piece, Polling, Port,
+//! };
+//! use ptdma::{Clock, DmaAddr};
+//!
+//! // Somebody who copies: here the CPU, which pretends.
+//! struct Pretend;
+//! impl CpuCopier for Pretend {
+//!     fn copy(&mut self, _piece: &Piece) -> Result<(), CpuCopyError> {
+//!         Ok(())
+//!     }
+//! }
+//! struct Uptime(std::time::Instant);
+//! impl Clock for Uptime {
+//!     fn now(&self) -> u64 {
+//!         self.0.elapsed().as_nanos() as u64
+//!     }
+//! }
+//!
+//! // Once: the channels, each behind a lock.
+//! type Channel = CpuChannel<Pretend, 64>;
+//! let mut engines = Engines::<Channel, spin::Mutex<Port<Channel>>, 16>::new();
+//! for _ in 0..4 {
+//!     let port = Port::new(CpuChannel::new(Pretend, None));
+//!     engines.add(spin::Mutex::new(port)).ok().ok_or("too many")?;
+//! }
+//!
+//! // For every batch, on any CPU:
+//! let at = |page: u64| DmaAddr::new(page << 12);
+//! let folios: Vec<_> = (0..64).map(|n| Folio::new(at(3 * n), at(1000 + 5 * n), 4096)).collect();
+//! let mut outcomes = [Outcome::Dma; 64];
+//! let mut host = Host::new(Polling(Uptime(std::time::Instant::now())));
+//! let report = Batch::<16>::new().run(
+//!     &engines,
+//!     &folios[..],
+//!     OverlapCheck::Pairwise,
+//!     &Options::default(),
+//!     &mut host,
+//!     &mut outcomes,
+//! )?;
+//! assert!(report.is_complete() && outcomes.iter().all(|o| o.is_copied()));
+//! assert_eq!(report.channels, 4);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # How a batch goes
+//!
+//! 1. **Look** ([`Survey`]): every folio is checked, bytes and runs are counted. A batch that is
+//!    not sound is refused whole, before anything was submitted.
+//! 2. **Cut** ([`Plan`]): the batch is one stream of bytes, the folios end to end. Every channel
+//!    gets one stretch of it, of equal length, so that all engines finish together whatever the
+//!    sizes of folios; cuts are moved so that parts do not become too short. That also stripes
+//!    a single folio over all channels.
+//! 3. **Submit**: every lane walks its stretch. The caller's [`Mapper`] translates, neighbours
+//!    that are contiguous on both sides become one descriptor, and a whole stretch is one burst
+//!    with one doorbell. A ring that cannot hold it is refilled whenever half of it is free.
+//! 4. **Watch**: by polling, by interrupts, or by both ([`Wait`]), with a deadline. Several
+//!    batches on several CPUs share the channels: each [`Port`] knows how far its engine is and
+//!    which descriptors were lost, and each batch which ones are its own.
+//! 5. **Account**: a failed descriptor is traced back to its bytes by walking the same stretch
+//!    again. Work of a channel that stopped moves to the others. At the end every byte is in
+//!    exactly one book (copied by an engine, copied by the CPU, failed, skipped, quarantined); if
+//!    the books did not balance, nothing would be claimed.
+//!
+//! # What is promised
+//!
+//! - A folio is only reported as copied if every byte of it was.
+//! - When [`Batch::run`] returns, no engine can write to any folio of the batch any more, except
+//!   where the outcome says [`Quarantined`](FailReason::Quarantined) and
+//!   [`Rescue::quarantined`] was told which bytes.
+//! - It returns in bounded time, also with engines that hang and clocks that stand still.
+//! - It holds one channel's lock at a time, for at most [`CHUNK`] descriptors or for stopping one
+//!   engine, and never while it waits, maps, copies or calls the caller.
+//!
+//! # What is not checked
+//!
+//! Whether the caller's addresses are the ones it means; and, with
+//! [`OverlapCheck::CallerKnows`], whether folios overlap each other.
 #![no_std]
 #![forbid(unsafe_code)]
+
 #[cfg(test)]
 extern crate std;
-pub mod batch;
-pub mod channel;
-pub mod cpu;
-mod cursor;
-pub mod engines;
-pub mod folio;
-mod gather;
-pub mod host;
-mod lane;
-pub mod map;
-pub mod overlap;
-pub mod plan;
-pub mod policy;
-pub mod queue;
-pub mod reason;
-pub mod source;
-pub mod stats;
-pub mod survey;
-pub mod wait;
-pub use channel::*;
-pub use folio::*;
-pub use gather::CHUNK;
-pub use map::*;
-pub use overlap::{Interval, OverlapCheck};
-pub use plan::*;
-pub use ptdma::{Cookie, Lock};
-pub use source::*;
-pub use survey::*;
 
+mod batch;
+mod channel;
+mod cpu;
+mod cursor;
+mod engines;
+mod folio;
+mod gather;
+mod host;
+mod lane;
+mod map;
+mod overlap;
+mod plan;
+mod policy;
+mod queue;
+mod reason;
+mod source;
+mod stats;
+mod survey;
+mod wait;
+
+pub use batch::{Batch, CPU_CHUNK_BYTES, Options};
+pub use channel::{CopyChannel, Failure, Health, Limits, PrepError, Progress, Segment, Stopped};
+pub use cpu::{CPU_COPY_FAILED, CpuChannel};
 pub use engines::{Engines, NotIdle, Port, Service};
-pub use host::*;
-pub use stats::*;
-pub use wait::*;
-pub const CPU_CHUNK_BYTES: u64 = 64 << 10;
-pub use cpu::*;
-pub use policy::*;
-pub use queue::*;
-pub use reason::*;
+pub use folio::{FailReason, Folio, LengthMismatch, Outcome, SkipReason};
+pub use gather::CHUNK;
+pub use host::{CpuCopier, CpuCopyError, Host, NoCpu, NoRescue, Rescue};
+pub use map::{Identity, MapError, Mapper, Piece};
+pub use overlap::{Interval, OverlapCheck};
+pub use plan::{CutRules, Plan, Stretch, pieces};
+pub use policy::{CostModel, Decision, Policy};
+pub use queue::PtdmaQueue;
+pub use reason::Reasons;
+pub use source::{FolioFn, FolioSource};
+pub use stats::{ChannelStats, Report, Totals};
+pub use survey::{BadInput, Bounds, MAX_BATCH_BYTES, Survey};
+pub use wait::{Polling, Sleeper, SpinThenSleep, Wait, WaitFor, Wake};

@@ -122,7 +122,7 @@ fn sizes() -> impl Strategy<Value = Vec<(u64, bool)>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
     fn stretches_tile_the_stream(sizes in sizes(), channels in 1..=LANES, min_shift in 16..=18_u32) {
