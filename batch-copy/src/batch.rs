@@ -35,6 +35,8 @@ const LOOK_AT_ALL: u32 = 8;
 pub struct Options {
     /// Most channels to use; see [`Policy`](crate::Policy).
     pub channels: usize,
+    /// The one channel to use, to test it for example.
+    pub only: Option<usize>,
     /// How to cut.
     pub rules: CutRules,
     /// NUMA node of the destinations, if they are on one.
@@ -66,6 +68,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             channels: usize::MAX,
+            only: None,
             rules: CutRules::default(),
             dst_node: None,
             src_node: None,
@@ -250,6 +253,7 @@ where
             self.options.channels.min(useful),
             self.options.dst_node,
             self.options.src_node,
+            self.options.only,
         );
         let engine_bytes = self.cut_cpu_share();
         if choice.is_empty() {
@@ -267,7 +271,7 @@ where
             &self.rules,
         );
         let mut place = Place::default();
-        for (stretch, channel) in plan.stretches().zip(choice) {
+        for (stretch, channel) in plan.stretches().zip(choice.iter().copied()) {
             if stretch.len_bytes() == 0 {
                 continue;
             }
@@ -506,7 +510,7 @@ where
             look = Look::Known;
             free_slots = Some(sight.free_slots);
             lane.dead |= !sight.active;
-            for loss in sight.losses {
+            for loss in sight.losses.iter().copied() {
                 self.lose(index, loss);
                 moved = true;
             }
@@ -738,10 +742,14 @@ where
             return false;
         }
         // Channels that the batch did not use so far may help.
-        for channel in self
-            .engines
-            .choose(N, self.options.dst_node, self.options.src_node)
-        {
+        // By reference: dropping an iterator that owns the list could panic.
+        let choice = self.engines.choose(
+            N,
+            self.options.dst_node,
+            self.options.src_node,
+            self.options.only,
+        );
+        for channel in choice.iter().copied() {
             let state = &mut *self.state;
             if state.lanes.iter().all(|lane| lane.channel != channel)
                 && state

@@ -749,7 +749,9 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
         widest.unwrap_or(1).max(1)
     }
 
-    pub(crate) fn is_active(&self, number: usize) -> bool {
+    /// Whether a channel takes part, as far as is known without its lock.
+    #[must_use]
+    pub fn is_active(&self, number: usize) -> bool {
         self.slots.get(number).is_some_and(Slot::is_active)
     }
 
@@ -762,13 +764,14 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
         most: usize,
         dst_node: Option<u16>,
         src_node: Option<u16>,
+        only: Option<usize>,
     ) -> Choice<N> {
         let mut choice = Choice::new();
         let len = self.slots.len();
         let start = self.next_start.fetch_add(1, Ordering::Relaxed);
         let first = start.checked_rem(len).unwrap_or(0);
         for number in (first..len).chain(0..first) {
-            if self.is_active(number) {
+            if self.is_active(number) && only.is_none_or(|only| only == number) {
                 let _ = choice.push(number);
             }
         }
