@@ -32,6 +32,7 @@ pub(crate) fn run(only: Option<Variant>, update: bool) -> Result<bool> {
     if paths::workspace().join("tests/server").is_dir() {
         server()?;
     }
+    let mut kernels = Vec::new();
     for variant in [Variant::Fast, Variant::Debug] {
         if only.is_some_and(|only| only != variant) {
             continue;
@@ -47,19 +48,20 @@ pub(crate) fn run(only: Option<Variant>, update: bool) -> Result<bool> {
             ),
             kernel.image().display().to_string(),
         ]);
-        for module in MODULES {
-            if !module.present() {
-                continue;
-            }
-            let built = image::build_module(module.name, &kernel)?;
+        kernels.push((variant, kernel));
+    }
+    // After the kernels: a module that does not compile must not keep them back.
+    for (variant, kernel) in &kernels {
+        for module in MODULES.iter().filter(|module| module.present()) {
+            let built = image::build_module(module.name, kernel)?;
+            let files: Vec<String> = built
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect();
             table.add_row([
                 format!("module {} ({variant})", module.name),
                 String::new(),
-                built
-                    .iter()
-                    .map(|path| path.display().to_string())
-                    .collect::<Vec<_>>()
-                    .join(" "),
+                files.join(" "),
             ]);
         }
     }

@@ -145,14 +145,14 @@ impl Server {
         self.send(device, json!({"cmd": "clear"}))
     }
 
-    /// Ends every process as `kill -9` does.
+    /// Ends every process as `kill -9` does; tests use `Guest::kill9`.
     pub(crate) fn kill9_all(&mut self) {
         for process in &mut self.processes {
             process.group.kill();
         }
     }
 
-    /// Ends the process of one function as `kill -9` does; with a common process (see
+    /// Ends the process of one function; with a common process (see
     /// `Options::separate_servers`) that is all of them, and an error.
     pub(crate) fn kill9(&mut self, device: usize) -> Result<()> {
         let process = self.of(device)?;

@@ -145,10 +145,11 @@ fn summary(log: &str) -> Summary {
 /// Runs dmatest on every channel, to its end; returns the sum and the log's lines.
 fn dmatest(guest: &mut Guest, copies: u64, more: &str) -> Result<(Summary, String)> {
     guest.ok("dmesg -c > /dev/null; rmmod dmatest 2> /dev/null; true")?;
-    // With a number of iterations, loading the module waits for the end of the test.
+    // Reading `wait` returns at the end of the test.
     guest.ok_within(
         &format!(
-            "modprobe dmatest run=1 iterations={copies} test_buf_size={BUFFER_BYTES} timeout=5000 {more}"
+            "modprobe dmatest iterations={copies} test_buf_size={BUFFER_BYTES} timeout=5000 {more} run=1 \
+             && cat /sys/module/dmatest/parameters/wait > /dev/null"
         ),
         DMATEST_LIMIT,
     )?;
@@ -201,10 +202,18 @@ fn error(trigger: Value) -> Value {
 /// The driver of the successor must not take the function.
 fn ae4dma(guest: &mut Guest) -> Result<String> {
     guest.ok("modprobe ae4dma")?;
-    let bound = guest.ok("ls /sys/bus/pci/drivers/ae4dma | grep -c '^0000:' ; true")?;
-    ensure!(bound.trim() == "0", "ae4dma took {bound} function(s)");
-    ensure!(channels(guest)?.is_empty());
-    // It stays loaded: the rest of the suite runs beside it.
+    let bound =
+        |driver: &str| format!("ls -d /sys/bus/pci/drivers/{driver}/0000:* 2> /dev/null | wc -l");
+    let taken = guest.ok(&bound("ae4dma"))?;
+    ensure!(taken.trim() == "0", "ae4dma took {taken} function(s)");
+    // It is built on ptdma, which is loaded by now and has what is its own.
+    let taken = guest.ok(&bound("ptdma"))?;
+    ensure!(
+        taken.trim() == guest.options().devices.to_string(),
+        "ptdma: {taken}"
+    );
+    passes(guest, FEW_COPIES)?;
+    guest.ok("rmmod ae4dma && rmmod ptdma")?;
     Ok(String::new())
 }
 
@@ -386,10 +395,13 @@ fn unplugged(guest: &mut Guest) -> Result<String> {
 fn one_killed(guest: &mut Guest) -> Result<String> {
     load(guest)?;
     let before = channels(guest)?.len() as u64;
-    guest.server()?.kill9(0)?;
+    guest.kill9(Some(0))?;
     // The dead function's thread runs into dmatest's time limit once, not for ever.
     guest.ok("dmesg -c > /dev/null; rmmod dmatest 2> /dev/null; true")?;
-    guest.ok("modprobe dmatest run=1 iterations=1 timeout=2000 test_buf_size=4096")?;
+    guest.ok(
+        "modprobe dmatest iterations=1 timeout=2000 test_buf_size=4096 run=1 \
+         && cat /sys/module/dmatest/parameters/wait > /dev/null",
+    )?;
     let log = guest.ok("dmesg")?;
     let summary = summary(&log);
     ensure!(
@@ -411,17 +423,32 @@ fn server_killed(guest: &mut Guest) -> Result<String> {
     guest.ok("sleep 1; cat /sys/module/dmatest/parameters/run")?;
     let busy = guest.server()?.counters()?;
     ensure!(busy.descriptors > 10, "no copies are under way: {busy:?}");
-    guest.server()?.kill9_all();
+    guest.kill9(None)?;
     guest.ok("sleep 3")?;
     ensure!(guest.alive(), "the emulator died with the device");
+    // After its time limit dmatest asks for the status; the driver takes all ones for
+    // a completion, and reports success for a copy that no device made.
     let log = guest.kernel_log()?;
-    ensure!(log.contains("test timed out"), "no copy failed\n{log}");
+    ensure!(
+        log.contains("test timed out") || log.contains("data error"),
+        "no copy failed\n{log}"
+    );
     let info = guest.ok("cat /sys/kernel/debug/dmaengine/*/info")?;
     // The version field is six bits of a register that reads as all ones.
     ensure!(info.contains("Version: 63"), "{info}");
     guest.ok("uname -a; free; ls /sys/bus/pci/devices")?;
-    guest.expect_clean_dmesg()?;
-    Ok(format!("after {} copies", busy.descriptors))
+    // All ones make error code 63, and the driver's table of names has 26 entries:
+    // KASAN sees it read beyond the end.
+    guest.expect_clean_dmesg_but(&["KASAN: global-out-of-bounds in pt_"])?;
+    Ok(format!(
+        "after {} copies; lost copies were {}",
+        busy.descriptors,
+        if log.contains("data error") {
+            "reported as done"
+        } else {
+            "left hanging"
+        }
+    ))
 }
 
 #[cfg(test)]
