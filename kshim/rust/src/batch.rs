@@ -1,0 +1,294 @@
+//! A round, from folios to outcomes.
+
+use batch_copy::{
+    BadInput, Batch, CostModel, CpuCopier, CpuCopyError, CutRules, FailReason, FolioSource, Host,
+    MapError, Mapper, Options, OverlapCheck, Policy, Rescue, Wait, WaitFor, Wake,
+};
+
+use crate::abi::{Folio, MAX_CHANNELS, MAX_ROUND_FOLIOS, Outcome, Piece, RoundResult, Settings};
+use crate::channel::bus;
+use crate::errno;
+use crate::kernel::{self, BatchContext};
+use crate::system::System;
+
+/// How long a batch sleeps before it suspects that an interrupt was lost, in nanoseconds. Twice
+/// the time that a full ring of a usual batch takes; looking too early costs one register read.
+const OVERDUE_NS: u64 = 10_000_000;
+
+/// Folios are cut at whole pages, so that an IOMMU can put parts next to each other.
+const STRIPE_ALIGN_BYTES: u64 = 4096;
+
+/// Working memory of a batch in flight.
+pub struct Scratch {
+    batch: Batch<MAX_CHANNELS>,
+    outcomes: [batch_copy::Outcome; MAX_ROUND_FOLIOS],
+}
+
+impl Scratch {
+    /// Makes it in place: it is too large for a kernel stack.
+    ///
+    /// # Safety
+    ///
+    /// `at` is valid for writes and aligned.
+    pub(crate) unsafe fn init(at: *mut Self) {
+        // SAFETY: `at` is valid (caller).
+        let batch = unsafe { &raw mut (*at).batch };
+        // SAFETY: within `*at`. A constant with nothing in it, so nothing large is moved.
+        unsafe { batch.write(const { Batch::new() }) };
+        // SAFETY: `at` is valid (caller).
+        let outcomes = unsafe { &raw mut (*at).outcomes }.cast::<batch_copy::Outcome>();
+        for index in 0..MAX_ROUND_FOLIOS {
+            // SAFETY: `index` is below the array's length.
+            let outcome = unsafe { outcomes.add(index) };
+            // SAFETY: within `*at`.
+            unsafe { outcome.write(batch_copy::Outcome::Dma) };
+        }
+    }
+}
+
+/// A round to run.
+pub(crate) struct Round<'a> {
+    pub(crate) system: &'a System,
+    pub(crate) context: BatchContext,
+    pub(crate) folios: &'a [Folio],
+    /// The one channel to use, if it shall be one.
+    pub(crate) only: Option<usize>,
+}
+
+/// The round's folios, for `batch-copy`.
+struct Folios<'a>(&'a [Folio]);
+
+impl FolioSource for Folios<'_> {
+    #[inline]
+    fn folio(&self, index: usize) -> Option<batch_copy::Folio> {
+        self.0
+            .get(index)
+            .map(|folio| batch_copy::Folio::new(bus(folio.src), bus(folio.dst), folio.len))
+    }
+}
+
+#[inline]
+fn abi_piece(piece: &batch_copy::Piece) -> Piece {
+    Piece {
+        src: piece.src.get(),
+        dst: piece.dst.get(),
+        len: piece.len_bytes,
+        offset: piece.offset_bytes,
+        // Below MAX_ROUND_FOLIOS.
+        folio: piece.folio as u32,
+    }
+}
+
+/// Maps a part on the function that copies it.
+struct KernelMapper(BatchContext);
+
+impl Mapper for KernelMapper {
+    #[inline]
+    fn map(
+        &mut self,
+        channel: usize,
+        piece: &batch_copy::Piece,
+    ) -> Result<batch_copy::Segment, MapError> {
+        let segment = self.0.map(channel, &abi_piece(piece)).ok_or(MapError)?;
+        Ok(batch_copy::Segment {
+            src: bus(segment.src),
+            dst: bus(segment.dst),
+            len_bytes: segment.len,
+        })
+    }
+}
+
+/// The CPU's share of a hybrid batch.
+struct KernelCpu(BatchContext);
+
+impl CpuCopier for KernelCpu {
+    fn copy(&mut self, piece: &batch_copy::Piece) -> Result<(), CpuCopyError> {
+        if self.0.cpu_copy(&abi_piece(piece)) {
+            Ok(())
+        } else {
+            Err(CpuCopyError)
+        }
+    }
+}
+
+/// Resets functions, and remembers where that did not help.
+struct KernelRescue {
+    context: BatchContext,
+    unproven: u64,
+}
+
+impl Rescue for KernelRescue {
+    fn prove_stopped(&mut self, channel: usize) -> bool {
+        self.context.prove_stopped(channel)
+    }
+
+    fn quarantined(&mut self, channel: usize, _piece: &batch_copy::Piece) {
+        // MAX_CHANNELS is 64.
+        self.unproven |= 1_u64.checked_shl(channel as u32).unwrap_or(u64::MAX);
+    }
+}
+
+/// Spins for a while, then sleeps, in both cases until the interrupt of the channel that is
+/// needed next: its handler finds out what was done, so waiting costs no register read.
+struct KernelWait {
+    context: BatchContext,
+    /// Time to spin that is left to this batch.
+    spin_ns: u64,
+}
+
+impl Wait for KernelWait {
+    fn now_ns(&self) -> u64 {
+        kernel::now_ns()
+    }
+
+    fn wants_interrupts(&self) -> bool {
+        true
+    }
+
+    fn wait(&mut self, wait: &WaitFor) -> Wake {
+        let now = kernel::now_ns();
+        let until = now
+            .max(wait.expected_ns)
+            .saturating_add(OVERDUE_NS)
+            .min(wait.latest_ns);
+        let timeout_ns = until.saturating_sub(now);
+        let spin_ns = self.spin_ns.min(timeout_ns);
+        let interrupted = self.context.wait(wait.channel, spin_ns, timeout_ns);
+        let spent = kernel::now_ns().saturating_sub(now);
+        self.spin_ns = self.spin_ns.saturating_sub(spent);
+        if interrupted {
+            Wake::Interrupted
+        } else {
+            Wake::Overdue
+        }
+    }
+}
+
+/// What the settings and the cost model say about batches, for a machine with `channels`
+/// channels.
+pub(crate) fn policy(settings: &Settings, channels: usize) -> Policy {
+    let most = channels.min(settings.nr_dma_chan as usize);
+    let mut policy = Policy::new(CostModel::default(), most);
+    if settings.min_batch_kb != 0 {
+        policy.min_batch_bytes = u64::from(settings.min_batch_kb).wrapping_mul(1024);
+    }
+    policy
+}
+
+/// How to run a round; `None` if it is not worth an engine.
+fn options(round: &Round<'_>, settings: &Settings, bytes: u64) -> Option<Options> {
+    let timeout_ns = settings.timeout_ns();
+    let base = Options {
+        only: round.only,
+        rules: CutRules {
+            min_part_bytes: u64::from(settings.stripe_kb).wrapping_mul(1024),
+            align_bytes: STRIPE_ALIGN_BYTES,
+            ..CutRules::default()
+        },
+        budget_ns: timeout_ns,
+        grace_ns: timeout_ns / 4,
+        hang_ns: timeout_ns / 2,
+        // Physical addresses: what bus addresses the engine can reach is the mapper's affair.
+        addr_limit: u64::MAX,
+        repair: false,
+        ..Options::default()
+    };
+    if round.only.is_some() {
+        return Some(Options {
+            channels: 1,
+            ..base
+        });
+    }
+    let policy = Policy {
+        // Small rounds at the end of a large batch are run like the others.
+        min_batch_bytes: 0,
+        max_channels: settings.nr_dma_chan as usize,
+        ..round.system.policy()
+    };
+    let active = round.system.engines().active();
+    let options = policy.options(round.folios.len(), bytes, active, &base)?;
+    Some(Options {
+        cpu_share_bytes: bytes
+            .saturating_mul(u64::from(settings.hybrid_percent))
+            .wrapping_div(100),
+        ..options
+    })
+}
+
+const fn abi_outcome(outcome: batch_copy::Outcome) -> Outcome {
+    match outcome {
+        batch_copy::Outcome::Dma => Outcome::Dma,
+        batch_copy::Outcome::Cpu => Outcome::Cpu,
+        batch_copy::Outcome::Failed(FailReason::Quarantined) => Outcome::Quarantined,
+        batch_copy::Outcome::Failed(_) => Outcome::Failed,
+        batch_copy::Outcome::NotAttempted(_) => Outcome::NotAttempted,
+    }
+}
+
+/// Copies a round. 0, or a negative error number: nothing was tried.
+pub(crate) fn run(
+    round: Round<'_>,
+    scratch: &mut Scratch,
+    outcomes: &mut [Outcome],
+    result: &mut RoundResult,
+) -> i32 {
+    let settings = round.system.settings();
+    let bytes = round
+        .folios
+        .iter()
+        .fold(0_u64, |sum, folio| sum.saturating_add(folio.len));
+    let Some(options) = options(&round, &settings, bytes) else {
+        outcomes.fill(Outcome::NotAttempted);
+        result.not_attempted = round.folios.len() as u32;
+        round.system.revive();
+        return 0;
+    };
+    let context = round.context;
+    let mut host = Host {
+        wait: KernelWait {
+            context,
+            spin_ns: settings.poll_ns(),
+        },
+        mapper: KernelMapper(context),
+        cpu: KernelCpu(context),
+        rescue: KernelRescue {
+            context,
+            unproven: 0,
+        },
+    };
+    let Some(raw) = scratch.outcomes.get_mut(..round.folios.len()) else {
+        return -errno::EINVAL;
+    };
+    let report = match scratch.batch.run(
+        round.system.engines(),
+        &Folios(round.folios),
+        // Each folio is memory of its own.
+        OverlapCheck::CallerKnows,
+        &options,
+        &mut host,
+        raw,
+    ) {
+        Ok(report) => report,
+        Err(BadInput::NoChannels) => return -errno::ENODEV,
+        Err(_) => return -errno::EINVAL,
+    };
+    for (to, from) in outcomes.iter_mut().zip(raw) {
+        *to = abi_outcome(*from);
+        let count = match to {
+            Outcome::Dma => &mut result.by_dma,
+            Outcome::Cpu => &mut result.by_cpu,
+            Outcome::Failed | Outcome::Quarantined => &mut result.failed,
+            Outcome::NotAttempted => &mut result.not_attempted,
+        };
+        *count = count.wrapping_add(1);
+    }
+    result.channels = report.channels as u32;
+    result.descriptors = u32::try_from(report.descriptors).unwrap_or(u32::MAX);
+    result.unproven = host.rescue.unproven;
+    if report.quarantined_bytes != 0 && result.unproven == 0 {
+        // Cannot be, but then no channel is above suspicion.
+        result.unproven = u64::MAX;
+    }
+    round.system.revive();
+    0
+}

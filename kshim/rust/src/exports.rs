@@ -1,0 +1,183 @@
+//! The functions that the C of the module calls.
+//!
+//! `system` is the memory that [`ptdma_rs_system_init`] was given, in all of them.
+
+use core::ptr::NonNull;
+
+use crate::abi::{
+    Batch, ChannelSetup, ChannelStats, Folio, MAX_CHANNELS, MAX_ROUND_FOLIOS, Outcome, RoundResult,
+    Settings,
+};
+use crate::batch::{self, Round, Scratch};
+use crate::errno;
+use crate::kernel::{self, BatchContext};
+use crate::system::System;
+
+/// Bytes of memory that a system takes, aligned to 64.
+#[unsafe(no_mangle)]
+pub extern "C" fn ptdma_rs_system_bytes() -> usize {
+    size_of::<System>()
+}
+
+/// Makes a system, with no channel and the default settings.
+///
+/// # Safety
+///
+/// `system` has room for [`ptdma_rs_system_bytes`], is aligned to 64 and stays where it is.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ptdma_rs_system_init(system: *mut System) {
+    // SAFETY: the caller's promise.
+    unsafe { System::init(system) };
+}
+
+/// Bytes of memory that a batch in flight takes for this library, aligned to 64.
+#[unsafe(no_mangle)]
+pub extern "C" fn ptdma_rs_scratch_bytes() -> usize {
+    size_of::<Scratch>()
+}
+
+/// Makes working memory for batches, one at a time.
+///
+/// # Safety
+///
+/// `scratch` has room for [`ptdma_rs_scratch_bytes`] and is aligned to 64.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ptdma_rs_scratch_init(scratch: *mut Scratch) {
+    // SAFETY: the caller's promise.
+    unsafe { Scratch::init(scratch) };
+}
+
+/// Writes the default settings.
+#[unsafe(no_mangle)]
+pub extern "C" fn ptdma_rs_settings_default(settings: &mut Settings) {
+    *settings = Settings::default();
+}
+
+/// Whether settings could be taken: 0 or -EINVAL.
+#[unsafe(no_mangle)]
+pub extern "C" fn ptdma_rs_settings_check(settings: &Settings) -> i32 {
+    if settings.is_valid() {
+        0
+    } else {
+        -errno::EINVAL
+    }
+}
+
+/// Takes settings: 0 or -EINVAL. Batches in flight go on with the old ones; ring_entries is for
+/// channels that come up later.
+#[unsafe(no_mangle)]
+pub extern "C" fn ptdma_rs_settings_set(system: &System, settings: &Settings) -> i32 {
+    system.set(settings)
+}
+
+/// Reads the settings.
+#[unsafe(no_mangle)]
+pub extern "C" fn ptdma_rs_settings_get(system: &System, settings: &mut Settings) {
+    *settings = system.settings();
+}
+
+/// Brings a channel up: 0 or a negative error number. -EBUSY: the engine is still at a previous
+/// owner's work and does not stop, a reset of the function helps.
+///
+/// # Safety
+///
+/// The memory in `setup` is the channel's until it is down or forgotten, mapped as
+/// `ptdma_channel_setup` says. No channel of that number is up.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ptdma_rs_channel_up(
+    system: &System,
+    chan: u32,
+    setup: &ChannelSetup,
+) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe { system.channel_up(chan as usize, setup) }
+}
+
+/// Stops a channel for good: 0, or -EBUSY if its engine was not proved stopped. No batch is in
+/// flight.
+#[unsafe(no_mangle)]
+pub extern "C" fn ptdma_rs_channel_down(system: &System, chan: u32) -> i32 {
+    if system.channel_down(chan as usize) {
+        0
+    } else {
+        -errno::EBUSY
+    }
+}
+
+/// Drops a channel; its number is free again. To be called after [`ptdma_rs_channel_down`],
+/// when its memory is not given back or the function was proved stopped. No batch is in flight.
+#[unsafe(no_mangle)]
+pub extern "C" fn ptdma_rs_channel_forget(system: &System, chan: u32) {
+    system.channel_forget(chan as usize);
+}
+
+/// Reads the counts of a channel.
+#[unsafe(no_mangle)]
+pub extern "C" fn ptdma_rs_channel_stats(system: &System, chan: u32, stats: &mut ChannelStats) {
+    *stats = system.stats(chan as usize);
+}
+
+/// The interrupt of a channel. Any context.
+#[unsafe(no_mangle)]
+pub extern "C" fn ptdma_rs_interrupt(system: &System, chan: u32) {
+    system.engines().interrupt(chan as usize, kernel::now_ns());
+}
+
+/// Bytes below which a batch is left to the CPU; all of them if no channel is in service.
+#[unsafe(no_mangle)]
+pub extern "C" fn ptdma_rs_min_bytes(system: &System) -> u64 {
+    system.min_bytes()
+}
+
+/// Copies the folios of a round: 0, or a negative error number if nothing was tried. An outcome
+/// is written for every folio. Only channel `only` is used, unless that is negative.
+///
+/// # Safety
+///
+/// - `batch` is good for the `ptdma_k_` functions. `scratch` was made by
+///   [`ptdma_rs_scratch_init`], and is used for one batch at a time.
+/// - `folios` and `outcomes` have `nr` entries.
+/// - The folios are the caller's, and nobody else reads or writes the destinations.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ptdma_rs_batch_run(
+    system: &System,
+    batch: *mut Batch,
+    scratch: *mut Scratch,
+    folios: *const Folio,
+    outcomes: *mut Outcome,
+    nr: u32,
+    only: i32,
+    result: &mut RoundResult,
+) -> i32 {
+    let nr = nr as usize;
+    let Some(batch) = NonNull::new(batch) else {
+        return -errno::EINVAL;
+    };
+    if nr == 0 || nr > MAX_ROUND_FOLIOS || folios.is_null() || outcomes.is_null() {
+        return -errno::EINVAL;
+    }
+    // SAFETY: the caller's promise.
+    let Some(scratch) = (unsafe { scratch.as_mut() }) else {
+        return -errno::EINVAL;
+    };
+    // SAFETY: not null, and `nr` entries by the caller's promise.
+    let folios = unsafe { core::slice::from_raw_parts(folios, nr) };
+    // SAFETY: as above; C has filled it with valid outcomes.
+    let outcomes = unsafe { core::slice::from_raw_parts_mut(outcomes, nr) };
+    // SAFETY: the caller's promise.
+    let context = unsafe { BatchContext::new(batch) };
+    *result = RoundResult::default();
+    batch::run(
+        Round {
+            system,
+            context,
+            folios,
+            only: usize::try_from(only).ok(),
+        },
+        scratch,
+        outcomes,
+        result,
+    )
+}
+
+const _: () = assert!(MAX_CHANNELS <= 64, "a set of channels is a u64");
