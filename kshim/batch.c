@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * offload_copy: a batch of folios, from the list to the marks
+ *
+ * Everything it needs was allocated at load.  A batch that finds no free
+ * resources is left to the CPU; one that is longer than a round takes several.
+ */
+#include <linux/list.h>
+#include <linux/migrate_copy_offload.h>
+#include <linux/mm.h>
+#include <linux/slab.h>
+#include <linux/spinlock.h>
+
+#include "compat.h"
+#include "ptdma_migrator.h"
+#include "trace.h"
+
+static LIST_HEAD(ptdma_pool);
+static DEFINE_SPINLOCK(ptdma_pool_lock);
+
+struct ptdma_totals ptdma_totals;
+
+static void ptdma_batch_free(struct ptdma_batch *batch)
+{
+	kvfree(batch->scratch);
+	kvfree(batch);
+}
+
+/**
+ * ptdma_pool_init - Allocate what batches need.
+ *
+ * Return: 0 or -ENOMEM.
+ */
+int ptdma_pool_init(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < PTDMA_MAX_BATCHES; i++) {
+		struct ptdma_batch *batch;
+
+		batch = kvzalloc_obj(*batch, GFP_KERNEL);
+		if (!batch)
+			goto out_free;
+		batch->scratch = kvzalloc(ptdma_rs_scratch_bytes(), GFP_KERNEL);
+		if (!batch->scratch) {
+			kvfree(batch);
+			goto out_free;
+		}
+		ptdma_rs_scratch_init(batch->scratch);
+		ptdma_batch_put(batch);
+	}
+	return 0;
+
+out_free:
+	ptdma_pool_exit();
+	return -ENOMEM;
+}
+
+/**
+ * ptdma_pool_exit - Free what batches needed.
+ */
+void ptdma_pool_exit(void)
+{
+	struct ptdma_batch *batch, *next;
+
+	list_for_each_entry_safe(batch, next, &ptdma_pool, list) {
+		list_del(&batch->list);
+		ptdma_batch_free(batch);
+	}
+}
+
+/**
+ * ptdma_batch_get - Take a free batch.
+ *
+ * Return: The batch, or NULL if all are in use.
+ */
+struct ptdma_batch *ptdma_batch_get(void)
+{
+	struct ptdma_batch *batch;
+
+	spin_lock(&ptdma_pool_lock);
+	batch = list_first_entry_or_null(&ptdma_pool, struct ptdma_batch, list);
+	if (batch)
+		list_del(&batch->list);
+	spin_unlock(&ptdma_pool_lock);
+	return batch;
+}
+
+/**
+ * ptdma_batch_put - Give a batch back.
+ * @batch: The batch, with nothing mapped and nothing held.
+ */
+void ptdma_batch_put(struct ptdma_batch *batch)
+{
+	/* The one that was used last is the one that is in the cache. */
+	spin_lock(&ptdma_pool_lock);
+	list_add(&batch->list, &ptdma_pool);
+	spin_unlock(&ptdma_pool_lock);
+}
+
+/**
+ * ptdma_batch_round - Copy the folios of a round, and undo their mappings.
+ * @batch: The batch, with its folios filled in.
+ * @nr: How many.
+ * @only: The one channel to use, or -1.
+ * @result: Filled in.  If its unproven is not zero then nothing was unmapped,
+ *	and the channels named there may still write to the destinations.
+ *
+ * Context: Process context, ptdma_topology held for reading.
+ * Return: 0, and batch->outcomes says what became of each folio.
+ */
+int ptdma_batch_round(struct ptdma_batch *batch, unsigned int nr, int only,
+		      struct ptdma_result *result)
+{
+	unsigned int i;
+	int rc;
+
+	lockdep_assert_held(&ptdma_topology);
+
+	memset(batch->first_part, 0xff, nr * sizeof(*batch->first_part));
+	memset(batch->outcomes, PTDMA_OUTCOME_NOT_ATTEMPTED, nr);
+	for (i = 0; i < PTDMA_MAX_CHANNELS; i++)
+		if (ptdma_chans[i])
+			batch->seen[i] = atomic_read(&ptdma_chans[i]->events);
+
+	rc = ptdma_rs_batch_run(ptdma_system, batch, batch->scratch,
+				batch->folios, batch->outcomes, nr, only,
+				result);
+	if (!result->unproven)
+		ptdma_unmap_round(batch);
+	return rc;
+}
+
+static void ptdma_mark_round(struct ptdma_batch *batch, unsigned int nr,
+			     struct folio *dst, unsigned int *copied)
+{
+	u64 bytes = 0;
+	unsigned int i;
+
+	for (i = 0; i < nr; i++, dst = list_next_entry(dst, lru)) {
+		if (batch->outcomes[i] != PTDMA_OUTCOME_DMA &&
+		    batch->outcomes[i] != PTDMA_OUTCOME_CPU)
+			continue;
+		folio_mark_content_copied(dst);
+		bytes += batch->folios[i].len;
+		(*copied)++;
+	}
+	atomic64_add(bytes, &ptdma_totals.bytes);
+}
+
+static int ptdma_copy_rounds(struct ptdma_batch *batch,
+			     struct list_head *dst_list,
+			     struct list_head *src_list,
+			     unsigned int folio_cnt, unsigned int *copied)
+{
+	struct folio *src = list_first_entry(src_list, struct folio, lru);
+	struct folio *dst = list_first_entry(dst_list, struct folio, lru);
+
+	while (folio_cnt) {
+		unsigned int nr = min(folio_cnt, PTDMA_ROUND_FOLIOS);
+		struct folio *first = dst;
+		struct ptdma_result result = {};
+		unsigned int i;
+		int rc;
+
+		for (i = 0; i < nr; i++) {
+			batch->folios[i].src = PFN_PHYS(folio_pfn(src));
+			batch->folios[i].dst = PFN_PHYS(folio_pfn(dst));
+			batch->folios[i].len = folio_size(src);
+			src = list_next_entry(src, lru);
+			dst = list_next_entry(dst, lru);
+		}
+
+		rc = ptdma_batch_round(batch, nr, -1, &result);
+		trace_ptdma_round(nr, &result);
+		if (result.unproven) {
+			ptdma_quarantine(batch, dst_list, result.unproven);
+			return -EOWNERDEAD;
+		}
+		if (rc)
+			return rc;
+		ptdma_mark_round(batch, nr, first, copied);
+		folio_cnt -= nr;
+		cond_resched();
+	}
+	return 0;
+}
+
+/* Looks at no more folios than it takes to know. */
+static bool ptdma_is_worth_it(struct list_head *src_list)
+{
+	u64 least = ptdma_rs_min_bytes(ptdma_system);
+	struct folio *src;
+	u64 bytes = 0;
+
+	list_for_each_entry(src, src_list, lru) {
+		bytes += folio_size(src);
+		if (bytes >= least)
+			return true;
+	}
+	return false;
+}
+
+/**
+ * ptdma_offload_copy - Copy a batch of folios with the engines.
+ * @dst_list: Destinations.
+ * @src_list: Sources, in the same order.
+ * @folio_cnt: Entries of each list.
+ *
+ * Marks each destination that holds all bytes of its source; the CPU copies the
+ * others.
+ *
+ * Return: 0, or -EOWNERDEAD if an engine may still write to the destinations,
+ * to all of which a reference was taken then, or another negative error code
+ * if the marks are not to be trusted.
+ */
+int ptdma_offload_copy(struct list_head *dst_list, struct list_head *src_list,
+		       unsigned int folio_cnt)
+{
+	struct ptdma_batch *batch;
+	unsigned int copied = 0;
+	u64 start;
+	int rc;
+
+	if (!folio_cnt)
+		return 0;
+
+	if (!ptdma_is_worth_it(src_list)) {
+		atomic64_inc(&ptdma_totals.declined);
+		return 0;
+	}
+
+	if (!down_read_trylock(&ptdma_topology)) {
+		atomic64_inc(&ptdma_totals.busy);
+		return 0;
+	}
+	batch = ptdma_batch_get();
+	if (!batch) {
+		up_read(&ptdma_topology);
+		atomic64_inc(&ptdma_totals.busy);
+		return 0;
+	}
+
+	trace_ptdma_batch_start(folio_cnt);
+	start = ptdma_k_now_ns();
+	batch->sleeps = 0;
+	rc = ptdma_copy_rounds(batch, dst_list, src_list, folio_cnt, &copied);
+	trace_ptdma_batch_end(folio_cnt, copied, batch->sleeps,
+			      ptdma_k_now_ns() - start, rc);
+
+	atomic64_inc(&ptdma_totals.batches);
+	atomic64_add(copied, &ptdma_totals.folios_migrated);
+	atomic64_add(folio_cnt - copied, &ptdma_totals.folios_failures);
+	if (rc != -EOWNERDEAD)
+		ptdma_batch_put(batch);
+	up_read(&ptdma_topology);
+	return rc;
+}

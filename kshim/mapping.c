@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Bus addresses of folios
+ *
+ * Each function has an IOMMU domain of its own, so a part of a folio is mapped
+ * for the function that copies it, once the Rust library has chosen it.
+ *
+ * Where the IOMMU translates, scattered folios are put next to each other in
+ * windows of bus addresses, and the library makes one descriptor of them.
+ * Windows are 128 KiB, the largest size for which the IOVA allocator keeps
+ * caches: with larger ones its address space fragments and it gets slow.
+ */
+#include <linux/dma-mapping.h>
+#include <linux/sizes.h>
+
+#include "ptdma_migrator.h"
+
+#define PTDMA_WINDOW_BYTES	SZ_128K
+
+static struct device *ptdma_dev(unsigned int chan)
+{
+	return &ptdma_chans[chan]->pdev->dev;
+}
+
+/* The newest window of a channel, if there is room for @len in it. */
+static struct ptdma_window *ptdma_window_find(struct ptdma_batch *batch,
+					      unsigned int chan, u32 len)
+{
+	unsigned int i = batch->nr_windows;
+
+	while (i--) {
+		struct ptdma_window *window = &batch->windows[i];
+
+		if (window->chan != chan)
+			continue;
+		if (window->src_linked != window->used ||
+		    window->used + len > PTDMA_WINDOW_BYTES)
+			return NULL;
+		return window;
+	}
+	return NULL;
+}
+
+static struct ptdma_window *ptdma_window_new(struct ptdma_batch *batch,
+					     unsigned int chan)
+{
+	struct device *dev = ptdma_dev(chan);
+	struct ptdma_window *window;
+
+	if (batch->nr_windows == PTDMA_ROUND_WINDOWS)
+		return NULL;
+
+	window = &batch->windows[batch->nr_windows];
+	memset(window, 0, sizeof(*window));
+	window->chan = chan;
+	/* False where nothing translates. */
+	if (!dma_iova_try_alloc(dev, &window->src, 0, PTDMA_WINDOW_BYTES))
+		return NULL;
+	if (!dma_iova_try_alloc(dev, &window->dst, 0, PTDMA_WINDOW_BYTES)) {
+		dma_iova_free(dev, &window->src);
+		return NULL;
+	}
+	batch->nr_windows++;
+	return window;
+}
+
+static int ptdma_link(struct device *dev, struct dma_iova_state *state,
+		      phys_addr_t phys, u32 offset, u32 len,
+		      enum dma_data_direction dir)
+{
+	int rc;
+
+	rc = dma_iova_link(dev, state, phys, offset, len, dir, 0);
+	if (rc)
+		return rc;
+	/* The engine may be told of it at any time from now on. */
+	rc = dma_iova_sync(dev, state, offset, len);
+	if (rc)
+		dma_iova_unlink(dev, state, offset, len, dir, 0);
+	return rc;
+}
+
+static bool ptdma_map_windowed(struct ptdma_batch *batch, unsigned int chan,
+			       const struct ptdma_piece *piece,
+			       struct ptdma_part *part)
+{
+	struct device *dev = ptdma_dev(chan);
+	struct ptdma_window *window;
+	u32 len = piece->len;
+
+	if (piece->len > PTDMA_WINDOW_BYTES / 2 ||
+	    !PAGE_ALIGNED(piece->src | piece->dst | piece->len))
+		return false;
+
+	window = ptdma_window_find(batch, chan, len);
+	if (!window)
+		window = ptdma_window_new(batch, chan);
+	if (!window)
+		return false;
+
+	if (ptdma_link(dev, &window->src, piece->src, window->used, len,
+		       DMA_TO_DEVICE))
+		return false;
+	window->src_linked += len;
+	/* On failure the window ends here: its two sides do not match. */
+	if (ptdma_link(dev, &window->dst, piece->dst, window->used, len,
+		       DMA_FROM_DEVICE))
+		return false;
+
+	part->src = window->src.addr + window->used;
+	part->dst = window->dst.addr + window->used;
+	part->windowed = true;
+	window->used += len;
+	return true;
+}
+
+static bool ptdma_map_single(unsigned int chan,
+			     const struct ptdma_piece *piece,
+			     struct ptdma_part *part)
+{
+	struct device *dev = ptdma_dev(chan);
+
+	part->src = dma_map_phys(dev, piece->src, piece->len, DMA_TO_DEVICE, 0);
+	if (dma_mapping_error(dev, part->src))
+		return false;
+	part->dst = dma_map_phys(dev, piece->dst, piece->len, DMA_FROM_DEVICE,
+				 0);
+	if (dma_mapping_error(dev, part->dst)) {
+		dma_unmap_phys(dev, part->src, piece->len, DMA_TO_DEVICE, 0);
+		return false;
+	}
+	part->windowed = false;
+	return true;
+}
+
+/**
+ * ptdma_k_map - Give a part of a folio bus addresses.
+ * @batch: The batch it belongs to.
+ * @chan: Channel that will copy it.
+ * @piece: The part.
+ * @segment: Filled in: the beginning of @piece, as far as it is contiguous for
+ *	the channel.
+ *
+ * Asked again for the same part, it gives the same answer.
+ *
+ * Context: Process context, no locks but ptdma_topology.
+ * Return: 0, or a negative error code: the part has to be copied by the CPU.
+ */
+int ptdma_k_map(struct ptdma_batch *batch, u32 chan,
+		const struct ptdma_piece *piece, struct ptdma_segment *segment)
+{
+	u64 end = piece->offset + piece->len;
+	struct ptdma_part *part;
+	u16 i;
+
+	for (i = batch->first_part[piece->folio]; i != PTDMA_NO_PART;
+	     i = batch->parts[i].next) {
+		u64 into;
+
+		part = &batch->parts[i];
+		if (end <= part->offset ||
+		    piece->offset >= (u64)part->offset + part->len)
+			continue;
+		/*
+		 * Mapped for a channel that has gone out of use meanwhile, or
+		 * cut differently: never map anything twice.
+		 */
+		if (part->chan != chan || piece->offset < part->offset)
+			return -EBUSY;
+
+		into = piece->offset - part->offset;
+		segment->src = part->src + into;
+		segment->dst = part->dst + into;
+		segment->len = min(piece->len, part->len - into);
+		return 0;
+	}
+
+	if (batch->nr_parts == PTDMA_ROUND_PARTS || piece->len > U32_MAX ||
+	    end > U32_MAX)
+		return -ENOSPC;
+
+	part = &batch->parts[batch->nr_parts];
+	part->chan = chan;
+	part->offset = piece->offset;
+	part->len = piece->len;
+	if (!ptdma_map_windowed(batch, chan, piece, part) &&
+	    !ptdma_map_single(chan, piece, part))
+		return -EIO;
+
+	part->next = batch->first_part[piece->folio];
+	batch->first_part[piece->folio] = batch->nr_parts++;
+	segment->src = part->src;
+	segment->dst = part->dst;
+	segment->len = part->len;
+	return 0;
+}
+
+static void ptdma_unmap_part(struct ptdma_part *part)
+{
+	struct device *dev = ptdma_dev(part->chan);
+
+	if (!part->windowed) {
+		dma_unmap_phys(dev, part->src, part->len, DMA_TO_DEVICE, 0);
+		dma_unmap_phys(dev, part->dst, part->len, DMA_FROM_DEVICE, 0);
+	}
+	part->chan = PTDMA_NO_CHANNEL;
+}
+
+static void ptdma_unmap_window(struct ptdma_window *window)
+{
+	struct device *dev = ptdma_dev(window->chan);
+
+	dma_iova_destroy(dev, &window->src, window->src_linked, DMA_TO_DEVICE,
+			 0);
+	dma_iova_destroy(dev, &window->dst, window->used, DMA_FROM_DEVICE, 0);
+	window->chan = PTDMA_NO_CHANNEL;
+}
+
+/**
+ * ptdma_maps_channel - Whether a batch has anything mapped for a channel.
+ * @batch: The batch.
+ * @chan: The channel.
+ *
+ * Return: true if it has.
+ */
+bool ptdma_maps_channel(struct ptdma_batch *batch, unsigned int chan)
+{
+	unsigned int i;
+
+	for (i = 0; i < batch->nr_parts; i++)
+		if (batch->parts[i].chan == chan)
+			return true;
+	for (i = 0; i < batch->nr_windows; i++)
+		if (batch->windows[i].chan == chan)
+			return true;
+	return false;
+}
+
+/**
+ * ptdma_unmap_channel - Undo what a batch has mapped for one channel.
+ * @batch: The batch.
+ * @chan: The channel, which writes to the batch's memory no more.
+ *
+ * Context: Process context, ptdma_topology held.
+ */
+void ptdma_unmap_channel(struct ptdma_batch *batch, unsigned int chan)
+{
+	unsigned int i;
+
+	for (i = 0; i < batch->nr_parts; i++)
+		if (batch->parts[i].chan == chan)
+			ptdma_unmap_part(&batch->parts[i]);
+	for (i = 0; i < batch->nr_windows; i++)
+		if (batch->windows[i].chan == chan)
+			ptdma_unmap_window(&batch->windows[i]);
+}
+
+/**
+ * ptdma_unmap_round - Undo the mappings of a round.
+ * @batch: The batch, to whose memory no engine writes any more.
+ *
+ * With bounce buffers, copies are not in the folios before this.
+ *
+ * Context: Process context, ptdma_topology held.
+ */
+void ptdma_unmap_round(struct ptdma_batch *batch)
+{
+	unsigned int i;
+
+	for (i = 0; i < batch->nr_parts; i++)
+		if (batch->parts[i].chan != PTDMA_NO_CHANNEL)
+			ptdma_unmap_part(&batch->parts[i]);
+	batch->nr_parts = 0;
+	for (i = 0; i < batch->nr_windows; i++)
+		if (batch->windows[i].chan != PTDMA_NO_CHANNEL)
+			ptdma_unmap_window(&batch->windows[i]);
+	batch->nr_windows = 0;
+}

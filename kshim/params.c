@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Controls and counts, in /sys/module/ptdma_migrator/parameters/
+ *
+ * All of them can be changed at any time.  What is a sensible value is known to
+ * the Rust library, which uses them.
+ */
+#include <linux/module.h>
+#include <linux/mutex.h>
+
+#include "compat.h"
+#include "ptdma_migrator.h"
+
+/* Until the system exists, parameters of the command line end up here. */
+static struct ptdma_settings ptdma_early;
+static bool ptdma_early_set;
+static bool ptdma_early_offloading;
+static bool ptdma_early_selftest;
+/* The module goes: nothing is started any more. */
+static bool ptdma_closed;
+static DEFINE_MUTEX(ptdma_params_lock);
+
+struct ptdma_knob {
+	size_t offset;
+	bool reopen;
+};
+
+static void ptdma_settings_now(struct ptdma_settings *settings)
+{
+	if (ptdma_system) {
+		ptdma_rs_settings_get(ptdma_system, settings);
+		return;
+	}
+	if (!ptdma_early_set)
+		ptdma_rs_settings_default(&ptdma_early);
+	ptdma_early_set = true;
+	*settings = ptdma_early;
+}
+
+static u32 *ptdma_knob_value(struct ptdma_settings *settings,
+			     const struct kernel_param *kp)
+{
+	const struct ptdma_knob *knob = kp->arg;
+
+	return (void *)settings + knob->offset;
+}
+
+static int ptdma_knob_set(const char *val, const struct kernel_param *kp)
+{
+	const struct ptdma_knob *knob = kp->arg;
+	struct ptdma_settings settings;
+	u32 value;
+	int rc;
+
+	rc = kstrtou32(val, 0, &value);
+	if (rc)
+		return rc;
+
+	guard(mutex)(&ptdma_params_lock);
+	if (ptdma_closed)
+		return -ENODEV;
+	ptdma_settings_now(&settings);
+	*ptdma_knob_value(&settings, kp) = value;
+	if (!ptdma_system) {
+		rc = ptdma_rs_settings_check(&settings);
+		if (!rc)
+			ptdma_early = settings;
+		return rc;
+	}
+	rc = ptdma_rs_settings_set(ptdma_system, &settings);
+	if (!rc && knob->reopen)
+		rc = ptdma_chans_reopen();
+	return rc;
+}
+
+static int ptdma_knob_get(char *buf, const struct kernel_param *kp)
+{
+	struct ptdma_settings settings;
+
+	guard(mutex)(&ptdma_params_lock);
+	if (ptdma_closed)
+		return -ENODEV;
+	ptdma_settings_now(&settings);
+	return sysfs_emit(buf, "%u\n", *ptdma_knob_value(&settings, kp));
+}
+
+static const struct kernel_param_ops ptdma_knob_ops = {
+	.set = ptdma_knob_set,
+	.get = ptdma_knob_get,
+};
+
+#define PTDMA_KNOB(name, reopens, text)					\
+	static struct ptdma_knob ptdma_knob_##name = {			\
+		.offset = offsetof(struct ptdma_settings, name),	\
+		.reopen = reopens,					\
+	};								\
+	module_param_cb(name, &ptdma_knob_ops, &ptdma_knob_##name, 0644); \
+	MODULE_PARM_DESC(name, text)
+
+PTDMA_KNOB(nr_dma_chan, false,
+	   "channels that one batch uses at the most, 1 to 64 (default: 64)");
+PTDMA_KNOB(ring_entries, true,
+	   "descriptors of each ring, a power of two from 32 to 8192 (default: 1024)");
+PTDMA_KNOB(min_batch_kb, false,
+	   "leave batches of less than this many KiB to the CPU; 0: let the cost model decide (default: 0)");
+PTDMA_KNOB(stripe_kb, false,
+	   "shortest part that a folio is cut into, in KiB, 4 to 2048 (default: 64)");
+PTDMA_KNOB(poll_us, false,
+	   "microseconds that a batch spins before it sleeps, 0 to 10000 (default: 50)");
+PTDMA_KNOB(timeout_ms, false,
+	   "milliseconds that a batch may take, 10 to 60000 (default: 2000)");
+PTDMA_KNOB(hybrid_percent, false,
+	   "share of a batch that the CPU copies while it would wait, 0 to 50 (default: 0)");
+
+static int ptdma_offloading_set(const char *val, const struct kernel_param *kp)
+{
+	bool on;
+	int rc;
+
+	rc = kstrtobool(val, &on);
+	if (rc)
+		return rc;
+	guard(mutex)(&ptdma_params_lock);
+	if (ptdma_closed)
+		return -ENODEV;
+	if (!ptdma_system) {
+		ptdma_early_offloading = on;
+		return 0;
+	}
+	if (on)
+		return ptdma_migrator_start();
+	ptdma_migrator_stop();
+	return 0;
+}
+
+static int ptdma_offloading_get(char *buf, const struct kernel_param *kp)
+{
+	return sysfs_emit(buf, "%d\n", ptdma_system ? ptdma_migrator_active() :
+						      ptdma_early_offloading);
+}
+
+static const struct kernel_param_ops ptdma_offloading_ops = {
+	.set = ptdma_offloading_set,
+	.get = ptdma_offloading_get,
+};
+module_param_cb(offloading, &ptdma_offloading_ops, NULL, 0644);
+MODULE_PARM_DESC(offloading, "be the kernel's migrator, 0 or 1 (default: 0)");
+
+static int ptdma_reasons_set(const char *val, const struct kernel_param *kp)
+{
+	unsigned long mask;
+	int rc;
+
+#ifdef PTDMA_REASON_NAMES
+	rc = migrate_offload_reason_mask_parse(val, &mask);
+#else
+	rc = kstrtoul(val, 0, &mask);
+#endif
+	return rc ?: ptdma_migrator_set_reasons(mask);
+}
+
+static int ptdma_reasons_get(char *buf, const struct kernel_param *kp)
+{
+#ifdef PTDMA_REASON_NAMES
+	int len;
+
+	len = migrate_offload_reason_mask_format(buf, PAGE_SIZE - 1,
+						 ptdma_migrator_reasons());
+	return len + sysfs_emit_at(buf, len, "\n");
+#else
+	return sysfs_emit(buf, "%#lx\n", ptdma_migrator_reasons());
+#endif
+}
+
+static const struct kernel_param_ops ptdma_reasons_ops = {
+	.set = ptdma_reasons_set,
+	.get = ptdma_reasons_get,
+};
+module_param_cb(reason_mask, &ptdma_reasons_ops, NULL, 0644);
+MODULE_PARM_DESC(reason_mask,
+		 "reasons of migration to copy for: names separated by commas, all, none, or a number (default: all)");
+
+static int ptdma_selftest_set(const char *val, const struct kernel_param *kp)
+{
+	bool on;
+	int rc;
+
+	rc = kstrtobool(val, &on);
+	if (rc || !on)
+		return rc;
+	guard(mutex)(&ptdma_params_lock);
+	if (ptdma_closed)
+		return -ENODEV;
+	if (!ptdma_system) {
+		ptdma_early_selftest = true;
+		return 0;
+	}
+	return ptdma_selftest();
+}
+
+static int ptdma_selftest_get(char *buf, const struct kernel_param *kp)
+{
+	return ptdma_selftest_result(buf);
+}
+
+static const struct kernel_param_ops ptdma_selftest_ops = {
+	.set = ptdma_selftest_set,
+	.get = ptdma_selftest_get,
+};
+module_param_cb(selftest, &ptdma_selftest_ops, NULL, 0644);
+MODULE_PARM_DESC(selftest,
+		 "write 1: copy and compare through each channel; read: the results");
+
+static int ptdma_total_get(char *buf, const struct kernel_param *kp)
+{
+	return sysfs_emit(buf, "%lld\n", atomic64_read(kp->arg));
+}
+
+static const struct kernel_param_ops ptdma_total_ops = {
+	.get = ptdma_total_get,
+};
+
+#define PTDMA_TOTAL(name, member, text)					\
+	module_param_cb(name, &ptdma_total_ops, &ptdma_totals.member, 0444); \
+	MODULE_PARM_DESC(name, text)
+
+PTDMA_TOTAL(folios_migrated, folios_migrated, "folios copied (read only)");
+PTDMA_TOTAL(folios_failures, folios_failures,
+	    "folios of accepted batches that were left to the CPU (read only)");
+PTDMA_TOTAL(bytes_migrated, bytes, "bytes copied (read only)");
+PTDMA_TOTAL(batches, batches, "batches accepted (read only)");
+PTDMA_TOTAL(batches_declined, declined,
+	    "batches left to the CPU for their size (read only)");
+PTDMA_TOTAL(batches_busy, busy,
+	    "batches left to the CPU for want of resources (read only)");
+PTDMA_TOTAL(folios_quarantined, quarantined,
+	    "folios that an engine may still write to (read only)");
+
+/**
+ * ptdma_params_init - Put parameters of the command line into effect.
+ *
+ * Called before functions are bound.
+ *
+ * Return: 0 or a negative error code.
+ */
+int ptdma_params_init(void)
+{
+	guard(mutex)(&ptdma_params_lock);
+	return ptdma_early_set ?
+		ptdma_rs_settings_set(ptdma_system, &ptdma_early) : 0;
+}
+
+/**
+ * ptdma_params_start - Do what the command line asks for.
+ *
+ * Called after functions were bound.
+ *
+ * Return: 0 or a negative error code.
+ */
+int ptdma_params_start(void)
+{
+	int rc = 0;
+
+	if (ptdma_early_selftest)
+		rc = ptdma_selftest();
+	if (!rc && ptdma_early_offloading)
+		rc = ptdma_migrator_start();
+	return rc;
+}
+
+/**
+ * ptdma_params_exit - From here on, no parameter has an effect.
+ */
+void ptdma_params_exit(void)
+{
+	guard(mutex)(&ptdma_params_lock);
+	ptdma_closed = true;
+}

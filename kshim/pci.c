@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * PTDMA functions: probe and remove, interrupt, suspend and reset
+ */
+#include <linux/interrupt.h>
+#include <linux/module.h>
+#include <linux/pci.h>
+
+#include "ptdma_migrator.h"
+#include "trace.h"
+
+#define PTDMA_BAR		2
+/* 48 bits is what the descriptor's address fields hold. */
+#define PTDMA_DMA_BITS		48
+#define PCI_DEVICE_ID_AMD_PTDMA	0x1498
+
+DECLARE_RWSEM(ptdma_topology);
+
+static char *functions;
+module_param(functions, charp, 0444);
+MODULE_PARM_DESC(functions,
+		 "PCI functions to bind, like 0000:c1:00.2, separated by commas (default: all)");
+
+static bool ptdma_wanted(struct pci_dev *pdev)
+{
+	const char *name = pci_name(pdev);
+	size_t len = strlen(name);
+	const char *at = functions;
+
+	if (!at || !*at)
+		return true;
+
+	while (*at) {
+		size_t part = strcspn(at, ",\n ");
+
+		if (part == len && !strncmp(at, name, len))
+			return true;
+		at += part;
+		at += strspn(at, ",\n ");
+	}
+	return false;
+}
+
+static irqreturn_t ptdma_irq(int irq, void *data)
+{
+	struct ptdma_chan *chan = data;
+
+	ptdma_rs_interrupt(ptdma_system, chan->index);
+	atomic_inc(&chan->events);
+	/* Orders the count before the look at who sleeps. */
+	if (wq_has_sleeper(&chan->wq))
+		wake_up(&chan->wq);
+	return IRQ_HANDLED;
+}
+
+static int ptdma_slot_get(struct ptdma_chan *chan)
+{
+	unsigned int i;
+
+	for (i = 0; i < PTDMA_MAX_CHANNELS; i++) {
+		if (ptdma_chans[i])
+			continue;
+		chan->index = i;
+		ptdma_chans[i] = chan;
+		return 0;
+	}
+	return -ENOSPC;
+}
+
+static int ptdma_irq_get(struct ptdma_chan *chan)
+{
+	struct pci_dev *pdev = chan->pdev;
+	int rc;
+
+	rc = pci_alloc_irq_vectors(pdev, 1, 1, PCI_IRQ_MSIX | PCI_IRQ_MSI);
+	if (rc < 0)
+		return rc;
+	chan->irq = pci_irq_vector(pdev, 0);
+	rc = request_irq(chan->irq, ptdma_irq, 0, pci_name(pdev), chan);
+	if (rc)
+		pci_free_irq_vectors(pdev);
+	else
+		chan->irq_on = true;
+	return rc;
+}
+
+static void ptdma_irq_put(struct ptdma_chan *chan)
+{
+	if (!chan->irq_on)
+		return;
+	free_irq(chan->irq, chan);
+	pci_free_irq_vectors(chan->pdev);
+	chan->irq_on = false;
+}
+
+static int ptdma_probe(struct pci_dev *pdev, const struct pci_device_id *id)
+{
+	struct device *dev = &pdev->dev;
+	struct ptdma_chan *chan;
+	int rc;
+
+	if (!ptdma_wanted(pdev))
+		return -ENODEV;
+
+	chan = devm_kzalloc(dev, sizeof(*chan), GFP_KERNEL);
+	if (!chan)
+		return -ENOMEM;
+	chan->pdev = pdev;
+	chan->node = dev_to_node(dev);
+	init_waitqueue_head(&chan->wq);
+	mutex_init(&chan->reset_lock);
+
+	rc = pcim_enable_device(pdev);
+	if (rc)
+		return dev_err_probe(dev, rc, "can not enable the device\n");
+	if (pci_resource_len(pdev, PTDMA_BAR) < PTDMA_BAR_BYTES)
+		return dev_err_probe(dev, -ENODEV,
+				     "BAR %d is not that of a PTDMA function\n",
+				     PTDMA_BAR);
+	chan->bar = pcim_iomap_region(pdev, PTDMA_BAR, PTDMA_DRIVER_NAME);
+	if (IS_ERR(chan->bar))
+		return dev_err_probe(dev, PTR_ERR(chan->bar),
+				     "can not map BAR %d\n", PTDMA_BAR);
+	rc = dma_set_mask_and_coherent(dev, DMA_BIT_MASK(PTDMA_DMA_BITS));
+	if (rc)
+		return dev_err_probe(dev, rc, "no %d-bit DMA\n",
+				     PTDMA_DMA_BITS);
+	/* The length of a descriptor is a 32-bit word. */
+	dma_set_max_seg_size(dev, U32_MAX);
+	pci_set_master(pdev);
+
+	down_write(&ptdma_topology);
+	rc = ptdma_slot_get(chan);
+	if (rc) {
+		up_write(&ptdma_topology);
+		return dev_err_probe(dev, rc, "all %d channels are taken\n",
+				     PTDMA_MAX_CHANNELS);
+	}
+	rc = ptdma_irq_get(chan);
+	if (!rc)
+		rc = ptdma_chan_up(chan);
+	if (rc) {
+		ptdma_irq_put(chan);
+		ptdma_chans[chan->index] = NULL;
+	} else {
+		pci_set_drvdata(pdev, chan);
+	}
+	up_write(&ptdma_topology);
+	if (rc) {
+		pci_clear_master(pdev);
+		return dev_err_probe(dev, rc, "can not bring the queue up\n");
+	}
+
+	pci_info(pdev, "channel %u, node %d, ring of %zu descriptors\n",
+		 chan->index, chan->node,
+		 chan->ring_bytes / PTDMA_DESCRIPTOR_BYTES);
+	return 0;
+}
+
+static void ptdma_remove(struct pci_dev *pdev)
+{
+	struct ptdma_chan *chan = pci_get_drvdata(pdev);
+
+	/* Waits for batches in flight, each of which has a deadline. */
+	down_write(&ptdma_topology);
+	ptdma_chan_down(chan);
+	ptdma_irq_put(chan);
+	pci_clear_master(pdev);
+	ptdma_quarantine_remove(chan);
+	ptdma_chans[chan->index] = NULL;
+	up_write(&ptdma_topology);
+}
+
+static void ptdma_shutdown(struct pci_dev *pdev)
+{
+	struct ptdma_chan *chan = pci_get_drvdata(pdev);
+
+	/* For kexec: the next kernel's memory is this one's. */
+	down_write(&ptdma_topology);
+	ptdma_chan_down(chan);
+	pci_clear_master(pdev);
+	up_write(&ptdma_topology);
+}
+
+/* Down, until ptdma_go_on(). */
+static void ptdma_pause(struct ptdma_chan *chan)
+{
+	down_write(&ptdma_topology);
+	if (chan->up) {
+		ptdma_chan_down(chan);
+		chan->suspended = true;
+	}
+	up_write(&ptdma_topology);
+}
+
+static int ptdma_go_on(struct ptdma_chan *chan)
+{
+	int rc = 0;
+
+	down_write(&ptdma_topology);
+	if (chan->suspended && !chan->leaked) {
+		pci_set_master(chan->pdev);
+		rc = ptdma_chan_up(chan);
+		if (rc)
+			pci_err(chan->pdev, "channel %u does not come back: %d\n",
+				chan->index, rc);
+	}
+	chan->suspended = false;
+	up_write(&ptdma_topology);
+	return rc;
+}
+
+static int ptdma_suspend(struct device *dev)
+{
+	ptdma_pause(dev_get_drvdata(dev));
+	return 0;
+}
+
+static int ptdma_resume(struct device *dev)
+{
+	/* Migration works without this channel: nothing to fail resume for. */
+	ptdma_go_on(dev_get_drvdata(dev));
+	return 0;
+}
+
+static DEFINE_SIMPLE_DEV_PM_OPS(ptdma_pm_ops, ptdma_suspend, ptdma_resume);
+
+static void ptdma_reset_prepare(struct pci_dev *pdev)
+{
+	struct ptdma_chan *chan = pci_get_drvdata(pdev);
+
+	if (chan)
+		ptdma_pause(chan);
+}
+
+static void ptdma_reset_done(struct pci_dev *pdev)
+{
+	struct ptdma_chan *chan = pci_get_drvdata(pdev);
+
+	if (chan)
+		ptdma_go_on(chan);
+}
+
+static pci_ers_result_t ptdma_error_detected(struct pci_dev *pdev,
+					     pci_channel_state_t state)
+{
+	struct ptdma_chan *chan = pci_get_drvdata(pdev);
+
+	ptdma_pause(chan);
+	return state == pci_channel_io_perm_failure ?
+		PCI_ERS_RESULT_DISCONNECT : PCI_ERS_RESULT_NEED_RESET;
+}
+
+static pci_ers_result_t ptdma_slot_reset(struct pci_dev *pdev)
+{
+	pci_restore_state(pdev);
+	return PCI_ERS_RESULT_RECOVERED;
+}
+
+static void ptdma_error_resume(struct pci_dev *pdev)
+{
+	ptdma_go_on(pci_get_drvdata(pdev));
+}
+
+static const struct pci_error_handlers ptdma_error_handlers = {
+	.error_detected = ptdma_error_detected,
+	.slot_reset = ptdma_slot_reset,
+	.resume = ptdma_error_resume,
+	.reset_prepare = ptdma_reset_prepare,
+	.reset_done = ptdma_reset_done,
+};
+
+static const struct pci_device_id ptdma_ids[] = {
+	{ PCI_VDEVICE(AMD, PCI_DEVICE_ID_AMD_PTDMA) },
+	{ }
+};
+MODULE_DEVICE_TABLE(pci, ptdma_ids);
+
+struct pci_driver ptdma_pci_driver = {
+	.name = PTDMA_DRIVER_NAME,
+	.id_table = ptdma_ids,
+	.probe = ptdma_probe,
+	.remove = ptdma_remove,
+	.shutdown = ptdma_shutdown,
+	.err_handler = &ptdma_error_handlers,
+	.dev_groups = ptdma_chan_groups,
+	.driver.pm = pm_sleep_ptr(&ptdma_pm_ops),
+};

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Getting an engine back that does not stop when told to
+ *
+ * Memory that an engine may still write must not be given back.  The Rust
+ * library stops engines by their own registers, and says of which ones it could
+ * not prove that they have stopped.  For these there is the ladder here: cut the
+ * function off from memory and reset it, or see that it is not there any more.
+ */
+#include <linux/delay.h>
+#include <linux/pci.h>
+
+#include "ptdma_migrator.h"
+#include "trace.h"
+
+/*
+ * Somebody else may hold the device lock, and may wait for us meanwhile (remove
+ * and suspend wait for batches in flight), so it is tried for this long only.
+ */
+#define PTDMA_RESET_LOCK_TRIES	50
+#define PTDMA_RESET_LOCK_MS	2
+
+/*
+ * A function whose configuration space does not answer is not on the bus: it was
+ * pulled, or its link went down, which resets it.  Looked at twice, with the
+ * longest completion timeout that devices commonly use in between, so that one
+ * lost answer is not taken for an absent device and what was under way on the
+ * bus has ended.
+ */
+#define PTDMA_ABSENT_MS		50
+
+static bool ptdma_chan_absent(struct pci_dev *pdev)
+{
+	if (pci_device_is_present(pdev))
+		return false;
+	msleep(PTDMA_ABSENT_MS);
+	return !pci_device_is_present(pdev);
+}
+
+static int ptdma_chan_reset(struct pci_dev *pdev)
+{
+	int tries, rc;
+
+	rc = pcie_reset_flr(pdev, false);
+	if (rc != -ENOTTY)
+		return rc;
+
+	/* No FLR.  Other ways to reset want the device lock. */
+	for (tries = 0; tries < PTDMA_RESET_LOCK_TRIES; tries++) {
+		if (pci_dev_trylock(pdev)) {
+			rc = __pci_reset_function_locked(pdev);
+			pci_dev_unlock(pdev);
+			return rc;
+		}
+		msleep(PTDMA_RESET_LOCK_MS);
+	}
+	return -EBUSY;
+}
+
+/**
+ * ptdma_chan_prove_stopped - Make sure that a function touches no memory.
+ * @chan: The channel.
+ *
+ * Bus mastering is turned off, then the function is reset, which ends whatever
+ * its engine was at.  After success the function is a bus master again, with
+ * its queue not set up.
+ *
+ * Context: Process context, ptdma_topology held; sleeps, up to about a second.
+ * Return: Whether it is proved.
+ */
+bool ptdma_chan_prove_stopped(struct ptdma_chan *chan)
+{
+	struct pci_dev *pdev = chan->pdev;
+	int rc;
+
+	lockdep_assert_held(&ptdma_topology);
+
+	if (ptdma_chan_absent(pdev)) {
+		trace_ptdma_recovery(chan->index, PTDMA_RECOVERY_ABSENT, 0);
+		return true;
+	}
+
+	pci_save_state(pdev);
+	pci_clear_master(pdev);
+	rc = ptdma_chan_reset(pdev);
+	trace_ptdma_recovery(chan->index, PTDMA_RECOVERY_RESET, rc);
+	if (rc) {
+		/* Stays off the bus. */
+		pci_err(pdev, "reset failed: %d\n", rc);
+		return ptdma_chan_absent(pdev);
+	}
+	pci_restore_state(pdev);
+	pci_set_master(pdev);
+	return true;
+}
+
+/**
+ * ptdma_k_prove_stopped - Make sure that a channel touches no memory.
+ * @batch: The batch that asks, which gives the channel no more work.
+ * @index: The channel.
+ *
+ * Context: Process context, ptdma_topology held for reading; sleeps.
+ * Return: Whether it is proved.
+ */
+bool ptdma_k_prove_stopped(struct ptdma_batch *batch, u32 index)
+{
+	struct ptdma_chan *chan = ptdma_chans[index];
+	unsigned long before;
+	bool proved;
+
+	if (!chan)
+		return false;
+
+	/*
+	 * Whoever comes first proves it for all who wait here: they gave the
+	 * channel their work before.
+	 */
+	before = READ_ONCE(chan->proofs);
+	mutex_lock(&chan->reset_lock);
+	proved = chan->proofs != before;
+	if (!proved && ptdma_chan_prove_stopped(chan)) {
+		WRITE_ONCE(chan->proofs, chan->proofs + 1);
+		proved = true;
+	}
+	mutex_unlock(&chan->reset_lock);
+
+	if (proved)
+		ptdma_quarantine_release(BIT_ULL(index));
+	return proved;
+}

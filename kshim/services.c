@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What the Rust library has the kernel do: locks, time, sleep, the CPU's copy
+ *
+ * Mapping is in mapping.c.
+ */
+#include <linux/highmem.h>
+#include <linux/pci.h>
+#include <linux/sched.h>
+#include <linux/spinlock.h>
+#include <linux/timekeeping.h>
+#include <linux/uaccess.h>
+
+#include "ptdma_migrator.h"
+#include "trace.h"
+
+/*
+ * A channel's lock.  The library keeps room for it next to what it protects; it
+ * is the kernel's lock, so that lockdep sees it and interrupts stay off.
+ */
+static spinlock_t *ptdma_spinlock(struct ptdma_lock *lock)
+{
+	BUILD_BUG_ON(sizeof(spinlock_t) > sizeof(struct ptdma_lock));
+	BUILD_BUG_ON(__alignof__(spinlock_t) > __alignof__(struct ptdma_lock));
+	return (spinlock_t *)lock;
+}
+
+/**
+ * ptdma_k_lock_init - Make a lock.
+ * @lock: Memory for it.
+ */
+void ptdma_k_lock_init(struct ptdma_lock *lock)
+{
+	spin_lock_init(ptdma_spinlock(lock));
+}
+
+/**
+ * ptdma_k_lock - Take a lock, and keep interrupts off this CPU.
+ * @lock: The lock.
+ *
+ * Return: What ptdma_k_unlock() wants to know.
+ */
+u64 ptdma_k_lock(struct ptdma_lock *lock)
+	__acquires(lock)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(ptdma_spinlock(lock), flags);
+	__acquire(lock);
+	return flags;
+}
+
+/**
+ * ptdma_k_unlock - Release a lock.
+ * @lock: The lock.
+ * @flags: What ptdma_k_lock() returned.
+ */
+void ptdma_k_unlock(struct ptdma_lock *lock, u64 flags)
+	__releases(lock)
+{
+	__release(lock);
+	spin_unlock_irqrestore(ptdma_spinlock(lock), flags);
+}
+
+/**
+ * ptdma_k_now_ns - The clock of batches.
+ *
+ * Return: Nanoseconds since boot, monotonic.
+ */
+u64 ptdma_k_now_ns(void)
+{
+	return ktime_get_mono_fast_ns();
+}
+
+static bool ptdma_has_event(struct ptdma_batch *batch,
+			    struct ptdma_chan *chan)
+{
+	return atomic_read(&chan->events) != batch->seen[chan->index];
+}
+
+/**
+ * ptdma_k_wait - Wait until a channel has interrupted.
+ * @batch: The batch that waits.
+ * @index: The channel.
+ * @spin_ns: Spin for so many nanoseconds first.
+ * @timeout_ns: Wait no longer than this, in nanoseconds.
+ *
+ * Returns at once if the channel has interrupted since the batch waited for it
+ * last: the library looks at what is known before it comes here, and an
+ * interrupt in between must not be slept through.
+ *
+ * Context: Process context, no locks but ptdma_topology.
+ * Return: Whether it has interrupted.
+ */
+bool ptdma_k_wait(struct ptdma_batch *batch, u32 index, u64 spin_ns,
+		  u64 timeout_ns)
+{
+	struct ptdma_chan *chan = ptdma_chans[index];
+	u64 start = ptdma_k_now_ns();
+	bool interrupted;
+
+	if (!chan)
+		return false;
+
+	while (!ptdma_has_event(batch, chan) &&
+	       ptdma_k_now_ns() - start < spin_ns && !need_resched())
+		cpu_relax();
+
+	if (!ptdma_has_event(batch, chan) && spin_ns < timeout_ns) {
+		/* The tick that is running counts as a whole one. */
+		unsigned long timeout = nsecs_to_jiffies(timeout_ns) + 1;
+
+		batch->sleeps++;
+		wait_event_timeout(chan->wq, ptdma_has_event(batch, chan),
+				   timeout);
+	}
+
+	interrupted = ptdma_has_event(batch, chan);
+	batch->seen[index] = atomic_read(&chan->events);
+	/* The library looks after this; later events end the next wait. */
+	smp_mb();
+	return interrupted;
+}
+
+/**
+ * ptdma_k_cpu_copy - Copy a part of a folio with the CPU.
+ * @dst: Physical address of the destination.
+ * @src: Physical address of the source.
+ * @len: Bytes.
+ *
+ * Machine-check safe, like folio_mc_copy().
+ *
+ * Context: Process context.
+ * Return: 0, or -EHWPOISON if the source can not be read.
+ */
+int ptdma_k_cpu_copy(u64 dst, u64 src, u64 len)
+{
+	while (len) {
+		u64 run = min3(len, PAGE_SIZE - offset_in_page(src),
+			       PAGE_SIZE - offset_in_page(dst));
+		char *to = kmap_local_pfn(PHYS_PFN(dst));
+		char *from = kmap_local_pfn(PHYS_PFN(src));
+		unsigned long left;
+
+		left = copy_mc_to_kernel(to + offset_in_page(dst),
+					 from + offset_in_page(src), run);
+		kunmap_local(from);
+		kunmap_local(to);
+		if (left)
+			return -EHWPOISON;
+		dst += run;
+		src += run;
+		len -= run;
+		cond_resched();
+	}
+	return 0;
+}
+
+/**
+ * ptdma_k_report - Somebody should know of this.
+ * @index: The channel it is about.
+ * @event: What happened, an enum ptdma_event.
+ * @code: The engine's error code, or what else belongs to @event.
+ *
+ * Context: Any.
+ */
+void ptdma_k_report(u32 index, u32 event, u64 code)
+{
+	struct ptdma_chan *chan = ptdma_chans[index];
+
+	trace_ptdma_channel_event(index, event, code);
+	if (!chan)
+		return;
+
+	switch (event) {
+	case PTDMA_EVENT_ERROR:
+		dev_warn_ratelimited(&chan->pdev->dev,
+				     "channel %u: a descriptor failed with error %llu\n",
+				     index, code);
+		break;
+	case PTDMA_EVENT_FAULT:
+		dev_err_ratelimited(&chan->pdev->dev,
+				    "channel %u is out of order (%#llx)\n",
+				    index, code);
+		break;
+	case PTDMA_EVENT_NOT_STOPPED:
+		dev_err_ratelimited(&chan->pdev->dev,
+				    "channel %u does not stop (control %#llx)\n",
+				    index, code);
+		break;
+	case PTDMA_EVENT_REVIVED:
+		atomic_long_inc(&chan->recoveries);
+		dev_notice_ratelimited(&chan->pdev->dev,
+				       "channel %u is in use again\n",
+				       index);
+		break;
+	case PTDMA_EVENT_RETIRED:
+		pci_err(chan->pdev,
+			"channel %u does not come up again, and is out of use\n",
+			index);
+		break;
+	}
+}
