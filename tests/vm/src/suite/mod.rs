@@ -5,6 +5,7 @@
 //! one gets a new boot.
 
 mod dcbm;
+mod kshim;
 mod migration;
 mod mover;
 mod runner;
@@ -88,4 +89,5 @@ pub(crate) const SUITES: &[&[Suite]] = &[
     stock::SUITES,
     migration::SUITES,
     dcbm::SUITES,
+    kshim::SUITES,
 ];

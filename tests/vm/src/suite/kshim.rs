@@ -1,0 +1,570 @@
+//! Our migrator: every size, every fault of the device, removal, reset, suspend.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+use super::mover::{FOLIO_KIB, PROGRAM_LIMIT, Report, get, mover, refuses, run, set};
+use super::{BOTH, Check, FAST, Suite};
+use crate::machine::{Guest, Iommu, Options};
+
+const PARAMETERS: &str = "/sys/module/ptdma_migrator/parameters";
+const OFFLOADING: &str = "/sys/module/ptdma_migrator/parameters/offloading";
+const CHANNELS: &str = "/sys/module/ptdma_migrator/parameters/nr_dma_chan";
+const REASONS: &str = "/sys/module/ptdma_migrator/parameters/reason_mask";
+const TIMEOUT: &str = "/sys/module/ptdma_migrator/parameters/timeout_ms";
+const MIGRATED: &str = "/sys/module/ptdma_migrator/parameters/folios_migrated";
+const FAILURES: &str = "/sys/module/ptdma_migrator/parameters/folios_failures";
+const QUARANTINED: &str = "/sys/module/ptdma_migrator/parameters/folios_quarantined";
+
+/// What the module says in the kernel's log when an engine fails: expected here, and nothing
+/// else is.
+const COMPLAINTS: &[&str] = &["ptdma_migrator"];
+
+pub(super) const SUITES: &[Suite] = &[
+    Suite {
+        name: "kshim",
+        about: "our migrator on sixteen functions: every size, every fault, removal, reset",
+        kernels: BOTH,
+        machine: || Options {
+            devices: 16,
+            modules: vec!["kshim"],
+            ..Options::default()
+        },
+        checks: &[
+            Check::new("self-test", self_test),
+            Check::new("controls", controls),
+            Check::new("every-size", every_size),
+            Check::new("one-huge-folio", one_huge_folio),
+            Check::new("reasons", reasons),
+            Check::new("writers-and-movers", writers_and_movers),
+            Check::new("other-migrations", other_migrations),
+            Check::new("failed-descriptors", failed_descriptors),
+            Check::new("faults", faults),
+            Check::new("hangs", hangs),
+            Check::new("reset-and-rebind", reset_and_rebind),
+            Check::new("module-removal", module_removal),
+            Check::soak("load-1000-times", load_1000_times),
+            Check::soak("soak", soak),
+        ],
+    },
+    Suite {
+        name: "kshim-removal",
+        about: "devices that vanish under load: unplugged, killed, all of them",
+        kernels: BOTH,
+        machine: || Options {
+            devices: 16,
+            separate_servers: true,
+            modules: vec!["kshim"],
+            ..Options::default()
+        },
+        checks: &[
+            Check::new("unplug", unplug),
+            Check::new("kill-one", kill_one),
+            Check::spoiling("kill-all", kill_all),
+        ],
+    },
+    Suite {
+        name: "kshim-intel-iommu",
+        about: "our migrator behind Intel's IOMMU",
+        kernels: BOTH,
+        machine: || Options {
+            devices: 4,
+            iommu: Iommu::Intel,
+            modules: vec!["kshim"],
+            ..Options::default()
+        },
+        checks: &[
+            Check::new("self-test", self_test),
+            Check::new("every-size", every_size),
+            Check::new("contiguous", contiguous),
+            Check::new("failed-descriptors", failed_descriptors),
+        ],
+    },
+    Suite {
+        name: "kshim-amd-iommu",
+        about: "our migrator behind AMD's IOMMU",
+        kernels: FAST,
+        machine: || Options {
+            devices: 4,
+            iommu: Iommu::Amd,
+            modules: vec!["kshim"],
+            ..Options::default()
+        },
+        checks: &[
+            Check::new("self-test", self_test),
+            Check::new("every-size", every_size),
+            Check::new("contiguous", contiguous),
+        ],
+    },
+];
+
+/// Loads the module and has it copy with so many channels.
+fn start(guest: &mut Guest, channels: usize) -> Result<()> {
+    guest.ok("modprobe ptdma_migrator")?;
+    set(guest, CHANNELS, &channels.to_string())?;
+    set(guest, OFFLOADING, "1")?;
+    guest.server()?.reset_counters()?;
+    Ok(())
+}
+
+fn stop(guest: &mut Guest) -> Result<()> {
+    set(guest, OFFLOADING, "0")?;
+    guest.expect_clean_dmesg()
+}
+
+/// After faults: the module has complained, and gives everything back when it goes.
+fn stop_after_faults(guest: &mut Guest) -> Result<()> {
+    guest.server()?.clear_faults(None)?;
+    set(guest, OFFLOADING, "0")?;
+    ensure!(
+        get(guest, QUARANTINED)? == 0,
+        "folios are still in quarantine"
+    );
+    guest.ok("rmmod ptdma_migrator")?;
+    guest.expect_clean_dmesg_but(COMPLAINTS)
+}
+
+/// Every folio that moved was copied by the devices, and nothing else was.
+fn all_by_device(guest: &mut Guest, report: &Report) -> Result<()> {
+    let moved = report.folios_moved()?;
+    let (migrated, failures) = (report.counter(MIGRATED)?, report.counter(FAILURES)?);
+    let counters = guest.server()?.reset_counters()?;
+    let bytes = migrated * report.number("/folio_bytes")?;
+    ensure!(
+        failures == 0 && migrated >= moved && moved > 0,
+        "{moved} folios moved, {migrated} by the devices, {failures} failures"
+    );
+    ensure!(
+        counters.bytes == bytes && counters.errors == 0,
+        "the devices copied {} bytes of {bytes}, with {} errors",
+        counters.bytes,
+        counters.errors
+    );
+    Ok(())
+}
+
+fn self_test(guest: &mut Guest) -> Result<String> {
+    guest.ok("modprobe ptdma_migrator selftest=1")?;
+    let text = guest.ok(&format!("cat {PARAMETERS}/selftest"))?;
+    let devices = guest.options().devices;
+    let passed = text.lines().filter(|line| line.ends_with("passed")).count();
+    ensure!(passed == devices, "{passed} of {devices} passed: {text}");
+
+    // A device that copies wrongly is found out: otherwise the test would be none.
+    guest.server()?.fault(
+        Some(1),
+        &json!({"trigger": {"at": 7}, "kind": "silent_corruption"}),
+    )?;
+    let out = guest.sh(&format!("echo 1 > {PARAMETERS}/selftest"))?;
+    let text = guest.ok(&format!("cat {PARAMETERS}/selftest"))?;
+    guest.server()?.clear_faults(None)?;
+    ensure!(
+        out.code != 0 && text.matches("copied bytes are wrong").count() == 1,
+        "a wrong byte was not noticed: {text}"
+    );
+    guest.ok("rmmod ptdma_migrator")?;
+    guest.expect_clean_dmesg_but(COMPLAINTS)?;
+    Ok(format!("{devices} channels"))
+}
+
+fn controls(guest: &mut Guest) -> Result<String> {
+    start(guest, 64)?;
+    for (name, values) in [
+        ("nr_dma_chan", &["0", "65", "x"][..]),
+        ("ring_entries", &["16", "1000", "16384"]),
+        ("stripe_kb", &["3", "2049"]),
+        ("poll_us", &["10001", "-1"]),
+        ("timeout_ms", &["9", "60001"]),
+        ("hybrid_percent", &["51"]),
+        ("min_batch_kb", &["1048577"]),
+        ("offloading", &["7"]),
+        ("reason_mask", &["whim", "0xffffffff"]),
+    ] {
+        for value in values {
+            refuses(guest, &format!("{PARAMETERS}/{name}"), value)?;
+        }
+    }
+    let name = guest.ok("cat /sys/kernel/mm/migrate_offload/migrator")?;
+    ensure!(name.trim() == "ptdma_migrator", "{name}");
+    let out = guest.sh("rmmod ptdma_migrator")?;
+    ensure!(out.code != 0, "removed while registered");
+
+    // Each of them has its effect at once.
+    for (entries, kib) in [(32, 4), (8192, 4), (1024, 2048)] {
+        set(
+            guest,
+            &format!("{PARAMETERS}/ring_entries"),
+            &entries.to_string(),
+        )?;
+        let report = run(guest, &mover(kib, "--bytes 8M", &[MIGRATED, FAILURES]))?;
+        all_by_device(guest, &report)?;
+    }
+    set(guest, &format!("{PARAMETERS}/min_batch_kb"), "1048576")?;
+    let report = run(guest, &mover(4, "--bytes 4M", &[MIGRATED]))?;
+    ensure!(report.counter(MIGRATED)? == 0, "{report:?}");
+    set(guest, &format!("{PARAMETERS}/min_batch_kb"), "0")?;
+    set(guest, &format!("{PARAMETERS}/hybrid_percent"), "25")?;
+    guest.server()?.reset_counters()?;
+    let report = run(guest, &mover(4, "--bytes 4M", &[MIGRATED, FAILURES]))?;
+    let by_device = guest.server()?.reset_counters()?.bytes;
+    let all = report.counter(MIGRATED)? * 4096;
+    ensure!(
+        report.counter(FAILURES)? == 0 && by_device < all && by_device > all / 2,
+        "{by_device} of {all} bytes by the devices: {report:?}"
+    );
+    stop(guest)?;
+    guest.ok("rmmod ptdma_migrator")?;
+    guest.expect_clean_dmesg()?;
+    Ok(String::new())
+}
+
+fn every_size(guest: &mut Guest) -> Result<String> {
+    let devices = guest.options().devices;
+    let mut folios = 0;
+    for channels in [1, 2, 4, 8, 16] {
+        if channels > devices {
+            break;
+        }
+        start(guest, channels)?;
+        for size in FOLIO_KIB {
+            for kind in ["anon", "shmem"] {
+                let more = format!("--kind {kind} --bytes 8M --rounds 2");
+                let report = run(guest, &mover(size, &more, &[MIGRATED, FAILURES]))?;
+                all_by_device(guest, &report)?;
+                folios += report.folios_moved()?;
+            }
+        }
+        stop(guest)?;
+    }
+    Ok(format!("{folios} folios"))
+}
+
+/// One 2 MiB folio is cut into parts for all channels.
+fn one_huge_folio(guest: &mut Guest) -> Result<String> {
+    start(guest, 16)?;
+    let report = run(guest, &mover(2048, "--bytes 2M", &[MIGRATED, FAILURES]))?;
+    let each = guest.server()?.counters_by_device()?;
+    let (least, most) = (
+        each.iter().map(|c| c.bytes).min().unwrap_or(0),
+        each.iter().map(|c| c.bytes).max().unwrap_or(0),
+    );
+    ensure!(
+        least > 0 && most - least <= most / 100 + 4096,
+        "{least} to {most} bytes a channel: {report:?}"
+    );
+    all_by_device(guest, &report)?;
+    stop(guest)?;
+    Ok(format!("{least} to {most} bytes a channel"))
+}
+
+/// Behind an IOMMU, scattered pages are contiguous for the engine.
+fn contiguous(guest: &mut Guest) -> Result<String> {
+    start(guest, 4)?;
+    let report = run(guest, &mover(4, "--bytes 8M", &[MIGRATED, FAILURES]))?;
+    let counters = guest.server()?.counters()?;
+    let migrated = report.counter(MIGRATED)?;
+    ensure!(
+        counters.descriptors * 8 < migrated,
+        "{} descriptors for {migrated} folios",
+        counters.descriptors
+    );
+    all_by_device(guest, &report)?;
+    stop(guest)?;
+    Ok(format!(
+        "{} descriptors for {migrated} folios",
+        counters.descriptors
+    ))
+}
+
+fn reasons(guest: &mut Guest) -> Result<String> {
+    start(guest, 2)?;
+    set(guest, REASONS, "compaction,demotion")?;
+    let report = run(guest, &mover(4, "--bytes 4M", &[MIGRATED]))?;
+    ensure!(report.counter(MIGRATED)? == 0, "{report:?}");
+    set(guest, REASONS, "syscall_or_cpuset")?;
+    let report = run(guest, &mover(4, "--bytes 4M", &[MIGRATED]))?;
+    ensure!(report.counter(MIGRATED)? == 1024, "{report:?}");
+    set(guest, REASONS, "all")?;
+    stop(guest)?;
+    Ok(String::new())
+}
+
+fn writers_and_movers(guest: &mut Guest) -> Result<String> {
+    start(guest, 16)?;
+    let mut writes = 0;
+    for (size, more) in [
+        (4, "--writers 2 --movers 2 --rounds 6"),
+        (64, "--writers 2 --movers 4 --overlap --rounds 6"),
+        (2048, "--writers 2 --movers 2 --rounds 8 --kind shmem"),
+    ] {
+        let command = mover(size, &format!("--bytes 8M {more}"), &[MIGRATED]);
+        let report = run(guest, &command)?;
+        ensure!(report.counter(MIGRATED)? > 0, "{report:?}");
+        writes += report.number("/writes")?;
+    }
+    stop(guest)?;
+    Ok(format!("{writes} writes"))
+}
+
+fn other_migrations(guest: &mut Guest) -> Result<String> {
+    start(guest, 16)?;
+    for call in ["migrate_pages", "mbind"] {
+        let more = format!("--call {call} --bytes 8M --rounds 2");
+        let report = run(guest, &mover(4, &more, &[MIGRATED]))?;
+        ensure!(report.counter(MIGRATED)? > 0, "{call}: {report:?}");
+    }
+    let compactor = format!("compactor --bytes-mib 96 --huge-mib 16 --counter {MIGRATED}");
+    let report = run(guest, &compactor)?;
+    ensure!(report.counter(MIGRATED)? > 0, "compaction: {report:?}");
+    stop(guest)?;
+    Ok(String::new())
+}
+
+/// The faults with which the stock path corrupts user memory and reports success: here every
+/// page arrives.
+fn failed_descriptors(guest: &mut Guest) -> Result<String> {
+    start(guest, 16)?;
+    let fault = json!({
+        "trigger": {"every": {"n": 100, "offset": 50}},
+        "kind": {"error": {"code": 19}},
+    });
+    // Enough for each channel to meet it.
+    guest.server()?.fault(None, &fault)?;
+    let report = run(
+        guest,
+        &mover(4, "--bytes 16M --rounds 6", &[MIGRATED, FAILURES]),
+    )?;
+    let errors = guest.server()?.counters()?.errors;
+    let (moved, failures) = (report.folios_moved()?, report.counter(FAILURES)?);
+    ensure!(errors > 0, "no descriptor failed");
+    ensure!(
+        failures >= errors && report.counter(MIGRATED)? + failures >= moved,
+        "{errors} errors, {failures} failures: {report:?}"
+    );
+    stop_after_faults(guest)?;
+    Ok(format!(
+        "{errors} descriptors failed, all of {moved} folios moved intact"
+    ))
+}
+
+/// Every fault that the model has, while memory moves and is written.
+fn faults(guest: &mut Guest) -> Result<String> {
+    let kinds: [(&str, Value); 10] = [
+        ("error", json!({"error": {"code": 19}})),
+        (
+            "partial",
+            json!({"partial_write": {"len_bytes": 512, "code": 38}}),
+        ),
+        ("no-source", json!({"unmapped": {"side": "source"}})),
+        (
+            "no-destination",
+            json!({"unmapped": {"side": "destination"}}),
+        ),
+        ("delay", json!({"delay": {"ns": 2_000_000}})),
+        (
+            "stall",
+            json!({"stall": {"for": {"micros": 20_000}, "haltable": true}}),
+        ),
+        ("lost-interrupt", json!("lost_interrupt")),
+        ("spurious-interrupt", json!("spurious_interrupt")),
+        ("all-ones", json!({"all_ones": {"reads": 3}})),
+        (
+            "bad-head",
+            json!({"head_garbage": {"value": 0x1234_5678, "reads": 1}}),
+        ),
+    ];
+    let mut table = Vec::new();
+    for (name, kind) in kinds {
+        start(guest, 16)?;
+        set(guest, TIMEOUT, "400")?;
+        let fault = json!({"trigger": {"every": {"n": 40, "offset": 9}}, "kind": kind});
+        guest.server()?.fault(None, &fault)?;
+        let more = "--bytes 8M --rounds 4 --writers 1 --movers 2";
+        let report = run(guest, &mover(4, more, &[MIGRATED, FAILURES]))?;
+        ensure!(report.counter(MIGRATED)? > 0, "{name}: {report:?}");
+        table.push(format!("{name} {}", report.counter(FAILURES)?));
+        stop_after_faults(guest)?;
+    }
+    Ok(table.join(", "))
+}
+
+/// An engine that stands still for good: halted if it can be, reset if not, and in use again.
+fn hangs(guest: &mut Guest) -> Result<String> {
+    for haltable in [true, false] {
+        start(guest, 16)?;
+        set(guest, TIMEOUT, "300")?;
+        let stall = json!({
+            "trigger": {"at": 5},
+            "kind": {"stall": {"for": "ever", "haltable": haltable}},
+        });
+        guest.server()?.fault(Some(3), &stall)?;
+        let report = run(
+            guest,
+            &mover(
+                4,
+                "--bytes 8M --rounds 4 --writers 1",
+                &[MIGRATED, FAILURES],
+            ),
+        )?;
+        ensure!(report.counter(MIGRATED)? > 0, "{report:?}");
+        // It comes back: its function is asked for work again.
+        guest.server()?.clear_faults(None)?;
+        guest.server()?.reset_counters()?;
+        run(guest, &mover(4, "--bytes 8M --rounds 2", &[]))?;
+        let each = guest.server()?.counters_by_device()?;
+        ensure!(
+            each.iter().all(|counters| counters.bytes > 0),
+            "a channel is out of use (haltable: {haltable}): {each:?}"
+        );
+        stop_after_faults(guest)?;
+    }
+    Ok(String::new())
+}
+
+fn unbind_loop(guest: &mut Guest) -> Result<String> {
+    let functions = guest.functions()?;
+    let first = functions.first().cloned().unwrap_or_default();
+    let second = functions.get(1).cloned().unwrap_or_default();
+    Ok(format!(
+        "cd /sys/bus/pci/drivers/ptdma_migrator; for i in $(seq 10); do \
+         echo {first} > unbind || exit 1; sleep 0.1; echo {first} > bind || exit 1; \
+         if [ -e /sys/bus/pci/devices/{second}/reset ]; then \
+           echo 1 > /sys/bus/pci/devices/{second}/reset || exit 1; fi; sleep 0.1; done"
+    ))
+}
+
+/// Unbind, bind and function reset, again and again, under load.
+fn reset_and_rebind(guest: &mut Guest) -> Result<String> {
+    start(guest, 16)?;
+    let job = guest.start(
+        &mover(4, "--bytes 8M --for-ms 8000 --movers 2 --writers 1", &[]),
+        PROGRAM_LIMIT,
+    )?;
+    let script = unbind_loop(guest)?;
+    guest.ok_within(&script, PROGRAM_LIMIT)?;
+    guest.wait_ok(&job)?;
+    guest.server()?.reset_counters()?;
+    run(guest, &mover(4, "--bytes 8M --rounds 2", &[]))?;
+    let each = guest.server()?.counters_by_device()?;
+    ensure!(each.iter().all(|c| c.bytes > 0), "{each:?}");
+    set(guest, OFFLOADING, "0")?;
+    guest.ok("rmmod ptdma_migrator")?;
+    guest.expect_clean_dmesg()?;
+    Ok("10 times".into())
+}
+
+fn module_removal(guest: &mut Guest) -> Result<String> {
+    let job = guest.start(
+        &mover(4, "--bytes 4M --for-ms 10000 --movers 2 --writers 1", &[]),
+        PROGRAM_LIMIT,
+    )?;
+    let text = guest.ok_within(
+        &format!(
+            "for i in $(seq 15); do modprobe ptdma_migrator offloading=1 || exit 1; sleep 0.3; \
+             cat {MIGRATED}; echo 0 > {OFFLOADING}; rmmod ptdma_migrator || exit 1; done"
+        ),
+        PROGRAM_LIMIT,
+    )?;
+    guest.wait_ok(&job)?;
+    let folios: u64 = text
+        .lines()
+        .filter_map(|line| line.parse::<u64>().ok())
+        .sum();
+    ensure!(folios > 0, "nothing was migrated: {text}");
+    guest.expect_clean_dmesg()?;
+    Ok(format!("15 removals, {folios} folios"))
+}
+
+fn load_1000_times(guest: &mut Guest) -> Result<String> {
+    guest.ok_within(
+        "for i in $(seq 1000); do modprobe ptdma_migrator || exit 1; \
+         rmmod ptdma_migrator || exit 1; done",
+        Duration::from_secs(1200),
+    )?;
+    guest.expect_clean_dmesg()?;
+    Ok(String::new())
+}
+
+/// Two hours, with a rare fault of every kind.
+fn soak(guest: &mut Guest) -> Result<String> {
+    start(guest, 16)?;
+    let fault = json!({
+        "trigger": {"chance": {"per_million": 500, "seed": 7}},
+        "kind": {"error": {"code": 19}},
+    });
+    guest.server()?.fault(None, &fault)?;
+    let hours = Duration::from_secs(2 * 3600);
+    let more = format!(
+        "--bytes 32M --for-ms {} --movers 2 --writers 2",
+        hours.as_millis()
+    );
+    let text = guest.ok_within(
+        &mover(4, &more, &[MIGRATED, FAILURES]),
+        hours + PROGRAM_LIMIT,
+    )?;
+    stop_after_faults(guest)?;
+    Ok(text.lines().last().unwrap_or_default().to_owned())
+}
+
+/// Hot removal of two functions of sixteen under load.
+fn unplug(guest: &mut Guest) -> Result<String> {
+    start(guest, 16)?;
+    let job = guest.start(
+        &mover(4, "--bytes 8M --for-ms 6000 --movers 2 --writers 1", &[]),
+        PROGRAM_LIMIT,
+    )?;
+    guest.unplug(15)?;
+    guest.unplug(14)?;
+    guest.wait_ok(&job)?;
+    let left = guest.ok("ls -d /sys/bus/pci/drivers/ptdma_migrator/0*| wc -l")?;
+    ensure!(left.trim() == "14", "{left} functions are bound");
+    set(guest, OFFLOADING, "0")?;
+    guest.ok("rmmod ptdma_migrator")?;
+    guest.expect_clean_dmesg_but(COMPLAINTS)?;
+    Ok(String::new())
+}
+
+/// The device process of one function dies: its registers read all ones.
+fn kill_one(guest: &mut Guest) -> Result<String> {
+    start(guest, 16)?;
+    let job = guest.start(
+        &mover(
+            4,
+            "--bytes 8M --for-ms 6000 --movers 2 --writers 1",
+            &[MIGRATED],
+        ),
+        PROGRAM_LIMIT,
+    )?;
+    guest.ok("sleep 1")?;
+    guest.kill9(Some(5))?;
+    guest.wait_ok(&job)?;
+    let before = get(guest, MIGRATED)?;
+    run(guest, &mover(4, "--bytes 4M", &[]))?;
+    ensure!(get(guest, MIGRATED)? > before, "migration has stopped");
+    ensure!(get(guest, QUARANTINED)? == 0, "folios in quarantine");
+    Ok(String::new())
+}
+
+/// All of them die: the CPU copies.
+fn kill_all(guest: &mut Guest) -> Result<String> {
+    start(guest, 16)?;
+    let job = guest.start(
+        &mover(
+            4,
+            "--bytes 8M --for-ms 6000 --movers 2 --writers 1",
+            &[MIGRATED],
+        ),
+        PROGRAM_LIMIT,
+    )?;
+    guest.ok("sleep 1")?;
+    guest.kill9(None)?;
+    guest.wait_ok(&job)?;
+    run(guest, &mover(4, "--bytes 4M", &[]))?;
+    ensure!(get(guest, QUARANTINED)? == 0, "folios in quarantine");
+    set(guest, OFFLOADING, "0")?;
+    guest.ok("rmmod ptdma_migrator")?;
+    guest.expect_clean_dmesg_but(COMPLAINTS)?;
+    Ok(String::new())
+}
