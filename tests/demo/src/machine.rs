@@ -1,0 +1,130 @@
+//! The emulated machine: memory, functions with their engine threads, channels brought up.
+
+use anyhow::{Context, anyhow};
+use batch_copy::{Engines, Piece, Port, PtdmaQueue, Rescue};
+use ptdma::{Channel, ChannelConfig, Signalling};
+use ptdma_model::{Access, BusBuffer, BusRing, BusSpace, EngineThread, Model, ModelConfig};
+
+use crate::cli::{Args, WaitName};
+use crate::waiting::{Bell, InterruptSender};
+
+/// Most channels of the demo.
+pub const MAX_CHANNELS: usize = 16;
+
+/// A PTDMA queue on a modelled function.
+pub type Queue = PtdmaQueue<Model, BusRing>;
+
+/// Everything that batches share.
+pub struct Machine {
+    /// The functions, by channel number.
+    pub models: Vec<Model>,
+    /// The channels.
+    pub engines: Engines<Queue, spin::Mutex<Port<Queue>>, MAX_CHANNELS>,
+    /// Memory that folios are moved from.
+    pub src: BusBuffer,
+    /// Memory that they are moved to.
+    pub dst: BusBuffer,
+    /// Wakes batches that sleep.
+    pub bell: Bell,
+    _threads: Vec<EngineThread>,
+}
+
+impl Machine {
+    /// Builds it, with `window` bytes of memory on each side.
+    pub fn new(args: &Args, window: usize, raised: &InterruptSender) -> anyhow::Result<Self> {
+        let bus = BusSpace::new();
+        let memory = |what| {
+            bus.alloc(window, 2 << 20, Access::ReadWrite)
+                .map_err(|e| anyhow!("no {what} memory: {e}"))
+        };
+        let (src, dst) = (memory("source")?, memory("destination")?);
+        let mut machine = Self {
+            models: Vec::new(),
+            engines: Engines::new(),
+            src,
+            dst,
+            bell: Bell::default(),
+            _threads: Vec::new(),
+        };
+        let signalling = match args.wait {
+            WaitName::Poll => Signalling::Polled,
+            WaitName::Interrupt | WaitName::SpinThenSleep => Signalling::Interrupts,
+        };
+        for number in 0..usize::from(args.channels) {
+            let model = Model::new(
+                ModelConfig {
+                    lenient: args.lenient,
+                    ..ModelConfig::default()
+                },
+                bus.clone(),
+            );
+            let ring = BusRing::new(&bus, args.ring).map_err(|e| anyhow!("no ring: {e}"))?;
+            let config = ChannelConfig {
+                signalling,
+                ..ChannelConfig::default()
+            };
+            let channel = Channel::bring_up(model.clone(), ring, config)
+                .map_err(|(e, ..)| anyhow!("channel {number} does not come up: {e}"))?;
+            // What follows is the work; bring-up is a matter of once.
+            let _bring_up = model.take_counters();
+            let raised = raised.clone();
+            model.on_interrupt(move || {
+                // Nobody listens any more: the program is ending.
+                let _ = raised.send(number);
+            });
+            let threads = model.spawn_engine().context("starting an engine thread")?;
+            machine._threads.push(threads);
+            // Half of the channels near each of two nodes, as on a two-socket machine.
+            let node = u16::from(number >= usize::from(args.channels) / 2);
+            let queue = PtdmaQueue::new(channel, Some(node));
+            machine
+                .engines
+                .add(spin::Mutex::new(Port::new(queue)))
+                .map_err(|_| anyhow!("more than {MAX_CHANNELS} channels"))?;
+            machine.models.push(model);
+        }
+        for spec in &args.fault {
+            for (number, model) in machine.models.iter().enumerate() {
+                if spec.channel.is_none_or(|channel| channel == number) {
+                    model.inject(spec.fault.clone());
+                }
+            }
+        }
+        Ok(machine)
+    }
+
+    /// No more messages: lets the interrupt thread end.
+    pub fn disconnect_interrupts(&self) {
+        for model in &self.models {
+            model.on_interrupt(|| {});
+        }
+    }
+}
+
+/// The last resort about an engine that does not stop: a reset of its function.
+pub struct Reset<'m> {
+    /// The machine.
+    pub machine: &'m Machine,
+    /// Parts of folios that stay out of use: source and destination, as bus addresses.
+    pub quarantined: Vec<Piece>,
+    /// Functions that were reset.
+    pub resets: u64,
+}
+
+impl Rescue for Reset<'_> {
+    fn prove_stopped(&mut self, channel: usize) -> bool {
+        let reset = self
+            .machine
+            .models
+            .get(channel)
+            // A function that does not answer cannot be reset either; cutting it off the bus is
+            // what a machine would do, and what dropping the model's writes amounts to.
+            .is_some_and(|model| model.function_reset() || !model.answers());
+        self.resets += u64::from(reset);
+        reset
+    }
+
+    fn quarantined(&mut self, _channel: usize, piece: &Piece) {
+        self.quarantined.push(*piece);
+    }
+}
