@@ -8,7 +8,7 @@ use clap::{CommandFactory, Parser, ValueEnum};
 use crate::fault::FaultSpec;
 
 /// Base page: the smallest folio.
-pub const PAGE_LEN_BYTES: usize = 4096;
+pub(crate) const PAGE_LEN_BYTES: usize = 4096;
 
 /// Moves a file through emulated AMD PTDMA channels and verifies every byte.
 ///
@@ -17,67 +17,67 @@ pub const PAGE_LEN_BYTES: usize = 4096;
 /// nothing about hardware; the counts do.
 #[derive(Debug, Parser)]
 #[command(name = "ptdma-demo", version, after_help = EXAMPLES)]
-pub struct Args {
+pub(crate) struct Args {
     /// File to move; pseudo-random data if none is given
     #[arg(long, value_name = "FILE")]
-    pub input: Option<PathBuf>,
+    pub(crate) input: Option<PathBuf>,
 
     /// How much data to generate without --input, such as 64M
     #[arg(long, value_name = "SIZE", default_value = "128M", value_parser = size)]
-    pub size: usize,
+    pub(crate) size: usize,
 
     /// Folio size, a power of two from 4K to 2M; with --mix, the largest
     #[arg(long, value_name = "SIZE", default_value = "4K", value_parser = folio_size)]
-    pub folio_size: usize,
+    pub(crate) folio_size: usize,
 
     /// Folios of all sizes from 4K up to the folio size, at random
     #[arg(long)]
-    pub mix: bool,
+    pub(crate) mix: bool,
 
     /// Where the folios lie: each alone, or one behind the other
     #[arg(long, value_enum, default_value_t = Scatter::Scattered)]
-    pub scatter: Scatter,
+    pub(crate) scatter: Scatter,
 
     /// PTDMA channels
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u8).range(1..=16))]
-    pub channels: u8,
+    pub(crate) channels: u8,
 
     /// Ring entries of each channel, a power of two from 2 to 8192
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = ring)]
-    pub ring: usize,
+    pub(crate) ring: usize,
 
     /// Bytes per batch: one call of the migrator. The kernel's default is 2M (512 base pages)
     #[arg(long, value_name = "SIZE", default_value = "2M", value_parser = size)]
-    pub batch: usize,
+    pub(crate) batch: usize,
 
     /// Batches in flight at once, each from a thread of its own
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=32))]
-    pub batches: u8,
+    pub(crate) batches: u8,
 
     /// Who copies
     #[arg(long, value_enum, default_value_t = PolicyName::Engines)]
-    pub policy: PolicyName,
+    pub(crate) policy: PolicyName,
 
     /// How a batch waits for its engines
-    #[arg(long, value_enum, default_value_t = WaitName::SpinThenSleep)]
-    pub wait: WaitName,
+    #[arg(long, value_enum, default_value_t = WaitName::Interrupt)]
+    pub(crate) wait: WaitName,
 
     /// An engine that goes on by itself when the tail moves, instead of halting
     #[arg(long)]
-    pub lenient: bool,
+    pub(crate) lenient: bool,
 
     /// Inject a fault, may be repeated: KIND[@TRIGGER][:channel=N]; see below
     #[arg(long, value_name = "FAULT")]
-    pub fault: Vec<FaultSpec>,
+    pub(crate) fault: Vec<FaultSpec>,
 
     /// Print the result as JSON
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
 /// How folios lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Scatter {
+pub(crate) enum Scatter {
     /// In random order, so that hardly any two are neighbours on both sides
     Scattered,
     /// In order: neighbours become one descriptor
@@ -86,8 +86,8 @@ pub enum Scatter {
 
 /// Who copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum PolicyName {
-    /// Engines, always
+pub(crate) enum PolicyName {
+    /// Engines, always, and all of them
     Engines,
     /// What the cost model thinks best: small batches are left to the CPU
     Auto,
@@ -99,7 +99,7 @@ pub enum PolicyName {
 
 /// How to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum WaitName {
+pub(crate) enum WaitName {
     /// Look all the time; interrupts stay off
     Poll,
     /// Sleep until an interrupt
@@ -124,7 +124,7 @@ Exit code: 0 verified, 1 bytes differ or were lost, 2 bad arguments.";
 
 impl Args {
     /// Checks what clap cannot: arguments that do not go together.
-    pub fn check(&self) -> Result<(), clap::Error> {
+    pub(crate) fn check(&self) -> Result<(), clap::Error> {
         let bad = |text: String| Err(Self::command().error(ErrorKind::ValueValidation, text));
         if self.batch < self.folio_size {
             return bad(format!(
@@ -151,7 +151,7 @@ impl Args {
 }
 
 /// Parses 4096, 4K, 2M, 1G.
-pub fn size(text: &str) -> Result<usize, String> {
+pub(crate) fn size(text: &str) -> Result<usize, String> {
     let (digits, shift) = match text.chars().last() {
         Some('k' | 'K') => (&text[..text.len() - 1], 10),
         Some('m' | 'M') => (&text[..text.len() - 1], 20),

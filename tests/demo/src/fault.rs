@@ -7,13 +7,13 @@ use ptdma_model::{Fault, FaultKind, Side, Trigger};
 
 /// A fault, and the channel that has it.
 #[derive(Clone, Debug)]
-pub struct FaultSpec {
+pub(crate) struct FaultSpec {
     /// What and when.
-    pub fault: Fault,
+    pub(crate) fault: Fault,
     /// The one channel that has it; all, if none is named.
-    pub channel: Option<usize>,
+    pub(crate) channel: Option<usize>,
     /// As it was written.
-    pub text: String,
+    pub(crate) text: String,
 }
 
 impl FromStr for FaultSpec {

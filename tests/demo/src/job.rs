@@ -87,7 +87,7 @@ impl CpuCopier for Cpu<'_> {
 }
 
 /// Runs it all.
-pub fn run(args: &Args) -> anyhow::Result<Report> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<Report> {
     let (mut data, total) = match &args.input {
         Some(path) => {
             let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
@@ -215,7 +215,6 @@ fn move_window(
         Outcome::NotAttempted(batch_copy::SkipReason::Declined);
         folios.len()
     ]);
-    let policy = policy(args);
     std::thread::scope(|scope| {
         let movers: Vec<_> = (0..args.batches)
             .map(|_| {
@@ -231,16 +230,7 @@ fn move_window(
                             part.len(),
                             Outcome::NotAttempted(batch_copy::SkipReason::Declined),
                         );
-                        one_batch(
-                            args,
-                            machine,
-                            clock,
-                            &policy,
-                            &mut batch,
-                            part,
-                            &mut results,
-                            tally,
-                        )?;
+                        one_batch(args, machine, clock, &mut batch, part, &mut results, tally)?;
                         outcomes.lock()[range.clone()].copy_from_slice(&results);
                         bar.inc(part.iter().map(|f| f.len_bytes).sum());
                     }
@@ -256,21 +246,27 @@ fn move_window(
     Ok(outcomes.into_inner())
 }
 
-/// The policy that was asked for; `None` leaves everything to the CPU.
-fn policy(args: &Args) -> Option<Policy> {
+/// How a batch is to be run, by the policy that was asked for; `None` leaves it to the CPU.
+fn options(
+    args: &Args,
+    folios: usize,
+    bytes: u64,
+    active: usize,
+    base: &Options,
+) -> Option<Options> {
     let mut policy = Policy::new(CostModel::default(), usize::from(args.channels));
     match args.policy {
         PolicyName::Cpu => return None,
         PolicyName::Engines => {
-            policy.min_batch_bytes = 0;
-            // Whatever the size, all channels: that is what this policy is for.
-            policy.model.channel_ns = 0;
-            policy.model.engine_batch_ns = 0;
+            return Some(Options {
+                channels: usize::from(args.channels),
+                ..*base
+            });
         }
         PolicyName::Auto => {}
         PolicyName::Hybrid => policy.hybrid = true,
     }
-    Some(policy)
+    policy.options(folios, bytes, active, base)
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -278,7 +274,6 @@ fn one_batch(
     args: &Args,
     machine: &Machine,
     clock: Nanos,
-    policy: &Option<Policy>,
     batch: &mut Batch<MAX_CHANNELS>,
     folios: &[Folio],
     outcomes: &mut [Outcome],
@@ -304,9 +299,7 @@ fn one_batch(
         ..Options::default()
     };
     let active = machine.engines.active();
-    let options = policy
-        .as_ref()
-        .and_then(|p| p.options(folios.len(), bytes, active, &base));
+    let options = options(args, folios.len(), bytes, active, &base);
     let mut declined = false;
     let options = options.unwrap_or_else(|| {
         machine.engines.count_declined(folios.len());

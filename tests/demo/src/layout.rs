@@ -8,20 +8,20 @@ use crate::cli::{Args, PAGE_LEN_BYTES, Scatter};
 
 /// One folio of a window: where it is in the data, and where its source and destination lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Placed {
+pub(crate) struct Placed {
     /// Offset in the window's data.
-    pub data_offset: usize,
+    pub(crate) data_offset: usize,
     /// Offset in the source memory.
-    pub src_offset: usize,
+    pub(crate) src_offset: usize,
     /// Offset in the destination memory.
-    pub dst_offset: usize,
+    pub(crate) dst_offset: usize,
     /// Bytes; a whole number of pages.
-    pub len_bytes: usize,
+    pub(crate) len_bytes: usize,
 }
 
 /// Cuts `len_bytes` bytes, rounded up to whole pages, and places the parts. The same seed gives
 /// the same layout.
-pub fn place(args: &Args, len_bytes: usize, seed: u64) -> Vec<Placed> {
+pub(crate) fn place(args: &Args, len_bytes: usize, seed: u64) -> Vec<Placed> {
     let mut rng = StdRng::seed_from_u64(seed);
     let pages_end = len_bytes.next_multiple_of(PAGE_LEN_BYTES);
     let orders = (args.folio_size / PAGE_LEN_BYTES).trailing_zeros();

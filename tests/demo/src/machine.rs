@@ -3,35 +3,41 @@
 use anyhow::{Context, anyhow};
 use batch_copy::{Engines, Piece, Port, PtdmaQueue, Rescue};
 use ptdma::{Channel, ChannelConfig, Signalling};
-use ptdma_model::{Access, BusBuffer, BusRing, BusSpace, EngineThread, Model, ModelConfig};
+use ptdma_model::{
+    Access, BusBuffer, BusRing, BusSpace, EngineThread, Model, ModelConfig, Trigger,
+};
 
 use crate::cli::{Args, WaitName};
 use crate::waiting::{Bell, InterruptSender};
 
 /// Most channels of the demo.
-pub const MAX_CHANNELS: usize = 16;
+pub(crate) const MAX_CHANNELS: usize = 16;
 
 /// A PTDMA queue on a modelled function.
-pub type Queue = PtdmaQueue<Model, BusRing>;
+pub(crate) type Queue = PtdmaQueue<Model, BusRing>;
 
 /// Everything that batches share.
-pub struct Machine {
+pub(crate) struct Machine {
     /// The functions, by channel number.
-    pub models: Vec<Model>,
+    pub(crate) models: Vec<Model>,
     /// The channels.
-    pub engines: Engines<Queue, spin::Mutex<Port<Queue>>, MAX_CHANNELS>,
+    pub(crate) engines: Engines<Queue, spin::Mutex<Port<Queue>>, MAX_CHANNELS>,
     /// Memory that folios are moved from.
-    pub src: BusBuffer,
+    pub(crate) src: BusBuffer,
     /// Memory that they are moved to.
-    pub dst: BusBuffer,
+    pub(crate) dst: BusBuffer,
     /// Wakes batches that sleep.
-    pub bell: Bell,
+    pub(crate) bell: Bell,
     _threads: Vec<EngineThread>,
 }
 
 impl Machine {
     /// Builds it, with `window` bytes of memory on each side.
-    pub fn new(args: &Args, window: usize, raised: &InterruptSender) -> anyhow::Result<Self> {
+    pub(crate) fn new(
+        args: &Args,
+        window: usize,
+        raised: &InterruptSender,
+    ) -> anyhow::Result<Self> {
         let bus = BusSpace::new();
         let memory = |what| {
             bus.alloc(window, 2 << 20, Access::ReadWrite)
@@ -86,7 +92,12 @@ impl Machine {
         for spec in &args.fault {
             for (number, model) in machine.models.iter().enumerate() {
                 if spec.channel.is_none_or(|channel| channel == number) {
-                    model.inject(spec.fault.clone());
+                    let mut fault = spec.fault.clone();
+                    if let Trigger::Chance { seed, .. } = &mut fault.trigger {
+                        // Else chance would strike all channels at the same descriptor.
+                        *seed = number as u64;
+                    }
+                    model.inject(fault);
                 }
             }
         }
@@ -94,7 +105,7 @@ impl Machine {
     }
 
     /// No more messages: lets the interrupt thread end.
-    pub fn disconnect_interrupts(&self) {
+    pub(crate) fn disconnect_interrupts(&self) {
         for model in &self.models {
             model.on_interrupt(|| {});
         }
@@ -102,13 +113,13 @@ impl Machine {
 }
 
 /// The last resort about an engine that does not stop: a reset of its function.
-pub struct Reset<'m> {
+pub(crate) struct Reset<'m> {
     /// The machine.
-    pub machine: &'m Machine,
+    pub(crate) machine: &'m Machine,
     /// Parts of folios that stay out of use: source and destination, as bus addresses.
-    pub quarantined: Vec<Piece>,
+    pub(crate) quarantined: Vec<Piece>,
     /// Functions that were reset.
-    pub resets: u64,
+    pub(crate) resets: u64,
 }
 
 impl Rescue for Reset<'_> {

@@ -17,61 +17,61 @@ const MAX_LISTED: usize = 20;
 
 /// A folio that an engine did not copy in the ordinary way.
 #[derive(Clone, Debug, Serialize)]
-pub struct FolioEvent {
+pub(crate) struct FolioEvent {
     /// Which window of the data.
-    pub window: u64,
+    pub(crate) window: u64,
     /// Which folio of the window.
-    pub folio: usize,
+    pub(crate) folio: usize,
     /// Its length.
-    pub len_bytes: usize,
+    pub(crate) len_bytes: usize,
     /// What was reported.
-    pub outcome: String,
+    pub(crate) outcome: String,
     /// Whether every byte is there.
-    pub bytes_equal: bool,
+    pub(crate) bytes_equal: bool,
 }
 
 /// Counts that grow while the job runs.
 #[derive(Debug, Default, Serialize)]
-pub struct Tally {
+pub(crate) struct Tally {
     /// Bytes of input.
-    pub input_bytes: u64,
+    pub(crate) input_bytes: u64,
     /// Folios.
-    pub folios: u64,
+    pub(crate) folios: u64,
     /// Folios copied by engines alone.
-    pub folios_dma: u64,
+    pub(crate) folios_dma: u64,
     /// Folios copied with the help of the CPU.
-    pub folios_cpu: u64,
+    pub(crate) folios_cpu: u64,
     /// Folios that were not copied, and reported so.
-    pub folios_left: u64,
+    pub(crate) folios_left: u64,
     /// Folios that were reported copied but differ.
-    pub folios_wrong: u64,
+    pub(crate) folios_wrong: u64,
     /// Bytes that engines copied.
-    pub dma_bytes: u64,
+    pub(crate) dma_bytes: u64,
     /// Bytes that the CPU copied.
-    pub cpu_bytes: u64,
+    pub(crate) cpu_bytes: u64,
     /// Batches.
-    pub batches: u64,
+    pub(crate) batches: u64,
     /// Batches left to the CPU by the policy.
-    pub batches_declined: u64,
+    pub(crate) batches_declined: u64,
     /// Descriptors submitted.
-    pub descriptors: u64,
+    pub(crate) descriptors: u64,
     /// Folio parts that needed no descriptor of their own.
-    pub coalesced: u64,
+    pub(crate) coalesced: u64,
     /// Doorbells.
-    pub doorbells: u64,
+    pub(crate) doorbells: u64,
     /// Descriptors that engines failed.
-    pub errors: u64,
+    pub(crate) errors: u64,
     /// Bytes moved to other channels because theirs stopped.
-    pub moved_bytes: u64,
+    pub(crate) moved_bytes: u64,
     /// Functions reset because their engine did not stop.
-    pub resets: u64,
+    pub(crate) resets: u64,
     /// Folios that are not plain engine copies.
-    pub events: Vec<FolioEvent>,
+    pub(crate) events: Vec<FolioEvent>,
 }
 
 impl Tally {
     /// Adds a batch.
-    pub fn add_batch(&mut self, report: &BatchReport, declined: bool, resets: u64) {
+    pub(crate) fn add_batch(&mut self, report: &BatchReport, declined: bool, resets: u64) {
         self.batches += 1;
         self.batches_declined += u64::from(declined);
         self.dma_bytes += report.dma_bytes;
@@ -85,7 +85,7 @@ impl Tally {
     }
 
     /// Adds a folio that was compared.
-    pub fn add_folio(&mut self, outcome: Outcome, equal: bool, _len_bytes: u64) {
+    pub(crate) fn add_folio(&mut self, outcome: Outcome, equal: bool, _len_bytes: u64) {
         self.folios += 1;
         match outcome {
             Outcome::Dma => self.folios_dma += 1,
@@ -107,7 +107,7 @@ struct ChannelRow {
 
 /// The result.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     verified: bool,
     channels: Vec<ChannelRow>,
     sum: Counters,
@@ -121,7 +121,7 @@ pub struct Report {
 
 impl Report {
     /// Collects it.
-    pub fn new(args: &Args, machine: &Machine, tally: Tally, clock: Nanos) -> Self {
+    pub(crate) fn new(args: &Args, machine: &Machine, tally: Tally, clock: Nanos) -> Self {
         let mut sum = Counters::default();
         let mut channels = Vec::new();
         for (channel, model) in machine.models.iter().enumerate() {
@@ -149,17 +149,17 @@ impl Report {
     }
 
     /// Whether every byte arrived.
-    pub fn verified(&self) -> bool {
+    pub(crate) fn verified(&self) -> bool {
         self.verified
     }
 
     /// As JSON.
-    pub fn to_json(&self) -> anyhow::Result<String> {
+    pub(crate) fn to_json(&self) -> anyhow::Result<String> {
         Ok(serde_json::to_string_pretty(self)?)
     }
 
     /// As tables.
-    pub fn print(&self) {
+    pub(crate) fn print(&self) {
         println!("{}", self.channel_table());
         let t = &self.tally;
         println!(

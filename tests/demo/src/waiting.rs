@@ -13,7 +13,7 @@ use crate::machine::Machine;
 
 /// Nanoseconds since the program began.
 #[derive(Clone, Copy, Debug)]
-pub struct Nanos(pub Instant);
+pub(crate) struct Nanos(pub(crate) Instant);
 
 impl Clock for Nanos {
     fn now(&self) -> u64 {
@@ -23,11 +23,11 @@ impl Clock for Nanos {
 
 /// Wakes every batch that sleeps, at every interrupt.
 #[derive(Clone, Debug, Default)]
-pub struct Bell(Arc<(Mutex<u64>, Condvar)>);
+pub(crate) struct Bell(Arc<(Mutex<u64>, Condvar)>);
 
 impl Bell {
     /// Something happened.
-    pub fn ring(&self) {
+    pub(crate) fn ring(&self) {
         *self.0.0.lock() += 1;
         self.0.1.notify_all();
     }
@@ -35,7 +35,7 @@ impl Bell {
 
 /// One batch's ear for the bell.
 #[derive(Debug)]
-pub struct Ear {
+pub(crate) struct Ear {
     bell: Bell,
     clock: Nanos,
     heard: u64,
@@ -62,7 +62,7 @@ impl Sleeper for Ear {
 
 /// One of the ways to wait.
 #[derive(Debug)]
-pub enum AnyWait {
+pub(crate) enum AnyWait {
     /// Yields between looks: engines are threads here, and there are fewer CPUs than threads.
     Poll(Nanos),
     /// Spins, then sleeps; with no spin, sleeps at once.
@@ -72,11 +72,11 @@ pub enum AnyWait {
 /// How long to look before sleeping. Real engines end a small batch within this.
 const SPIN_NS: u64 = 20_000;
 /// When an interrupt is taken for lost: long for an engine, short for a person.
-const OVERDUE_NS: u64 = 20_000_000;
+const OVERDUE_NS: u64 = 100_000_000;
 
 impl AnyWait {
     /// A wait of the kind that was asked for.
-    pub fn new(name: WaitName, clock: Nanos, bell: &Bell) -> Self {
+    pub(crate) fn new(name: WaitName, clock: Nanos, bell: &Bell) -> Self {
         let ear = Ear {
             bell: bell.clone(),
             clock,
@@ -115,7 +115,7 @@ impl Wait for AnyWait {
 }
 
 /// Serves interrupts, given as channel numbers, until all senders are gone.
-pub fn serve_interrupts(machine: &Machine, clock: Nanos, raised: &Receiver<usize>) {
+pub(crate) fn serve_interrupts(machine: &Machine, clock: Nanos, raised: &Receiver<usize>) {
     while let Ok(channel) = raised.recv() {
         machine.engines.interrupt(channel, clock.now());
         machine.bell.ring();
@@ -123,4 +123,4 @@ pub fn serve_interrupts(machine: &Machine, clock: Nanos, raised: &Receiver<usize
 }
 
 /// Where the modelled functions send their messages.
-pub type InterruptSender = Sender<usize>;
+pub(crate) type InterruptSender = Sender<usize>;
