@@ -116,6 +116,11 @@ impl Options {
             _ => "q35",
         };
         arg(&["-machine", machine]);
+        // ACPI hot plug does not reach the buses of a pxb: leave slots to the kernel.
+        arg(&[
+            "-global",
+            "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
+        ]);
         match (accel, self.icount) {
             (Accel::Kvm, _) => arg(&["-accel", "kvm", "-cpu", "host"]),
             (Accel::Tcg, None) => arg(&["-accel", "tcg,thread=multi", "-cpu", "max"]),
