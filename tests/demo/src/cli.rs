@@ -66,8 +66,8 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) lenient: bool,
 
-    /// Inject a fault, may be repeated: KIND[@TRIGGER][:channel=N]; see below
-    #[arg(long, value_name = "FAULT")]
+    /// Inject a fault, may be repeated; words as listed below
+    #[arg(long, value_name = "KIND[@TRIGGER][:channel=N]")]
     pub(crate) fault: Vec<FaultSpec>,
 
     /// Print the result as JSON
