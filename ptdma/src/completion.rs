@@ -68,7 +68,11 @@ enum Look {
 
 /// Which register the poll after `idle_polls` polls without progress reads.
 fn look(idle_polls: u32) -> Look {
-    let doubling = |first: u32| idle_polls >= first && (idle_polls / first).is_power_of_two();
+    let doubling = |first: u32| {
+        idle_polls
+            .checked_div(first)
+            .is_some_and(u32::is_power_of_two)
+    };
     if idle_polls < FIRST_ERROR_CHECK {
         Look::Head
     } else if idle_polls >= CHECK_INTERVAL {

@@ -178,6 +178,19 @@
 
 #![no_std]
 #![deny(missing_docs, clippy::undocumented_unsafe_blocks)]
+// No panicking path, checked: what could panic is not even written.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::todo,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
+)]
 #[cfg(test)]
 extern crate std;
 pub mod addr;

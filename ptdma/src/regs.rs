@@ -151,7 +151,8 @@ impl QueueControl {
     /// Number of ring entries that the SIZE field stands for.
     #[must_use]
     pub const fn entries(self) -> u64 {
-        1 << (((self.bits() & Self::SIZE.bits()) >> Self::SIZE_SHIFT) + 1)
+        // The field has 5 bits.
+        2 << ((self.bits() & Self::SIZE.bits()) >> Self::SIZE_SHIFT)
     }
 
     /// High half of the ring's bus address.

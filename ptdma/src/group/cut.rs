@@ -53,7 +53,10 @@ impl Cut {
     /// Where in the list's bytes window `share` starts; `share == shares` is the end of the list.
     fn boundary(&self, share: usize) -> u64 {
         let pages = u128::from(self.total_bytes.div_ceil(PAGE_LEN_BYTES));
-        let pages_before = pages.saturating_mul(share as u128) / (self.shares.max(1) as u128);
+        let pages_before = pages
+            .saturating_mul(share as u128)
+            .checked_div(self.shares as u128)
+            .unwrap_or(pages);
         let bytes = pages_before.saturating_mul(u128::from(PAGE_LEN_BYTES));
         u64::try_from(bytes).map_or(self.total_bytes, |bytes| bytes.min(self.total_bytes))
     }
