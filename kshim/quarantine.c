@@ -4,6 +4,8 @@
  *
  * It belongs to nobody until the function is proved stopped, or is gone.
  */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
 #include <linux/mm.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>

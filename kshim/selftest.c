@@ -2,6 +2,8 @@
 /*
  * Self-test: copy and compare, through each channel by itself
  */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
 #include <linux/mm.h>
 #include <linux/sizes.h>
 #include <linux/slab.h>

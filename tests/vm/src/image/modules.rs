@@ -27,6 +27,9 @@ pub(crate) struct Module {
     folder: &'static str,
     /// Everything that the build reads, from the root.
     inputs: &'static [&'static str],
+    /// Its Makefile takes `MO=` for a folder to build in, and leaves the tree clean. For a
+    /// module that needs the whole workspace.
+    in_place: bool,
 }
 
 /// The modules that [`crate::machine::Options::modules`] may name.
@@ -35,11 +38,13 @@ pub(crate) const MODULES: &[Module] = &[
         name: "dcbm",
         folder: "kshim/dmaengine",
         inputs: &["kshim/dmaengine"],
+        in_place: false,
     },
     Module {
         name: "testmig",
         folder: "kshim/testmig",
         inputs: &["kshim/testmig"],
+        in_place: false,
     },
     Module {
         name: "kshim",
@@ -52,6 +57,7 @@ pub(crate) const MODULES: &[Module] = &[
             "Cargo.lock",
             "rust-toolchain.toml",
         ],
+        in_place: true,
     },
 ];
 
@@ -94,13 +100,20 @@ pub(crate) fn build(name: &str, kernel: &Kernel) -> Result<Vec<PathBuf>> {
     }
     let _lock = step::lock(&work.join("lock"))?;
 
-    // A copy: the tree stays clean, and make gets a path without spaces.
-    let copy = work.join(format!("src-{name}"));
-    for input in module.inputs {
-        mirror(&root.join(input), &copy.join(input))?;
-    }
-    let source = copy.join(module.folder);
-    for old in objects(&source)? {
+    // The tree stays clean: a copy is built, or a folder for the output is given.
+    let (source, output) = if module.in_place {
+        let output = work.join(format!("out-{name}-{}", kernel.key()));
+        fs::create_dir_all(&output)?;
+        (root.join(module.folder), output)
+    } else {
+        let copy = work.join(format!("src-{name}"));
+        for input in module.inputs {
+            mirror(&root.join(input), &copy.join(input))?;
+        }
+        let source = copy.join(module.folder);
+        (source.clone(), source)
+    };
+    for old in objects(&output)? {
         fs::remove_file(old)?;
     }
     fs::create_dir_all(&folder)?;
@@ -116,12 +129,15 @@ pub(crate) fn build(name: &str, kernel: &Kernel) -> Result<Vec<PathBuf>> {
         .env_remove("ARCH")
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
+    if module.in_place {
+        command.arg(format!("MO={}", output.display()));
+    }
     let what = format!("module {name}");
     Step::new(&what, BUILD_LIMIT, &log).run(&mut command)?;
     bar.finish_and_clear();
-    let built = objects(&source)?;
+    let built = objects(&output)?;
     if built.is_empty() {
-        bail!("{what}: make left no .ko in {}", source.display());
+        bail!("{what}: make left no .ko in {}", output.display());
     }
     for object in &built {
         let file = object.file_name().context("a module without a name")?;
