@@ -20,7 +20,7 @@ use heapless::Vec;
 use crate::addr::{DmaAddr, DmaRange};
 use crate::channel::Channel;
 use crate::clock::Deadline;
-use crate::error::{Fault, NotStopped, SubmitError};
+use crate::error::{Fault, NotStopped};
 use crate::io::{Clock, RegisterIo, RingMemory};
 use crate::lifecycle::{FunctionQuiesced, Terminated};
 use crate::lock::Lock;
@@ -447,12 +447,4 @@ fn check(list: &[SgEntry]) -> Result<u64, GroupError> {
         return Err(GroupError::EmptyList);
     }
     Ok(total_bytes)
-}
-
-/// A submit error that can only be a fault: requests and room were checked before.
-fn fault_of(error: SubmitError) -> Option<Fault> {
-    match error {
-        SubmitError::Faulted(fault) => Some(fault),
-        SubmitError::Request(_) | SubmitError::RingFull { .. } => None,
-    }
 }

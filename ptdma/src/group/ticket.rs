@@ -129,7 +129,8 @@ impl<const N: usize> Ticket<N> {
     /// Descriptors that the list was cut into.
     #[must_use]
     pub fn descriptors(&self) -> u64 {
-        self.parts().map(|part| part.count).sum()
+        self.parts()
+            .fold(0, |sum, part| sum.saturating_add(part.count))
     }
 
     /// Channels that the list was spread over.
