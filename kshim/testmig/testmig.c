@@ -220,7 +220,7 @@ static int testmig_churn(unsigned int times)
 		if (rc)
 			return rc;
 		/* Usually long enough for a batch to begin. */
-		usleep_range(200, 400);
+		usleep_range(2000, 4000);
 		rc = i & 1 ? migrate_offload_stop(&testmig_migrator) :
 			     migrate_offload_unregister(&testmig_migrator);
 		if (rc)

@@ -16,6 +16,9 @@
 
 enum { MAX_COUNTERS = 8 };
 
+/* Left free for the kernel, and for huge pages that need no compaction. */
+#define RESERVE_BYTES (24UL << 20)
+
 static struct {
 	size_t bytes, huge_bytes;
 	int node;
@@ -23,7 +26,7 @@ static struct {
 	const char *counters[MAX_COUNTERS];
 	unsigned int nr_counters;
 } opt = {
-	.bytes = 128UL << 20,
+	.bytes = 0,
 };
 
 static atomic_bool stop;
@@ -96,15 +99,23 @@ static void parse(int argc, char **argv)
 			}
 			/* fall through */
 		default:
-			fputs("usage: compactor [--bytes-mib 128] [--huge-mib 0] [--node 0] [--hog]\n"
+			fputs("usage: compactor [--bytes-mib N] [--huge-mib 0] [--node 0] [--hog]\n"
 			      "                 [--counter FILE]...\n"
+			      "Without --bytes-mib nearly all free memory of the node is fragmented.\n"
 			      "With --huge-mib that much memory is touched as huge pages, else\n"
 			      "/proc/sys/vm/compact_memory is written.\n",
 			      stderr);
 			exit(2);
 		}
 	}
-	opt.bytes = round_up(opt.bytes, HUGE_BYTES);
+	if (!opt.bytes) {
+		size_t free_bytes = free_on_node(opt.node);
+
+		if (free_bytes < 2 * RESERVE_BYTES)
+			fail("node %d has only %zu MiB free", opt.node, free_bytes >> 20);
+		opt.bytes = free_bytes - RESERVE_BYTES;
+	}
+	opt.bytes = opt.bytes / HUGE_BYTES * HUGE_BYTES;
 }
 
 int main(int argc, char **argv)

@@ -229,6 +229,24 @@ static UNUSED size_t pages_on_node(void *memory, size_t bytes, int node)
 	return found;
 }
 
+/* Free memory of a node. */
+static UNUSED size_t free_on_node(int node)
+{
+	unsigned long long kib = 0;
+	char path[96], line[160];
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/sys/devices/system/node/node%d/meminfo", node);
+	file = fopen(path, "r");
+	if (!file)
+		fail("open %s: %s", path, strerror(errno));
+	while (fgets(line, sizeof(line), file))
+		if (sscanf(line, "Node %*d MemFree: %llu", &kib) == 1)
+			break;
+	fclose(file);
+	return kib << 10;
+}
+
 /* --- folios ---------------------------------------------------------------- */
 
 static UNUSED int open_or_fail(const char *path)
@@ -242,7 +260,8 @@ static UNUSED int open_or_fail(const char *path)
 
 /*
  * Find the folios under a range: their first addresses go to heads (room for one
- * for each page). A folio that begins before the range counts from its start.
+ * for each page). A folio that begins before the range counts from its start, and a
+ * page that is being migrated just now counts by itself.
  */
 static UNUSED size_t find_folios(void *memory, size_t bytes, void **heads)
 {
@@ -257,8 +276,10 @@ static UNUSED size_t find_folios(void *memory, size_t bytes, void **heads)
 		if (pread(pagemap, &entry, sizeof(entry),
 			  (off_t)((uintptr_t)at / PAGE_BYTES * sizeof(entry))) != sizeof(entry))
 			fail_errno("/proc/self/pagemap");
-		if (!(entry >> 63))
-			fail("page %zu is not present", page);
+		if (!(entry >> 63)) {
+			heads[found++] = at;
+			continue;
+		}
 		entry &= (1ULL << 55) - 1;
 		if (pread(kpageflags, &flags, sizeof(flags),
 			  (off_t)(entry * sizeof(flags))) != sizeof(flags))

@@ -47,8 +47,6 @@ static struct {
 };
 
 static char *memory;
-static void **heads;
-static size_t nr_heads;
 static atomic_bool stop;
 static atomic_ullong writes, busy;
 
@@ -185,18 +183,22 @@ static bool may_fail(void)
 	return opt.overlap || opt.pinned;
 }
 
-/* Move a range of heads to a node. */
-static void move_pages_to(size_t first, size_t count, int node)
+/*
+ * Move the folios of a range to a node, and return how many there were. The kernel
+ * may have split some since the last time (it marks large folios as partly mapped
+ * while it unmaps them, and splits such folios when they migrate again).
+ */
+static size_t move_pages_to(char *start, size_t bytes, int node)
 {
+	size_t i, left, keep, count = bytes / PAGE_BYTES;
 	void **pages = malloc(count * sizeof(*pages));
 	int *nodes = malloc(count * sizeof(*nodes));
 	int *status = malloc(count * sizeof(*status));
-	size_t i, left = count, keep;
 	int attempt;
 
 	if (!pages || !nodes || !status)
 		fail_errno("malloc");
-	memcpy(pages, heads + first, count * sizeof(*pages));
+	left = count = find_folios(start, bytes, pages);
 	for (attempt = 0; left && attempt < ATTEMPTS; attempt++) {
 		for (i = 0; i < left; i++) {
 			nodes[i] = node;
@@ -222,9 +224,10 @@ static void move_pages_to(size_t first, size_t count, int node)
 	free(pages);
 	free(nodes);
 	free(status);
+	return count;
 }
 
-static void move_to(size_t first, size_t count, int from, int to)
+static size_t move_to(char *start, size_t bytes, int from, int to)
 {
 	unsigned long old = 1UL << from, new = 1UL << to;
 	int attempt;
@@ -232,33 +235,34 @@ static void move_to(size_t first, size_t count, int from, int to)
 
 	switch (opt.call) {
 	case CALL_MOVE_PAGES:
-		move_pages_to(first, count, to);
-		break;
+		return move_pages_to(start, bytes, to);
 	case CALL_MIGRATE_PAGES:
 		unbind_memory(memory, opt.bytes);
 		for (attempt = 0; attempt < ATTEMPTS; attempt++) {
 			left = syscall(SYS_migrate_pages, 0, MAX_NODES, &old, &new);
 			if (left < 0)
 				fail_errno("migrate_pages");
-			if (pages_on_node(memory, opt.bytes, to) == opt.bytes / PAGE_BYTES)
-				return;
+			if (pages_on_node(start, bytes, to) == bytes / PAGE_BYTES)
+				return bytes / opt.folio_bytes;
 			usleep(1000);
 		}
 		fail("migrate_pages leaves %ld pages", left);
 	case CALL_MBIND:
 		for (attempt = 0; attempt < ATTEMPTS; attempt++) {
-			bind_memory(memory, opt.bytes, to, MPOL_MF_MOVE);
-			if (pages_on_node(memory, opt.bytes, to) == opt.bytes / PAGE_BYTES)
-				return;
+			bind_memory(start, bytes, to, MPOL_MF_MOVE);
+			if (pages_on_node(start, bytes, to) == bytes / PAGE_BYTES)
+				return bytes / opt.folio_bytes;
 			usleep(1000);
 		}
 		fail("mbind leaves pages behind");
 	}
+	return 0;
 }
 
 struct share {
 	pthread_t thread;
-	size_t first, count;
+	char *start;
+	size_t bytes, folios;
 	unsigned int rounds;
 	bool backwards;
 };
@@ -272,9 +276,9 @@ static void *mover(void *argument)
 
 	for (round = 0; opt.for_ms ? now_ns() < end : round < opt.rounds; round++) {
 		if ((round & 1) ^ share->backwards)
-			move_to(share->first, share->count, opt.to, opt.from);
+			share->folios += move_to(share->start, share->bytes, opt.to, opt.from);
 		else
-			move_to(share->first, share->count, opt.from, opt.to);
+			share->folios += move_to(share->start, share->bytes, opt.from, opt.to);
 	}
 	share->rounds = round;
 	return NULL;
@@ -313,7 +317,8 @@ int main(int argc, char **argv)
 	struct share shares[MAX_MOVERS] = { 0 };
 	uint64_t begin, fill_ns, move_ns, check_ns;
 	pthread_t writer_threads[MAX_WRITERS];
-	size_t pages, expected, moved_folios = 0, on_node;
+	size_t pages, expected, folios, moved_folios = 0, on_node;
+	void **heads;
 	unsigned int i;
 	int node;
 
@@ -328,15 +333,16 @@ int main(int argc, char **argv)
 	heads = malloc(pages * sizeof(*heads));
 	if (!heads)
 		fail_errno("malloc");
-	nr_heads = find_folios(memory, opt.bytes, heads);
-	if (opt.kind != KIND_FILE && nr_heads * opt.folio_bytes != opt.bytes)
-		fail("%zu folios of %zu bytes make no %zu bytes", nr_heads, opt.folio_bytes,
+	folios = find_folios(memory, opt.bytes, heads);
+	free(heads);
+	if (opt.kind != KIND_FILE && folios * opt.folio_bytes != opt.bytes)
+		fail("%zu folios of %zu bytes make no %zu bytes", folios, opt.folio_bytes,
 		     opt.bytes);
 	on_node = pages_on_node(memory, opt.bytes, opt.from);
 	if (on_node != pages)
 		fail("only %zu of %zu pages begin on node %d", on_node, pages, opt.from);
-	if (opt.pinned > nr_heads)
-		fail("cannot pin %u of %zu folios", opt.pinned, nr_heads);
+	if (opt.pinned > folios)
+		fail("cannot pin %u of %zu folios", opt.pinned, folios);
 	if (opt.pinned)
 		pin(opt.pinned);
 
@@ -350,10 +356,15 @@ int main(int argc, char **argv)
 
 	begin = now_ns();
 	for (i = 0; i < opt.movers; i++) {
-		size_t end = nr_heads * (i + 1) / opt.movers;
+		size_t units = opt.bytes / opt.folio_bytes;
+		size_t first = units * i / opt.movers, end = units * (i + 1) / opt.movers;
 
-		shares[i].first = opt.overlap ? 0 : nr_heads * i / opt.movers;
-		shares[i].count = opt.overlap ? nr_heads : end - shares[i].first;
+		if (opt.overlap) {
+			first = 0;
+			end = units;
+		}
+		shares[i].start = memory + first * opt.folio_bytes;
+		shares[i].bytes = (end - first) * opt.folio_bytes;
 		shares[i].backwards = opt.overlap && (i & 1);
 		if (i && pthread_create(&shares[i].thread, NULL, mover, &shares[i]))
 			fail("pthread_create");
@@ -376,16 +387,12 @@ int main(int argc, char **argv)
 	check_pages(memory, opt.bytes, opt.seed, opt.writers, "after the moves");
 	if (!opt.overlap) {
 		for (i = 0; i < opt.movers; i++) {
-			size_t first = shares[i].first, last = first + shares[i].count;
-			char *start = heads[first];
-			char *end = last < nr_heads ? heads[last] : memory + opt.bytes;
-
-			moved_folios += shares[i].count * shares[i].rounds;
+			moved_folios += shares[i].folios;
 			node = shares[i].rounds & 1 ? opt.to : opt.from;
-			expected = (size_t)(end - start) / PAGE_BYTES;
+			expected = shares[i].bytes / PAGE_BYTES;
 			if (!i && shares[i].rounds & 1)
 				expected -= opt.pinned * (opt.folio_bytes / PAGE_BYTES);
-			on_node = pages_on_node(start, (size_t)(end - start), node);
+			on_node = pages_on_node(shares[i].start, shares[i].bytes, node);
 			if (on_node != expected)
 				fail("share %u: %zu pages on node %d, expected %zu", i, on_node,
 				     node, expected);
@@ -397,7 +404,7 @@ int main(int argc, char **argv)
 	       "\"folios\":%zu,\"rounds\":%u,\"folios_moved\":%zu,\"busy\":%llu,"
 	       "\"movers\":%u,\"writers\":%u,\"writes\":%llu,\"pinned\":%u,"
 	       "\"phase_ns\":{\"fill\":%llu,\"move\":%llu,\"check\":%llu}",
-	       opt.kind_name, opt.call_name, opt.folio_bytes, opt.bytes, nr_heads,
+	       opt.kind_name, opt.call_name, opt.folio_bytes, opt.bytes, folios,
 	       shares[0].rounds, moved_folios, (unsigned long long)atomic_load(&busy),
 	       opt.movers, opt.writers, (unsigned long long)atomic_load(&writes), opt.pinned,
 	       (unsigned long long)fill_ns, (unsigned long long)move_ns,

@@ -185,7 +185,7 @@ fn other_migrations(guest: &mut Guest) -> Result<String> {
     }
     let report = run(
         guest,
-        &format!("compactor --bytes-mib 96 --huge-mib 16 --counter {MIGRATED}"),
+        &format!("compactor --huge-mib 32 --counter {MIGRATED}"),
     )?;
     ensure!(report.counter(MIGRATED)? > 0, "compaction: {report:?}");
     let report = run(
