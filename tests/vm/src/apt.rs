@@ -38,20 +38,55 @@ impl std::fmt::Display for Unreachable {
 
 impl std::error::Error for Unreachable {}
 
-/// A private apt state with lists of the release and its backports.
+/// A private apt state with the lists of one release.
 pub(crate) struct Apt {
     config: PathBuf,
     log: PathBuf,
     folder: PathBuf,
 }
 
+/// What a private state is for.
+struct Purpose<'a> {
+    /// Its folder in the cache.
+    folder: &'static str,
+    release: &'a str,
+    /// Added to the release's name, one archive each.
+    archives: &'static [&'static str],
+    /// The list of packages that count as installed.
+    status: Option<&'static str>,
+}
+
 impl Apt {
-    /// Opens the private state, fetching package lists from the first mirror that has them.
+    /// Opens a state for [`RELEASE`] with its backports, in which nothing counts as
+    /// installed: a closure is complete down to the C library.
     ///
     /// # Errors
     /// [`Unreachable`] when no mirror is known or none answers.
     pub(crate) fn open() -> Result<Self> {
-        let folder = paths::cache_dir("apt")?;
+        Self::open_for(&Purpose {
+            folder: "apt",
+            release: RELEASE,
+            archives: &["", "-updates", "-backports"],
+            status: None,
+        })
+    }
+
+    /// Opens a state for the machine's own release, in which its own packages count as
+    /// installed.
+    ///
+    /// # Errors
+    /// As [`Apt::open`].
+    pub(crate) fn open_own() -> Result<Self> {
+        Self::open_for(&Purpose {
+            folder: "apt-own",
+            release: &own_release(),
+            archives: &["", "-updates"],
+            status: Some("/var/lib/dpkg/status"),
+        })
+    }
+
+    fn open_for(purpose: &Purpose<'_>) -> Result<Self> {
+        let folder = paths::cache_dir(purpose.folder)?;
         let apt = Self {
             config: folder.join("apt.conf"),
             log: folder.join("apt.log"),
@@ -59,7 +94,7 @@ impl Apt {
         };
         let mut failures = Vec::new();
         for mirror in mirrors() {
-            apt.configure(&mirror)?;
+            apt.configure(&mirror, purpose)?;
             let bar = step::spinner("package lists");
             let mut command = apt.apt("apt-get");
             command.args(["-q", "-o", "APT::Update::Error-Mode=any", "update"]);
@@ -108,27 +143,32 @@ impl Apt {
             .with_context(|| format!("apt-get downloaded no file for {package}"))
     }
 
-    /// Downloads a package with everything it depends on, down to the C library.
+    /// Downloads a package with everything it depends on, backports first.
     pub(crate) fn download_closure(&self, package: &str, version: &str) -> Result<Vec<PathBuf>> {
+        let release = format!("{RELEASE}-backports");
+        let package = format!("{package}={version}");
+        self.download_install(&["-t", &release, "install", &package])
+    }
+
+    /// Downloads packages with what they depend on and the machine lacks.
+    pub(crate) fn download_with_dependencies(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
+        let mut words = vec!["install"];
+        words.extend(packages);
+        self.download_install(&words)
+    }
+
+    fn download_install(&self, words: &[&str]) -> Result<Vec<PathBuf>> {
         let folder = self.empty("cache/archives")?;
         fs::create_dir_all(folder.join("partial"))?;
         let mut command = self.apt("apt-get");
-        command.args([
-            "-q",
-            "--yes",
-            "--download-only",
-            "--no-install-recommends",
-            "-o",
-            "APT::Status-Fd=1",
-            "-t",
-            &format!("{RELEASE}-backports"),
-            "install",
-            &format!("{package}={version}"),
-        ]);
-        self.fetch(&format!("download {package} and libraries"), &mut command)?;
+        command.args(["-q", "--yes", "--download-only", "--no-install-recommends"]);
+        command.args(["-o", "APT::Status-Fd=1"]).args(words);
+        let what = words.last().copied().unwrap_or_default();
+        let what = what.split('=').next().unwrap_or_default();
+        self.fetch(&format!("download {what} and more"), &mut command)?;
         let found = debs(&folder)?;
         if found.is_empty() {
-            bail!("apt-get downloaded nothing for {package}");
+            bail!("apt-get downloaded nothing for {what}");
         }
         Ok(found)
     }
@@ -160,14 +200,18 @@ impl Apt {
         command
     }
 
-    fn configure(&self, mirror: &str) -> Result<()> {
+    fn configure(&self, mirror: &str, purpose: &Purpose<'_>) -> Result<()> {
         for name in ["lists/partial", "cache/archives/partial", "etc"] {
             fs::create_dir_all(self.folder.join(name))?;
         }
-        // An empty status: nothing counts as installed, so the closure is complete.
-        fs::write(self.folder.join("status"), "")?;
-        fs::write(self.folder.join("etc/sources.list"), sources(mirror))?;
-        fs::write(&self.config, configuration(&self.folder))?;
+        let nothing = self.folder.join("status");
+        fs::write(&nothing, "")?;
+        let status = purpose.status.map_or(nothing, PathBuf::from);
+        fs::write(
+            self.folder.join("etc/sources.list"),
+            sources(mirror, purpose.release, purpose.archives),
+        )?;
+        fs::write(&self.config, configuration(&self.folder, &status))?;
         Ok(())
     }
 }
@@ -203,13 +247,18 @@ fn mirrors() -> Vec<String> {
         "Created-By: Packages",
     ]))
     .unwrap_or_default();
+    rank(&targets, &own_release())
+}
+
+/// The code name of the machine's release, "" when it has none.
+pub(crate) fn own_release() -> String {
     let system = fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let codename = system
+    system
         .lines()
         .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
         .unwrap_or_default()
-        .trim_matches('"');
-    rank(&targets, codename)
+        .trim_matches('"')
+        .to_owned()
 }
 
 /// Sites of `site|release|label` lines: those labelled Debian or serving the system's
@@ -238,25 +287,25 @@ fn rank(targets: &str, codename: &str) -> Vec<String> {
     sites.into_iter().map(|(_, site)| site).collect()
 }
 
-fn sources(mirror: &str) -> String {
+fn sources(mirror: &str, release: &str, archives: &[&str]) -> String {
     // Absent on other systems: apt then uses the keys it trusts anyway, or says so.
     let signed = if Path::new(KEYRING).is_file() {
         format!("[signed-by={KEYRING}] ")
     } else {
         String::new()
     };
-    ["", "-updates", "-backports"]
+    archives
         .iter()
-        .map(|suffix| format!("deb {signed}{mirror} {RELEASE}{suffix} main\n"))
+        .map(|suffix| format!("deb {signed}{mirror} {release}{suffix} main\n"))
         .collect()
 }
 
-fn configuration(folder: &Path) -> String {
+fn configuration(folder: &Path, status: &Path) -> String {
     let at = |name: &str| folder.join(name).display().to_string();
     let mut text = String::new();
     for (option, value) in [
         ("Dir::State", at("")),
-        ("Dir::State::status", at("status")),
+        ("Dir::State::status", status.display().to_string()),
         ("Dir::State::lists", at("lists")),
         ("Dir::Cache", at("cache")),
         ("Dir::Cache::archives", at("cache/archives")),
@@ -361,7 +410,7 @@ mod tests {
 
     #[test]
     fn paths_with_spaces_stay_one_value() {
-        let text = configuration(Path::new("/a b/apt"));
+        let text = configuration(Path::new("/a b/apt"), Path::new("/status"));
         assert!(
             text.contains("Dir::State::lists \"/a b/apt/lists\";"),
             "{text}"

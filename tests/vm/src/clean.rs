@@ -10,7 +10,7 @@ use crate::paths;
 
 /// What this harness makes in the cache folder; others may use it too.
 const FOLDERS: &[&str] = &[
-    "apt", "busybox", "guest", "kernel", "kvm", "modules", "qemu", "runs",
+    "apt", "apt-own", "busybox", "guest", "kernel", "kvm", "modules", "qemu", "runs", "tools",
 ];
 
 /// Removes everything, or only what nothing uses any more.

@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::kernel::Variant;
 use crate::machine::{Iommu, Options};
 use crate::suite::{self, Selection};
-use crate::{build, clean, doctor, shell};
+use crate::{build, clean, doctor, shell, tools};
 
 /// Real Linux on the emulated PTDMA device.
 #[derive(Parser)]
@@ -110,7 +110,7 @@ pub(crate) enum Place {
 pub(crate) fn dispatch(cli: Cli) -> Result<bool> {
     match cli.command {
         Command::Doctor { packages: true } => {
-            println!("{}", doctor::PACKAGES.join(" "));
+            println!("{}", tools::PACKAGES.join(" "));
             Ok(true)
         }
         Command::Doctor { packages: false } => doctor::run(),

@@ -1,37 +1,12 @@
 //! `cargo vm doctor`: what this machine has and lacks.
 
-use std::process::Command;
-
 use anyhow::Result;
 use comfy_table::{Table, presets};
 
 use crate::kernel::{Kernel, Variant};
 use crate::machine::kvm_obstacle;
 use crate::qemu::{self, Qemu};
-use crate::{paths, step};
-
-/// Debian packages that a build needs. CI installs exactly these
-/// (`cargo vm doctor --packages`).
-pub(crate) const PACKAGES: &[&str] = &[
-    "bc",
-    "binutils",
-    "bison",
-    "busybox-static",
-    "cpio",
-    "debian-archive-keyring",
-    "flex",
-    "gcc",
-    "kmod",
-    "libc6-dev",
-    "libelf-dev",
-    "libssl-dev",
-    "make",
-    "patch",
-    "perl",
-    "python3",
-    "rsync",
-    "xz-utils",
-];
+use crate::{paths, tools};
 
 /// A kernel's build folders, sources and results together.
 const DISK_NEEDED_MIB: u64 = 12 << 10;
@@ -86,33 +61,35 @@ pub(crate) fn run() -> Result<bool> {
 }
 
 fn packages() -> Vec<Line> {
-    let missing: Vec<&str> = PACKAGES
-        .iter()
-        .copied()
-        .filter(|package| !installed(package))
-        .collect();
+    let missing = tools::missing();
     if missing.is_empty() {
         return vec![Line {
             what: "build tools".into(),
             state: State::Good,
-            found: format!("{} packages", PACKAGES.len()),
+            found: "all there".into(),
             fix: String::new(),
         }];
     }
     missing
         .into_iter()
-        .map(|package| Line {
-            what: format!("package {package}"),
-            state: State::Bad,
-            found: "not installed".into(),
-            fix: format!("apt-get install --no-install-recommends {package}   (as root)"),
+        .map(|(package, private)| {
+            let install = format!("apt-get install --no-install-recommends {package} (as root)");
+            Line {
+                what: format!("package {package}"),
+                state: if private {
+                    State::WillBuild
+                } else {
+                    State::Bad
+                },
+                found: "not installed".into(),
+                fix: if private {
+                    format!("{install}, or cargo vm build (unpacks it privately)")
+                } else {
+                    install
+                },
+            }
         })
         .collect()
-}
-
-fn installed(package: &str) -> bool {
-    step::output(Command::new("dpkg-query").args(["-W", "-f", "${db:Status-Status}\\n", package]))
-        .is_ok_and(|text| text.lines().any(|line| line == "installed"))
 }
 
 fn emulator() -> Line {

@@ -27,6 +27,7 @@ mod shell;
 mod step;
 #[allow(dead_code, reason = "what tests may use")]
 mod suite;
+mod tools;
 
 use std::process::ExitCode;
 

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::kernel::Kernel;
 use crate::key::{Key, files_below};
 use crate::step::{self, Step};
-use crate::{groups, paths};
+use crate::{groups, paths, tools};
 
 /// A module with Rust in it builds `core`: minutes on a busy machine.
 const BUILD_LIMIT: Duration = Duration::from_secs(900);
@@ -132,6 +132,7 @@ pub(crate) fn build(name: &str, kernel: &Kernel) -> Result<Vec<PathBuf>> {
     if module.in_place {
         command.arg(format!("MO={}", output.display()));
     }
+    tools::equip(&mut command)?;
     let what = format!("module {name}");
     Step::new(&what, BUILD_LIMIT, &log).run(&mut command)?;
     bar.finish_and_clear();
@@ -195,21 +196,15 @@ pub(super) fn indices(modules: &[PathBuf], release: &str) -> Result<Vec<(String,
         let name = module.file_name().context("a module without a name")?;
         symlink(fs::canonicalize(module)?, folder.join(name))?;
     }
-    step::output(
-        Command::new(depmod())
-            .arg("-b")
-            .arg(root.path())
-            .arg(release),
-    )?;
+    let mut command =
+        Command::new(tools::find_program("depmod").unwrap_or_else(|| PathBuf::from("depmod")));
+    command.arg("-b").arg(root.path()).arg(release);
+    tools::equip(&mut command)?;
+    step::output(&mut command)?;
     ["modules.dep", "modules.alias", "modules.symbols"]
         .into_iter()
         .map(|name| Ok((name.to_owned(), fs::read(folder.join(name))?)))
         .collect()
-}
-
-/// depmod is in a folder that only root's `PATH` has.
-fn depmod() -> PathBuf {
-    which::which("depmod").unwrap_or_else(|_| PathBuf::from("/sbin/depmod"))
 }
 
 #[cfg(test)]

@@ -58,7 +58,7 @@ pub(super) fn configure(source: &Source, variant: Variant, build: &Path, log: &P
     }
     let staged = build.join(".ptdma-fragment.new");
     fs::write(&staged, &fragment)?;
-    let mut command = make(source, build);
+    let mut command = make(source, build)?;
     command.arg("allnoconfig").env("KCONFIG_ALLCONFIG", &staged);
     Step::new("kernel configuration", CONFIGURE_LIMIT, log).run(&mut command)?;
     let result = fs::read_to_string(build.join(".config"))?;

@@ -20,7 +20,7 @@ use source::Source;
 
 use crate::key::Key;
 use crate::step::{self, Step};
-use crate::{groups, paths};
+use crate::{groups, paths, tools};
 
 /// Part of every key: change it when the recipe below changes what comes out.
 const RECIPE: &str = "kernel-1";
@@ -171,7 +171,7 @@ fn key(source: &Source, variant: Variant) -> Result<String> {
 
 /// make in a build folder of the source tree, with everything that would make two
 /// builds of the same key differ pinned.
-fn make(source: &Source, build: &Path) -> Command {
+fn make(source: &Source, build: &Path) -> Result<Command> {
     let mut command = groups::bound_command("nice");
     command
         .args(["-n", "5", "make", "-C"])
@@ -184,7 +184,8 @@ fn make(source: &Source, build: &Path) -> Command {
         // Flags of an outer make would change the build.
         .env_remove("MAKEFLAGS")
         .env_remove("ARCH");
-    command
+    tools::equip(&mut command)?;
+    Ok(command)
 }
 
 fn build(source: &Source, variant: Variant, key: &str) -> Result<()> {
@@ -203,7 +204,7 @@ fn build(source: &Source, variant: Variant, key: &str) -> Result<()> {
         .unwrap_or(USUAL_STEPS);
     let bar = step::bar(&format!("kernel ({variant})"), expected);
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut command = make(source, &build);
+    let mut command = make(source, &build)?;
     command
         .arg(format!("-j{jobs}"))
         .args(["bzImage", "modules"]);
@@ -219,7 +220,7 @@ fn build(source: &Source, variant: Variant, key: &str) -> Result<()> {
     }
     bar.finish_and_clear();
 
-    let release = step::output(make(source, &build).args(["-s", "kernelrelease"]))?;
+    let release = step::output(make(source, &build)?.args(["-s", "kernelrelease"]))?;
     let staging = tempfile::tempdir_in(outputs()?)?;
     install(source, &build, staging.path(), &log)?;
     let info = Info {
@@ -260,7 +261,7 @@ fn install(source: &Source, build: &Path, into: &Path, log: &Path) -> Result<()>
         let name = module.file_name().context("a module without a name")?;
         fs::copy(&module, modules.join(name)).with_context(|| format!("copy {object}"))?;
     }
-    let mut command = make(source, build);
+    let mut command = make(source, build)?;
     command.args(["-s", "run-command"]).arg(format!(
         "KBUILD_RUN_COMMAND=+$(srctree)/scripts/package/install-extmod-build {}",
         into.join("headers").display()

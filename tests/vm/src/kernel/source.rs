@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use super::Variant;
 use crate::apt::Apt;
 use crate::step::{self, Step};
-use crate::{groups, paths};
+use crate::{groups, paths, tools};
 
 /// The series that the patches are written for.
 const SERIES: &str = "7.3";
@@ -155,6 +155,7 @@ impl Source {
                 command.arg("--dry-run");
             }
             command.arg("--input").arg(file).current_dir(&self.tree);
+            tools::equip(&mut command)?;
             Step::new("patch", PATCH_LIMIT, log)
                 .run(&mut command)
                 .with_context(|| {
@@ -191,6 +192,7 @@ fn unpack(package: &Path, folder: &Path) -> Result<()> {
         ])
         .arg(package)
         .arg(folder);
+    tools::equip(&mut command)?;
     Step::new(
         "unpack the kernel source",
         UNPACK_LIMIT,

@@ -1,0 +1,265 @@
+//! Build tools of the kernel: the machine's, or its own release's unpacked privately.
+//!
+//! A user without root gets what is missing this way; a compiler with a C library is
+//! the only thing that must be there already, and who builds Rust has one.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, bail};
+
+use crate::apt::{self, Apt};
+use crate::key::Key;
+use crate::{paths, step};
+
+/// How the presence of a package is seen.
+enum Sign {
+    /// A program of this name.
+    Program(&'static str),
+    /// A C header that the compiler finds.
+    Header(&'static str),
+}
+
+/// A Debian package and what is used of it.
+struct Tool {
+    package: &'static str,
+    sign: Sign,
+}
+
+const TOOLS: &[Tool] = &[
+    program("bc", "bc"),
+    program("bison", "bison"),
+    program("flex", "flex"),
+    program("kmod", "depmod"),
+    Tool {
+        package: "libelf-dev",
+        sign: Sign::Header("gelf.h"),
+    },
+    program("make", "make"),
+    program("patch", "patch"),
+    program("xz-utils", "xz"),
+];
+
+/// What cannot be unpacked privately.
+const COMPILER: &[Tool] = &[
+    program("gcc", "gcc"),
+    Tool {
+        package: "libc6-dev",
+        sign: Sign::Header("stdio.h"),
+    },
+];
+
+/// Debian packages to install on a machine where one is root; CI installs these. The
+/// static busybox is for the guest, the keyring for apt to check what it fetches.
+pub(crate) const PACKAGES: &[&str] = &[
+    "bc",
+    "bison",
+    "busybox-static",
+    "debian-archive-keyring",
+    "flex",
+    "gcc",
+    "kmod",
+    "libc6-dev",
+    "libelf-dev",
+    "make",
+    "patch",
+    "xz-utils",
+];
+
+const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+
+const fn program(package: &'static str, name: &'static str) -> Tool {
+    Tool {
+        package,
+        sign: Sign::Program(name),
+    }
+}
+
+impl Tool {
+    fn present(&self) -> bool {
+        match self.sign {
+            Sign::Program(name) => find_program(name).is_some(),
+            Sign::Header(name) => has_header(name),
+        }
+    }
+}
+
+/// Packages whose tools the machine lacks: (package, can be unpacked privately).
+pub(crate) fn missing() -> Vec<(&'static str, bool)> {
+    let lacks = |tools: &'static [Tool], private: bool| {
+        tools
+            .iter()
+            .filter(|tool| !tool.present())
+            .map(move |tool| (tool.package, private))
+    };
+    lacks(COMPILER, false).chain(lacks(TOOLS, true)).collect()
+}
+
+/// Gives a command the private tools, if any are needed.
+///
+/// # Errors
+/// There is no compiler, or what is missing cannot be fetched.
+pub(crate) fn equip(command: &mut Command) -> Result<()> {
+    let Some(prefix) = prefix()? else {
+        return Ok(());
+    };
+    let before = |name: &str, folders: &[&str]| -> OsString {
+        let mut value = OsString::new();
+        for folder in folders {
+            value.push(prefix.join(folder));
+            value.push(":");
+        }
+        // An empty last part would mean the current folder.
+        match env::var_os(name).filter(|old| !old.is_empty()) {
+            Some(old) => value.push(old),
+            None => value.push(prefix),
+        }
+        value
+    };
+    command
+        .env(
+            "PATH",
+            before("PATH", &["usr/bin", "usr/sbin", "bin", "sbin"]),
+        )
+        .env(
+            "C_INCLUDE_PATH",
+            before(
+                "C_INCLUDE_PATH",
+                &["usr/include", "usr/include/x86_64-linux-gnu"],
+            ),
+        )
+        .env("LIBRARY_PATH", before("LIBRARY_PATH", &[LIBRARIES]))
+        .env(
+            "LD_LIBRARY_PATH",
+            before("LD_LIBRARY_PATH", &[LIBRARIES, "lib/x86_64-linux-gnu"]),
+        );
+    // These know their own files by an absolute path.
+    if prefix.join("usr/share/bison").is_dir() {
+        command.env("BISON_PKGDATADIR", prefix.join("usr/share/bison"));
+    }
+    if prefix.join("usr/bin/m4").is_file() {
+        command.env("M4", prefix.join("usr/bin/m4"));
+    }
+    Ok(())
+}
+
+/// The private tools, unpacked when needed; `None` when the machine has all.
+fn prefix() -> Result<Option<&'static Path>> {
+    static PREFIX: OnceLock<Option<PathBuf>> = OnceLock::new();
+    if let Some(known) = PREFIX.get() {
+        return Ok(known.as_deref());
+    }
+    let missing = missing();
+    if let Some((package, _)) = missing.iter().find(|(_, private)| !private) {
+        bail!("a C compiler is needed: install the package {package} (`cargo vm doctor`)");
+    }
+    let found = if missing.is_empty() {
+        None
+    } else {
+        let packages: Vec<&str> = missing.iter().map(|(package, _)| *package).collect();
+        Some(unpack(&packages)?)
+    };
+    Ok(PREFIX.get_or_init(|| found).as_deref())
+}
+
+fn unpack(packages: &[&str]) -> Result<PathBuf> {
+    let mut key = Key::new("tools-1");
+    key.text(&apt::own_release());
+    for package in packages {
+        key.text(package);
+    }
+    // Not below the cache: the paths end up in variables that split at colons.
+    let folder = paths::make_dir("tools")?;
+    let prefix = folder.join(key.finish());
+    if prefix.join("complete").is_file() {
+        return Ok(prefix);
+    }
+    let _lock = step::lock(&folder.join("lock"))?;
+    if prefix.join("complete").is_file() {
+        return Ok(prefix);
+    }
+    let files = Apt::open_own()?.download_with_dependencies(packages)?;
+    let _ = fs::remove_dir_all(&prefix);
+    apt::unpack(&files, &prefix, &folder.join("unpack.log"))?;
+    repair_links(&prefix.join(LIBRARIES))?;
+    fs::write(prefix.join("complete"), "")?;
+    Ok(prefix)
+}
+
+/// A development package's link to a library that the machine has already points into
+/// the prefix, where nothing is: point it to the machine's.
+fn repair_links(folder: &Path) -> Result<()> {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Ok(());
+    };
+    for entry in entries {
+        let path = entry?.path();
+        let Ok(target) = fs::read_link(&path) else {
+            continue;
+        };
+        let own = Path::new("/").join(LIBRARIES).join(&target);
+        if !path.exists() && own.exists() {
+            fs::remove_file(&path)?;
+            symlink(&own, &path).with_context(|| format!("cannot link {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Some programs are in folders that only root's `PATH` has.
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+    which::which(name).ok().or_else(|| {
+        ["/usr/sbin", "/sbin"]
+            .iter()
+            .map(|folder| Path::new(folder).join(name))
+            .find(|path| path.is_file())
+    })
+}
+
+fn has_header(name: &str) -> bool {
+    let compiler = Command::new("gcc")
+        .args(["-E", "-include", name, "-x", "c", "/dev/null"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    compiler.is_ok_and(|status| status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signs_are_seen() {
+        assert!(program("bash", "sh").present());
+        assert!(!program("none", "no-such-program-here").present());
+        assert!(!has_header("no/such/header.h"));
+    }
+
+    #[test]
+    fn everything_needed_is_in_the_list_to_install() {
+        for tool in TOOLS.iter().chain(COMPILER) {
+            assert!(PACKAGES.contains(&tool.package), "{}", tool.package);
+        }
+    }
+
+    #[test]
+    fn a_dangling_link_finds_the_machines_library() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let link = folder.path().join("libx.so");
+        symlink("libc.so.6", &link)?;
+        repair_links(folder.path())?;
+        assert_eq!(
+            link.exists(),
+            Path::new("/").join(LIBRARIES).join("libc.so.6").exists()
+        );
+        repair_links(&folder.path().join("missing"))?;
+        Ok(())
+    }
+}
