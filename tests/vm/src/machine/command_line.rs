@@ -83,6 +83,16 @@ impl Options {
             .unwrap_or(index % self.nodes.max(1))
     }
 
+    /// The PCI address at which the guest sees function `index`: the firmware numbers
+    /// buses in the order of the ports, from the node's bridge on.
+    pub(crate) fn address_of(&self, index: usize) -> String {
+        let node = self.node_of(index);
+        let before = (0..index)
+            .filter(|other| self.node_of(*other) == node)
+            .count();
+        format!("0000:{:02x}:00.0", bridge_bus(node) + 1 + before)
+    }
+
     /// The kernel's command line.
     pub(super) fn kernel_arguments(&self) -> String {
         let mut words = vec![
@@ -174,8 +184,7 @@ impl Options {
 
         if self.devices > 0 {
             for node in 0..self.nodes {
-                // 32 root ports a node at most, and bus 0 is the board's own.
-                let bus = 32 + 48 * node;
+                let bus = bridge_bus(node);
                 arg(&[
                     "-device",
                     &format!("pxb-pcie,id=pxb{node},bus=pcie.0,bus_nr={bus},numa_node={node}"),
@@ -202,6 +211,12 @@ impl Options {
         out.push(image.into());
         out
     }
+}
+
+/// The bus of a node's bridge. Bus 0 is the board's own, and 32 root ports, each with a
+/// bus behind it, fit between two nodes.
+const fn bridge_bus(node: usize) -> usize {
+    32 + 48 * node
 }
 
 /// The emulator's description of function `index`, for the command line and `device_add`.
@@ -238,6 +253,10 @@ mod tests {
             [0, 1, 2].map(|index| options.node_of(index)),
             [1, 1, 0],
             "the list first, then turns"
+        );
+        assert_eq!(
+            [0, 1, 2].map(|index| options.address_of(index)),
+            ["0000:51:00.0", "0000:52:00.0", "0000:21:00.0"]
         );
         let words = words(&options, Accel::Tcg);
         assert!(
