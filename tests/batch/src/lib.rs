@@ -3,4 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod memory;
+pub mod plain;
+pub mod published;
 pub mod rig;
+pub mod workload;
