@@ -5,11 +5,11 @@ use ptdma::{DmaAddr, Lock};
 
 use crate::channel::{CopyChannel, PrepError};
 use crate::cursor::{Cursor, Place};
-use crate::engines::{Announce, Cause, Engines, Look, Loss, Port};
+use crate::engines::{Announce, Cause, Engines, Look, Loss, Losses, Port};
 use crate::folio::{FailReason, Outcome, SkipReason};
-use crate::gather::{CHUNK, Chunk, Ended, Refused, Target, gather};
+use crate::gather::{CHUNK, Chunk, Digest, Ended, Refused, Target, gather};
 use crate::host::{CpuCopier, Host, Rescue};
-use crate::lane::{Burst, Lane, fold};
+use crate::lane::{Burst, Lane};
 use crate::map::{Mapper, Piece};
 use crate::overlap::OverlapCheck;
 use crate::plan::{CutRules, Plan, Stretch};
@@ -147,7 +147,7 @@ impl<const N: usize> Batch<N> {
             max_folios: outcomes.len(),
             min_part_bytes: options.rules.min_part_bytes,
         };
-        let survey = Survey::of(source.folios(), &bounds)?;
+        let survey = Survey::of(source, &bounds)?;
         overlap.check(source.folios())?;
         let Some(outcomes) = outcomes.get_mut(..survey.folios) else {
             return Err(BadInput::TooManyFolios {
@@ -160,6 +160,11 @@ impl<const N: usize> Batch<N> {
         self.refused.clear();
         self.orphans.clear();
         let start_ns = host.wait.now_ns();
+        let report = Report {
+            folios: survey.folios,
+            bytes: survey.bytes,
+            ..Report::default()
+        };
         let mut run = Run {
             state: self,
             engines,
@@ -175,11 +180,7 @@ impl<const N: usize> Batch<N> {
             phase: Phase::Running,
             phase_end_ns: start_ns.saturating_add(options.budget_ns),
             cpu: Share::default(),
-            report: Report {
-                folios: survey.folios,
-                bytes: survey.bytes,
-                ..Report::default()
-            },
+            report,
         };
         run.start(start_ns);
         run.drive();
@@ -263,41 +264,27 @@ where
             });
             return;
         }
-        let plan = Plan::<N>::of_first(
-            engine_bytes,
-            self.source.folios(),
+        let plan = Plan::<N>::new(
+            self.source,
             &self.survey,
+            engine_bytes,
             choice.len(),
             &self.rules,
         );
-        let mut place = Place::default();
-        for (stretch, channel) in plan.stretches().zip(choice.iter().copied()) {
+        for (number, &channel) in choice.iter().enumerate().take(plan.len()) {
+            let stretch = plan.stretch(number);
             if stretch.len_bytes() == 0 {
                 continue;
             }
-            if place.position != stretch.start {
-                let mut cursor = Cursor::at(self.source, place);
-                cursor.seek_forward(stretch.start);
-                place = cursor.place();
-            }
             let index = self.state.lanes.len();
-            if self
-                .state
-                .lanes
-                .push(Lane::new(channel, place, stretch.end))
-                .is_err()
-            {
+            let lane = Lane::new(channel, plan.start(number), stretch.end);
+            if self.state.lanes.push(lane).is_err() {
                 self.orphan(stretch);
                 continue;
             }
             let free = self.engines.free_slots(channel);
             self.refill(index, free, now_ns);
             self.report.channels = self.report.channels.wrapping_add(1);
-            if let Some(lane) = self.state.lanes.get(index)
-                && lane.next.position <= lane.end
-            {
-                place = lane.next;
-            }
         }
     }
 
@@ -364,7 +351,8 @@ where
                     Wake::Overdue => Look::Overdue,
                     Wake::Poll if Some(index) == focus || self.rest_of(index) != 0 => Look::Poll,
                     Wake::Poll if idle % LOOK_AT_ALL == LOOK_AT_ALL - 1 => Look::Poll,
-                    Wake::Poll => Look::Known,
+                    // Its channel would have to be asked; that is for later.
+                    Wake::Poll => continue,
                 };
                 moved |= self.service(index, look, now_ns);
             }
@@ -489,6 +477,7 @@ where
     fn service(&mut self, index: usize, mut look: Look, now_ns: u64) -> bool {
         let mut moved = false;
         let mut free_slots = None;
+        let mut losses = Losses::new();
         loop {
             let Some(lane) = self.state.lanes.get_mut(index) else {
                 return moved;
@@ -504,13 +493,14 @@ where
                 look,
                 now_ns,
                 self.options.hang_ns,
+                &mut losses,
             ) else {
                 return moved;
             };
             look = Look::Known;
             free_slots = Some(sight.free_slots);
             lane.dead |= !sight.active;
-            for loss in sight.losses.iter().copied() {
+            while let Some(loss) = losses.pop() {
                 self.lose(index, loss);
                 moved = true;
             }
@@ -595,8 +585,7 @@ where
             };
             let start = lane.next;
             let mut cursor = Cursor::at(self.source, start);
-            chunk.clear();
-            let (ended, pieces) = gather(
+            let mut harvest = gather(
                 &mut cursor,
                 lane.end,
                 budget,
@@ -608,7 +597,7 @@ where
             let gathered = chunk.len();
             if gathered != 0 {
                 let filled = submitted.saturating_add(gathered);
-                let last = ended != Ended::Enough || filled >= free;
+                let last = harvest.ended != Ended::Enough || filled >= free;
                 let mark = mark_at
                     .and_then(|at| at.checked_sub(submitted))
                     .filter(|&at| at < gathered && !last)
@@ -625,34 +614,32 @@ where
                 };
                 let accepted = self
                     .engines
-                    .submit(lane.channel, chunk, announce, pieces, now_ns);
+                    .submit(lane.channel, chunk, &harvest, announce, now_ns);
                 let taken = accepted.count;
                 if taken == gathered {
-                    let saved = pieces.saturating_sub(gathered as u64);
+                    let saved = harvest.pieces.saturating_sub(gathered as u64);
                     self.report.coalesced = self.report.coalesced.wrapping_add(saved);
                 } else {
                     // The cursor has to stand behind what was taken.
                     cursor = Cursor::at(self.source, start);
-                    if let Some(after) = taken.checked_sub(1).and_then(|i| chunk.get(i)) {
-                        cursor.seek_forward(after.end);
+                    harvest.bytes = 0;
+                    harvest.digest = Digest::default();
+                    for gathered in chunk.iter().take(taken) {
+                        harvest.bytes = harvest.bytes.wrapping_add(gathered.segment.len_bytes);
+                        harvest.digest.add_end(gathered.end);
+                        cursor.seek_forward(gathered.end);
                     }
                     going = false;
                 }
-                let first_taken = chunk.first().map_or(start.position, |g| g.start);
-                let mut burst = Burst {
+                let burst = Burst {
                     first: accepted.first,
                     end: accepted.first.after(taken as u64),
                     start,
-                    end_position: first_taken,
-                    bytes: 0,
+                    end_position: cursor.position(),
+                    bytes: harvest.bytes,
                     lost_bytes: 0,
-                    digest: lane.digest_before(accepted.first, start.position),
+                    digest: harvest.digest,
                 };
-                for gathered in chunk.iter().take(taken) {
-                    burst.digest = fold(burst.digest, gathered.end);
-                    burst.end_position = gathered.end;
-                    burst.bytes = burst.bytes.wrapping_add(gathered.segment.len_bytes);
-                }
                 if taken != 0 {
                     bytes = bytes.wrapping_add(burst.bytes);
                     lane.add(burst);
@@ -666,10 +653,7 @@ where
                 if accepted.error == Some(PrepError::Rejected)
                     && let Some(refused) = chunk.get(taken)
                 {
-                    let stretch = Stretch {
-                        start: refused.start,
-                        end: refused.end,
-                    };
+                    let stretch = refused.stretch();
                     lane.next = cursor.place();
                     self.refuse(index, stretch, SkipReason::Rejected);
                     going = true;
@@ -677,7 +661,7 @@ where
                 }
             }
             lane.next = cursor.place();
-            if let Ended::Refused(stretch) = ended
+            if let Ended::Refused(stretch) = harvest.ended
                 && going
             {
                 self.refuse(index, stretch, SkipReason::Unmapped);
@@ -869,12 +853,12 @@ where
             max_len_bytes,
         };
         let mut cursor = Cursor::at(self.source, burst.start);
-        let (mut ordinal, mut digest, mut bytes) = (0_u64, 0, 0_u64);
+        let (mut ordinal, mut bytes) = (0_u64, 0_u64);
+        let mut digest = Digest::default();
         let mut found: Option<Stretch> = None;
         let state = &mut *self.state;
         while cursor.position() < burst.end_position {
-            state.chunk.clear();
-            let (ended, _) = gather(
+            let harvest = gather(
                 &mut cursor,
                 burst.end_position,
                 CHUNK,
@@ -883,19 +867,16 @@ where
                 &state.refused,
                 &mut state.chunk,
             );
+            digest = digest.plus(harvest.digest);
             for gathered in &state.chunk {
-                digest = fold(digest, gathered.end);
                 if ordinal >= from && ordinal.wrapping_sub(from) < count {
                     bytes = bytes.wrapping_add(gathered.segment.len_bytes);
-                    let found = found.get_or_insert(Stretch {
-                        start: gathered.start,
-                        end: gathered.end,
-                    });
-                    found.end = gathered.end;
+                    let stretch = gathered.stretch();
+                    found.get_or_insert(stretch).end = stretch.end;
                 }
                 ordinal = ordinal.wrapping_add(1);
             }
-            if ended != Ended::Enough {
+            if harvest.ended != Ended::Enough {
                 break;
             }
         }

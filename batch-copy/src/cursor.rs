@@ -10,7 +10,7 @@ use crate::map::Piece;
 use crate::source::FolioSource;
 
 /// A place in the stream, to be kept.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Place {
     /// Index of the folio that the next byte belongs to.
     pub(crate) folio: usize,
@@ -21,12 +21,24 @@ pub(crate) struct Place {
 }
 
 /// A place in the stream, to be walked from.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Cursor<'s, S: ?Sized> {
     source: &'s S,
     /// What is left of the current folio; a length of zero is the end of the stream.
     left: Folio,
     place: Place,
+}
+
+// Not derived: that would ask for `S: Clone`.
+impl<S: ?Sized> Clone for Cursor<'_, S> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        Self {
+            source: self.source,
+            left: self.left,
+            place: self.place,
+        }
+    }
 }
 
 impl<'s, S: FolioSource + ?Sized> Cursor<'s, S> {

@@ -7,7 +7,7 @@ use heapless::Vec;
 use ptdma::{Cookie, Lock};
 
 use crate::channel::{CopyChannel, Failure, Health, Limits, PrepError, Progress};
-use crate::gather::Chunk;
+use crate::gather::{Chunk, Harvest};
 use crate::stats::{ChannelStats, Totals};
 
 /// Losses that a channel remembers until their owners have taken note. While it is full the
@@ -314,7 +314,6 @@ pub(crate) enum Look {
 /// What a look found out for the owner of some descriptors.
 #[derive(Debug)]
 pub(crate) struct Sight {
-    pub(crate) losses: Losses,
     /// Whether all of them are over. The owner has let go of them then.
     pub(crate) over: bool,
     pub(crate) free_slots: usize,
@@ -345,7 +344,15 @@ pub(crate) struct Announce {
 
 impl<C: CopyChannel> Port<C> {
     /// Looks at the channel on behalf of the owner of `first..end`.
-    fn look(&mut self, first: Cookie, end: Cookie, look: Look, now_ns: u64, hang_ns: u64) -> Sight {
+    fn look(
+        &mut self,
+        first: Cookie,
+        end: Cookie,
+        look: Look,
+        now_ns: u64,
+        hang_ns: u64,
+        losses: &mut Losses,
+    ) -> Sight {
         if self.done_before.is_before(end) {
             match look {
                 Look::Known => {}
@@ -367,9 +374,8 @@ impl<C: CopyChannel> Port<C> {
                 self.stop(now_ns, true);
             }
         }
-        let mut losses = Losses::new();
         if !self.log.is_empty() || self.service != Service::Active {
-            self.claim(first, end, &mut losses);
+            self.claim(first, end, losses);
         }
         let active = self.service == Service::Active;
         let over = !self.done_before.is_before(end) || !active;
@@ -377,7 +383,6 @@ impl<C: CopyChannel> Port<C> {
             self.held = self.held.saturating_sub(end.since(first));
         }
         Sight {
-            losses,
             over,
             free_slots: self.free_slots(),
             active,
@@ -412,7 +417,6 @@ impl<C: CopyChannel> Port<C> {
                 // Cookies that are not consecutive would make every later report a guess.
                 Ok(cookie) if cookie == next => {
                     next = next.after(1);
-                    self.stats.bytes = self.stats.bytes.wrapping_add(gathered.segment.len_bytes);
                 }
                 Ok(_) => {
                     accepted.error = Some(PrepError::Faulted);
@@ -799,8 +803,11 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
         look: Look,
         now_ns: u64,
         hang_ns: u64,
+        losses: &mut Losses,
     ) -> Option<Sight> {
-        self.with(number, |port| port.look(first, end, look, now_ns, hang_ns))
+        self.with(number, |port| {
+            port.look(first, end, look, now_ns, hang_ns, losses)
+        })
     }
 
     pub(crate) fn free_slots(&self, number: usize) -> usize {
@@ -822,8 +829,8 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
         &self,
         number: usize,
         chunk: &Chunk,
+        harvest: &Harvest,
         announce: Announce,
-        pieces: u64,
         now_ns: u64,
     ) -> Accepted {
         let nothing = Accepted {
@@ -834,8 +841,16 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
         };
         self.with(number, |port| {
             let accepted = port.submit(chunk, announce, now_ns);
-            let saved = pieces.saturating_sub(chunk.len() as u64);
-            port.stats.coalesced = port.stats.coalesced.wrapping_add(saved);
+            let stats = &mut port.stats;
+            if accepted.error.is_none() {
+                let saved = harvest.pieces.saturating_sub(chunk.len() as u64);
+                stats.coalesced = stats.coalesced.wrapping_add(saved);
+                stats.bytes = stats.bytes.wrapping_add(harvest.bytes);
+            } else {
+                for gathered in chunk.iter().take(accepted.count) {
+                    stats.bytes = stats.bytes.wrapping_add(gathered.segment.len_bytes);
+                }
+            }
             accepted
         })
         .unwrap_or(nothing)

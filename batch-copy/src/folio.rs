@@ -31,6 +31,14 @@ impl Folio {
         }
     }
 
+    /// Whether `next` continues this folio on both sides.
+    #[inline]
+    pub(crate) const fn is_followed_by(&self, next: &Self) -> bool {
+        let len = self.len_bytes;
+        self.src.get().wrapping_add(len) == next.src.get()
+            && self.dst.get().wrapping_add(len) == next.dst.get()
+    }
+
     /// A folio from two ranges, for callers whose source and destination are described apart.
     ///
     /// # Errors

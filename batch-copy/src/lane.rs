@@ -4,6 +4,7 @@ use heapless::Deque;
 use ptdma::Cookie;
 
 use crate::cursor::Place;
+use crate::gather::Digest;
 
 /// Bursts of one batch in one ring at the same time. Two keep a ring fed (one runs, one waits);
 /// the third is for chunks of other batches in between, which break a burst in two.
@@ -24,14 +25,8 @@ pub(crate) struct Burst {
     pub(crate) bytes: u64,
     /// What of it was accounted for as lost.
     pub(crate) lost_bytes: u64,
-    /// Folded end positions of all descriptors: a second walk has to come to the same.
-    pub(crate) digest: u64,
-}
-
-/// Folds the end of one more descriptor in.
-#[inline]
-pub(crate) const fn fold(digest: u64, end_position: u64) -> u64 {
-    digest.rotate_left(5) ^ end_position
+    /// A second walk has to come to the same.
+    pub(crate) digest: Digest,
 }
 
 /// A stretch of the stream on its way through one channel.
@@ -80,24 +75,9 @@ impl Lane {
             newest.end = burst.end;
             newest.end_position = burst.end_position;
             newest.bytes = newest.bytes.wrapping_add(burst.bytes);
-            newest.digest = burst.digest;
+            newest.digest = newest.digest.plus(burst.digest);
             return;
         }
         let _ = self.bursts.push_back(burst);
-    }
-
-    /// The digest that descriptors which may continue the newest burst have to start from.
-    #[inline]
-    pub(crate) fn digest_before(&self, first: Cookie, position: u64) -> u64 {
-        match self.bursts.back() {
-            Some(newest)
-                if newest.end == first
-                    && newest.end_position == position
-                    && newest.lost_bytes == 0 =>
-            {
-                newest.digest
-            }
-            _ => 0,
-        }
     }
 }

@@ -3,7 +3,6 @@
 use heapless::Vec;
 
 use crate::cursor::{Cursor, Place};
-use crate::folio::Folio;
 use crate::map::Piece;
 use crate::source::FolioSource;
 use crate::survey::Survey;
@@ -26,12 +25,9 @@ pub struct CutRules {
     /// is the cut left where balance wants it (there are never more cuts than channels, so this
     /// costs at most one more descriptor per channel).
     pub min_part_bytes: u64,
-    /// Cuts inside a run lie at multiples of this from its beginning: a power of two. 64, a cache
-    /// line, keeps two engines from writing to the same line.
+    /// Cuts inside a folio lie at multiples of this from its beginning: a power of two. 64, a
+    /// cache line, keeps two engines from writing to the same line.
     pub align_bytes: u64,
-    /// What a descriptor costs an engine beside its bytes, as bytes it could have copied in that
-    /// time. 0 balances by bytes alone.
-    pub run_weight_bytes: u64,
 }
 
 impl Default for CutRules {
@@ -39,7 +35,6 @@ impl Default for CutRules {
         Self {
             min_part_bytes: 64 << 10,
             align_bytes: 64,
-            run_weight_bytes: 0,
         }
     }
 }
@@ -64,54 +59,52 @@ impl Stretch {
 /// A batch cut into stretches, in order and without gaps; some may be empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan<const N: usize> {
-    ends: Vec<u64, N>,
+    /// Where each stretch ends and the next one begins.
+    ends: Vec<Place, N>,
 }
 
 impl<const N: usize> Plan<N> {
-    /// Cuts a surveyed batch for `channels` channels, of which at most `N` and at most
-    /// `survey.parts` are used.
+    /// Cuts the first `bytes` bytes of a surveyed batch for `channels` channels, of which at most
+    /// `N` and at most `survey.parts` are used.
     ///
-    /// Walks the batch once, deterministically: the same batch gives the same plan.
+    /// Deterministic: the same batch gives the same plan. Looks at a few folios around every cut.
     #[must_use]
-    #[inline]
-    pub fn new(
-        folios: impl Iterator<Item = Folio>,
+    pub fn new<S: FolioSource + ?Sized>(
+        source: &S,
         survey: &Survey,
-        channels: usize,
-        rules: &CutRules,
-    ) -> Self {
-        Self::of_first(survey.bytes, folios, survey, channels, rules)
-    }
-
-    /// Cuts only the first `bytes` bytes of a batch.
-    #[inline]
-    pub(crate) fn of_first(
         bytes: u64,
-        folios: impl Iterator<Item = Folio>,
-        survey: &Survey,
         channels: usize,
         rules: &CutRules,
     ) -> Self {
         let bytes = bytes.min(survey.bytes);
-        let survey = &Survey { bytes, ..*survey };
+        let mut plan = Self { ends: Vec::new() };
         let stretches = (channels.min(N) as u64).min(survey.parts);
-        let mut cutter = Cutter::<N>::new(survey, stretches, rules);
-        if stretches > 1 {
-            let (mut next_src, mut next_dst) = (0, 0);
-            let mut run = Stretch::default();
-            for folio in folios {
-                let (src, dst) = (folio.src.get(), folio.dst.get());
-                if src != next_src || dst != next_dst {
-                    cutter.run(run);
-                    run.start = run.end;
-                }
-                next_src = src.wrapping_add(folio.len_bytes);
-                next_dst = dst.wrapping_add(folio.len_bytes);
-                run.end = run.end.wrapping_add(folio.len_bytes).min(bytes);
-            }
-            cutter.run(run);
+        let Some(share) = bytes.checked_div(stretches) else {
+            return plan;
+        };
+        let cutter = Cutter {
+            source,
+            survey,
+            min_part_bytes: rules.min_part_bytes.max(1),
+            align_mask: rules.align_bytes.max(1).wrapping_sub(1),
+            tolerance: share / BALANCE_DIVISOR,
+            balance_first: share >= rules.min_part_bytes,
+            bytes,
+        };
+        let mut low = Place::default();
+        for cut in 1..stretches {
+            // At most 2^56 times 128.
+            let ideal = bytes.saturating_mul(cut).checked_div(stretches);
+            low = cutter.cut(ideal.unwrap_or(bytes), low);
+            let _ = plan.ends.push(low);
         }
-        cutter.finish()
+        let end = Place {
+            folio: survey.folios,
+            offset_bytes: 0,
+            position: bytes,
+        };
+        let _ = plan.ends.push(end);
+        plan
     }
 
     /// Number of stretches, the empty ones too.
@@ -126,14 +119,19 @@ impl<const N: usize> Plan<N> {
         self.ends.is_empty()
     }
 
+    /// Where stretch number `index` begins.
+    pub(crate) fn start(&self, index: usize) -> Place {
+        let before = index.checked_sub(1).and_then(|i| self.ends.get(i));
+        before.copied().unwrap_or_default()
+    }
+
     /// Stretch number `index`; an empty one if there is none.
     #[must_use]
     pub fn stretch(&self, index: usize) -> Stretch {
-        let end_of = |i: usize| self.ends.get(i).copied();
-        let start = index.checked_sub(1).and_then(end_of).unwrap_or(0);
+        let start = self.start(index).position;
         Stretch {
             start,
-            end: end_of(index).unwrap_or(start),
+            end: self.ends.get(index).map_or(start, |end| end.position),
         }
     }
 
@@ -157,135 +155,150 @@ where
     })
 }
 
-/// The walk over runs that puts cuts in.
-struct Cutter<const N: usize> {
-    ends: Vec<u64, N>,
-    rules: CutRules,
-    stretches: u64,
-    /// Bytes and weights of everything.
-    total: u64,
-    /// Bytes and weights before the current run.
-    passed: u64,
-    /// Where, in bytes and weights, the next cut should be.
-    target: u64,
+/// Finds places to cut at.
+struct Cutter<'a, S: ?Sized> {
+    source: &'a S,
+    survey: &'a Survey,
+    min_part_bytes: u64,
+    align_mask: u64,
     /// How far a cut may be moved without harm to balance.
     tolerance: u64,
     /// Whether a share is so large that balance is worth a short part.
     balance_first: bool,
+    /// What is to be cut.
     bytes: u64,
 }
 
-impl<const N: usize> Cutter<N> {
-    fn new(survey: &Survey, stretches: u64, rules: &CutRules) -> Self {
-        let total = survey
-            .runs
-            .saturating_mul(rules.run_weight_bytes)
-            .saturating_add(survey.bytes)
-            .min(crate::MAX_BATCH_BYTES);
-        let share = total / stretches.max(1);
-        let mut cutter = Self {
-            ends: Vec::new(),
-            rules: CutRules {
-                min_part_bytes: rules.min_part_bytes.max(1),
-                align_bytes: rules.align_bytes.max(1),
-                ..*rules
-            },
-            stretches,
-            total,
-            passed: 0,
-            target: 0,
-            tolerance: share / BALANCE_DIVISOR,
-            balance_first: share >= rules.min_part_bytes,
-            bytes: survey.bytes,
-        };
-        cutter.aim();
-        cutter
-    }
-
-    /// Sets the target of the next cut; there is none behind the last stretch.
-    fn aim(&mut self) {
-        let cut = (self.ends.len() as u64).saturating_add(1);
-        self.target = if cut < self.stretches {
-            // At most 2^56 times N.
-            self.total.saturating_mul(cut) / self.stretches.max(1)
+impl<S: FolioSource + ?Sized> Cutter<'_, S> {
+    /// Where to cut, given that balance wants `ideal` and that the last cut was at `low`.
+    fn cut(&self, ideal: u64, low: Place) -> Place {
+        if ideal <= low.position {
+            return low;
+        }
+        let (folio, position) = self.survey.landmark(ideal);
+        let mut cursor = if low.position > position {
+            Cursor::at(self.source, low)
         } else {
-            u64::MAX
+            Cursor::at(
+                self.source,
+                Place {
+                    folio,
+                    offset_bytes: 0,
+                    position,
+                },
+            )
         };
+        // To the folio that holds the ideal place, not into it.
+        let mut here = cursor.place();
+        while let Some(piece) = cursor.piece(u64::MAX) {
+            here = cursor.place();
+            if here.position.saturating_add(piece.len_bytes) > ideal {
+                break;
+            }
+            cursor.advance(piece.len_bytes);
+            here = cursor.place();
+        }
+        // Inside a folio that was cut before, `here` is that cut.
+        let inside = ideal.saturating_sub(here.position) & !self.align_mask;
+        let aligned = here.position.saturating_add(inside);
+        let run = self.run_around(here, low);
+        let chosen = self.place(aligned, run);
+        self.walk_to(chosen, here)
     }
 
-    /// Takes the next run and puts all cuts in whose targets lie in it.
-    #[inline]
-    fn run(&mut self, run: Stretch) {
-        let len = run.len_bytes();
-        if len == 0 {
-            return;
+    /// The run that `here` is in, as far as it matters: not before the last cut, and no further
+    /// than the minimum part on either side of the folio.
+    fn run_around(&self, here: Place, low: Place) -> Stretch {
+        let whole = |index: usize| self.source.folio(index);
+        let folio_start = here.position.saturating_sub(here.offset_bytes);
+        let mut run = Stretch {
+            start: folio_start,
+            end: folio_start,
+        };
+        let Some(current) = whole(here.folio) else {
+            return run;
+        };
+        run.end = run.end.saturating_add(current.len_bytes);
+        let (mut index, mut first) = (here.folio, current);
+        let far = folio_start.saturating_sub(self.min_part_bytes);
+        while run.start > far.max(low.position) {
+            index = index.wrapping_sub(1);
+            let Some(before) = whole(index) else { break };
+            if !before.is_followed_by(&first) {
+                break;
+            }
+            run.start = run.start.saturating_sub(before.len_bytes);
+            first = before;
         }
-        let weight = self.rules.run_weight_bytes;
-        let behind = self.passed.saturating_add(weight).saturating_add(len);
-        if self.target < behind {
-            self.cut_run(run, len, behind);
+        let (mut index, mut last) = (here.folio, current);
+        let far = run.end.saturating_add(self.min_part_bytes);
+        while run.end < far {
+            index = index.wrapping_add(1);
+            let Some(next) = whole(index) else { break };
+            if !last.is_followed_by(&next) {
+                break;
+            }
+            run.end = run.end.saturating_add(next.len_bytes);
+            last = next;
         }
-        self.passed = behind;
+        Stretch {
+            start: run.start.max(low.position),
+            end: run.end.min(self.bytes),
+        }
     }
 
-    fn cut_run(&mut self, run: Stretch, len: u64, behind: u64) {
-        let mut low = 0;
-        while self.target < behind {
-            let ideal = self
-                .target
-                .saturating_sub(self.passed)
-                .saturating_sub(self.rules.run_weight_bytes)
-                .min(len);
-            low = self.place(ideal, low, len);
-            // Never more than N - 1 cuts, so there is room.
-            let _ = self.ends.push(run.start.saturating_add(low));
-            self.aim();
-        }
-    }
-
-    /// Where in a run of `len` bytes to cut, given that balance wants `ideal` and that the run
-    /// was last cut at `low`. At least `low`, at most `len`.
-    fn place(&self, ideal: u64, low: u64, len: u64) -> u64 {
-        let min = self.rules.min_part_bytes;
-        // `align_bytes` is a power of two.
-        let aligned = (ideal & !self.rules.align_bytes.wrapping_sub(1)).max(low);
-        let left = aligned.saturating_sub(low);
-        let right = len.saturating_sub(aligned);
+    /// Where in a run to cut, given that balance wants `ideal`.
+    fn place(&self, ideal: u64, run: Stretch) -> u64 {
+        let min = self.min_part_bytes;
+        let left = ideal.saturating_sub(run.start);
+        let right = run.end.saturating_sub(ideal);
         if left >= min && right >= min {
-            return aligned;
+            return ideal;
         }
         // Nearest place where nothing is shorter than the minimum: an end, or just far enough
         // from one.
-        let mut best = if left <= right { low } else { len };
+        let mut best = if left <= right { run.start } else { run.end };
         let mut distance = left.min(right);
-        let align_up = |at: u64| at.checked_next_multiple_of(self.rules.align_bytes);
         let far_enough = [
-            low.checked_add(min).and_then(align_up),
-            len.checked_sub(min)
-                .map(|at| at & !self.rules.align_bytes.wrapping_sub(1)),
+            min.checked_add(self.align_mask)
+                .and_then(|part| run.start.checked_add(part & !self.align_mask)),
+            run.end
+                .checked_sub(min)
+                .map(|at| at.saturating_sub(at.saturating_sub(run.start) & self.align_mask)),
         ];
         for inner in far_enough.into_iter().flatten() {
-            let allowed = inner.checked_sub(low).is_some_and(|part| part >= min)
-                && len.checked_sub(inner).is_some_and(|part| part >= min);
-            if allowed && inner.abs_diff(aligned) < distance {
+            let allowed = inner.checked_sub(run.start).is_some_and(|part| part >= min)
+                && run.end.checked_sub(inner).is_some_and(|part| part >= min);
+            if allowed && inner.abs_diff(ideal) < distance {
                 best = inner;
-                distance = inner.abs_diff(aligned);
+                distance = inner.abs_diff(ideal);
             }
         }
         let worth_it = self.balance_first
             && distance > self.tolerance
             && left >= MIN_FRAGMENT_BYTES
             && right >= MIN_FRAGMENT_BYTES;
-        if worth_it { aligned } else { best }
+        if worth_it { ideal } else { best }
     }
 
-    fn finish(mut self) -> Plan<N> {
-        // Targets that no run held (none, unless the iterator changed between two walks).
-        while (self.ends.len() as u64) < self.stretches {
-            if self.ends.push(self.bytes).is_err() {
+    /// The place at `position`, which is not far from `near`.
+    fn walk_to(&self, position: u64, near: Place) -> Place {
+        let mut start = Place {
+            offset_bytes: 0,
+            position: near.position.saturating_sub(near.offset_bytes),
+            ..near
+        };
+        while start.position > position {
+            start.folio = start.folio.saturating_sub(1);
+            let before = self.source.folio(start.folio).map_or(0, |f| f.len_bytes);
+            if before == 0 {
+                start = Place::default();
                 break;
             }
+            start.position = start.position.saturating_sub(before);
         }
-        Plan { ends: self.ends }
+        let mut cursor = Cursor::at(self.source, start);
+        cursor.seek_forward(position);
+        cursor.place()
     }
 }

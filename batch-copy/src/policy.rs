@@ -117,16 +117,6 @@ impl CostModel {
         }
         part
     }
-
-    /// What a descriptor costs an engine beside its bytes, in bytes.
-    #[must_use]
-    pub const fn descriptor_weight_bytes(&self) -> u64 {
-        let bytes = self.descriptor_ns << MIB_SHIFT;
-        match bytes.checked_div(self.engine_ns_per_mib) {
-            Some(bytes) => bytes,
-            None => 0,
-        }
-    }
 }
 
 /// How engines are to be used. Everything in it can be changed at run time.
@@ -441,7 +431,6 @@ mod tests {
                 ..Policy::new(model, usize::MAX.min(64))
             };
             let _ = policy.decide(usize::MAX, u64::MAX, usize::MAX);
-            let _ = model.descriptor_weight_bytes();
             let _ = model.min_part_bytes();
         }
     }

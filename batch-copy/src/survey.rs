@@ -2,9 +2,11 @@
 
 use core::fmt;
 
+use heapless::Vec;
 use ptdma::DmaAddr;
 
 use crate::folio::Folio;
+use crate::source::FolioSource;
 
 /// Longest batch in bytes: 2^56, so that shares of it can be computed for 128 channels without
 /// overflow. Far over the 2^48 bytes that an engine can address.
@@ -111,18 +113,33 @@ pub struct Bounds {
     pub min_part_bytes: u64,
 }
 
+/// Places of the batch that a survey remembers: enough that finding any other takes a few steps.
+const LANDMARKS: usize = 64;
+
+/// Folios between two landmarks at first; doubled whenever all are used up.
+const FIRST_STRIDE: usize = 8;
+
+/// Longest stride: so few folios of at most 2^48 bytes that their sum does not wrap before it is
+/// looked at. Batches of more than two million folios have no landmarks in their rear part.
+const MAX_STRIDE: usize = 1 << 15;
+
+/// Parts after which a survey stops counting them: more than any caller has channels.
+const PARTS_ENOUGH: u64 = 256;
+
 /// How much work a batch is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Survey {
     /// Folios.
     pub folios: usize,
     /// Bytes of all folios.
     pub bytes: u64,
-    /// Runs: folios that follow each other on both sides count as one.
-    pub runs: u64,
-    /// Parts that the runs can be cut into without going below the shortest part: more channels
-    /// than this are of no use.
+    /// Parts that the batch can be cut into without going below the shortest part: more channels
+    /// than this are of no use. Folios that follow each other on both sides count as one run; a
+    /// run is one part, or as many as its length allows. Not counted beyond 256.
     pub parts: u64,
+    /// Bytes before folio `n * stride`.
+    landmarks: Vec<u64, LANDMARKS>,
+    stride: usize,
 }
 
 impl Survey {
@@ -133,86 +150,224 @@ impl Survey {
     ///
     /// [`BadInput`] about the first folio that is not in order.
     #[inline]
-    pub fn of(folios: impl Iterator<Item = Folio>, bounds: &Bounds) -> Result<Self, BadInput> {
-        let align_mask = bounds.align_bytes.wrapping_sub(1);
-        let twice_min_part = bounds.min_part_bytes.max(1).saturating_mul(2);
-        let parts_of = |run_bytes: u64| match run_bytes {
-            0 => 0,
-            short if short < twice_min_part => 1,
-            long => long / bounds.min_part_bytes.max(1),
+    pub fn of<S: FolioSource + ?Sized>(source: &S, bounds: &Bounds) -> Result<Self, BadInput> {
+        let mut survey = Self {
+            stride: FIRST_STRIDE,
+            ..Self::default()
         };
-        let mut survey = Self::default();
-        let (mut next_src, mut next_dst, mut run_bytes) = (0, 0, 0);
-        for folio in folios {
-            let (src, dst, len) = (folio.src.get(), folio.dst.get(), folio.len_bytes);
-            // The highest start that still ends in range; wraps to something huge (and is then
-            // caught by the second test) if the folio is longer than everything.
-            let last_start = bounds.addr_limit.wrapping_sub(len);
-            let sound = len.wrapping_sub(1) < bounds.addr_limit
-                && src <= last_start
-                && dst <= last_start
-                && (src | dst | len) & align_mask == 0
-                && src.wrapping_sub(dst) >= len
-                && dst.wrapping_sub(src) >= len
-                && survey.folios < bounds.max_folios;
-            if !sound {
-                return Err(complaint(&folio, survey.folios, bounds));
+        let mut check = Check {
+            collected: 0,
+            aligned: 0,
+            sound: true,
+        };
+        let mut parts = Parts::new(bounds.min_part_bytes);
+        let mut folios = source.folios();
+        let mut bytes = 0_u64;
+        // A stride at a time: whatever is done per stride costs next to nothing per folio.
+        loop {
+            let before = folios.clone();
+            let mut count: usize = 0;
+            for folio in folios.by_ref().take(survey.stride) {
+                check.folio(&folio);
+                bytes = bytes.wrapping_add(folio.len_bytes);
+                count = count.wrapping_add(1);
             }
-            if src != next_src || dst != next_dst || run_bytes == 0 {
-                survey.parts = survey.parts.wrapping_add(parts_of(run_bytes));
-                survey.runs = survey.runs.wrapping_add(1);
-                run_bytes = 0;
+            if count == 0 {
+                break;
             }
-            // None of these can overflow: the folio ends below 2^64, and a batch of 2^56 bytes is
-            // refused below before sums of it are used.
-            next_src = src.wrapping_add(len);
-            next_dst = dst.wrapping_add(len);
-            run_bytes = run_bytes.saturating_add(len);
-            survey.bytes = survey.bytes.saturating_add(len);
-            survey.folios = survey.folios.wrapping_add(1);
+            if parts.wanted() {
+                before.take(count).for_each(|folio| parts.folio(&folio));
+            }
+            survey.pass(count, bytes);
+            // A sum over 2^56 is caught before it can wrap: while it is not, a stride adds at most
+            // 2^48 for each of its folios, or a length too long was collected.
+            check.collected |= if bytes > MAX_BATCH_BYTES { u64::MAX } else { 0 };
+            if survey.folios > bounds.max_folios || check.hopeless() {
+                break;
+            }
         }
-        survey.parts = survey.parts.wrapping_add(parts_of(run_bytes));
-        if survey.bytes > MAX_BATCH_BYTES {
-            return Err(BadInput::TooManyBytes);
+        survey.parts = parts.finish();
+        let sound = check.sound
+            && check.collected < bounds.addr_limit
+            && (bounds.addr_limit & bounds.addr_limit.wrapping_sub(1)) == 0
+            && check.aligned & bounds.align_bytes.wrapping_sub(1) == 0
+            && survey.folios <= bounds.max_folios;
+        if !sound {
+            complain(source.folios(), bounds)?;
         }
         Ok(survey)
     }
+
+    /// Takes note of `count` more folios, which end at `bytes`.
+    fn pass(&mut self, count: usize, bytes: u64) {
+        if self.landmarks.is_full() && self.stride < MAX_STRIDE {
+            // Every other one has to do.
+            let mut odd = false;
+            self.landmarks.retain(|_| {
+                odd = !odd;
+                odd
+            });
+            self.stride = self.stride.saturating_mul(2);
+        }
+        // Only whole strides from the beginning are marked.
+        if self.landmarks.len().saturating_mul(self.stride) == self.folios {
+            let _ = self.landmarks.push(self.bytes);
+        }
+        self.folios = self.folios.saturating_add(count);
+        self.bytes = bytes;
+    }
+
+    /// The last landmark at or before `position`, as the index of a folio and the bytes before it.
+    pub(crate) fn landmark(&self, position: u64) -> (usize, u64) {
+        let count = self
+            .landmarks
+            .iter()
+            .take_while(|&&mark| mark <= position)
+            .count();
+        let index = count.saturating_sub(1);
+        let bytes = self.landmarks.get(index).copied().unwrap_or(0);
+        (index.saturating_mul(self.stride), bytes)
+    }
 }
 
-/// Says what is wrong with a folio that did not pass.
+/// What all folios are checked for, collected so that a sound batch costs no branches.
+struct Check {
+    /// All bits of starts, ends, and lengths less one. If none is at or over the limit, nothing
+    /// was out of range, no length was zero, and no sum wrapped.
+    collected: u64,
+    /// All bits that have to be aligned.
+    aligned: u64,
+    sound: bool,
+}
+
+impl Check {
+    #[inline(always)]
+    fn folio(&mut self, folio: &Folio) {
+        let (src, dst, len) = (folio.src.get(), folio.dst.get(), folio.len_bytes);
+        let starts = src | dst;
+        // A length of zero becomes all ones.
+        let span = len.wrapping_sub(1);
+        self.collected |= starts | span | src.wrapping_add(len) | dst.wrapping_add(len);
+        self.aligned |= starts | len;
+        // |src - dst| < len, in one comparison.
+        if src.wrapping_sub(dst).wrapping_add(span) <= span.wrapping_mul(2) {
+            self.sound = false;
+        }
+    }
+
+    /// Whether there is no use in looking any further.
+    fn hopeless(&self) -> bool {
+        self.collected == u64::MAX || !self.sound
+    }
+}
+
+/// Counts parts.
+struct Parts {
+    min_bytes: u64,
+    next_src: u64,
+    next_dst: u64,
+    run_bytes: u64,
+    parts: u64,
+}
+
+impl Parts {
+    const fn new(min_part_bytes: u64) -> Self {
+        Self {
+            min_bytes: if min_part_bytes == 0 {
+                1
+            } else {
+                min_part_bytes
+            },
+            next_src: 0,
+            next_dst: 0,
+            run_bytes: 0,
+            parts: 0,
+        }
+    }
+
+    /// Whether the count is not yet so high that it makes no difference any more.
+    const fn wanted(&self) -> bool {
+        self.parts < PARTS_ENOUGH
+    }
+
+    #[inline]
+    fn folio(&mut self, folio: &Folio) {
+        let (src, dst) = (folio.src.get(), folio.dst.get());
+        if src != self.next_src || dst != self.next_dst {
+            self.end_run();
+        }
+        self.next_src = src.wrapping_add(folio.len_bytes);
+        self.next_dst = dst.wrapping_add(folio.len_bytes);
+        self.run_bytes = self.run_bytes.saturating_add(folio.len_bytes);
+    }
+
+    fn end_run(&mut self) {
+        let parts = if self.run_bytes < self.min_bytes {
+            u64::from(self.run_bytes != 0)
+        } else {
+            self.run_bytes.checked_div(self.min_bytes).unwrap_or(1)
+        };
+        self.parts = self.parts.saturating_add(parts);
+        self.run_bytes = 0;
+    }
+
+    fn finish(mut self) -> u64 {
+        self.end_run();
+        self.parts
+    }
+}
+
+/// Walks the batch again, exactly, and says what is wrong with the first folio that is not sound.
+/// A limit that is no power of two is also decided here.
 #[cold]
-fn complaint(folio: &Folio, index: usize, bounds: &Bounds) -> BadInput {
+fn complain(folios: impl Iterator<Item = Folio>, bounds: &Bounds) -> Result<(), BadInput> {
+    let mut bytes = 0_u64;
+    for (index, folio) in folios.enumerate() {
+        if let Some(error) = complaint(&folio, index, bounds) {
+            return Err(error);
+        }
+        bytes = bytes.saturating_add(folio.len_bytes);
+        if bytes > MAX_BATCH_BYTES {
+            return Err(BadInput::TooManyBytes);
+        }
+    }
+    Ok(())
+}
+
+/// Says what is wrong with a folio, if anything is.
+fn complaint(folio: &Folio, index: usize, bounds: &Bounds) -> Option<BadInput> {
     let len_bytes = folio.len_bytes;
     let out_of_range = |addr: DmaAddr| match addr.get().checked_add(len_bytes) {
         Some(end) => end > bounds.addr_limit,
         None => true,
     };
+    let (src, dst) = (folio.src.get(), folio.dst.get());
     if index >= bounds.max_folios {
-        BadInput::TooManyFolios {
+        Some(BadInput::TooManyFolios {
             room: bounds.max_folios,
-        }
+        })
     } else if len_bytes == 0 {
-        BadInput::EmptyFolio { folio: index }
+        Some(BadInput::EmptyFolio { folio: index })
     } else if let Some(addr) = [folio.src, folio.dst]
         .into_iter()
         .find(|&addr| out_of_range(addr))
     {
-        BadInput::OutOfRange {
+        Some(BadInput::OutOfRange {
             folio: index,
             addr,
             len_bytes,
-        }
-    } else if (folio.src.get() | folio.dst.get() | len_bytes) & bounds.align_bytes.wrapping_sub(1)
-        != 0
-    {
-        BadInput::Misaligned {
+        })
+    } else if (src | dst | len_bytes) & bounds.align_bytes.wrapping_sub(1) != 0 {
+        Some(BadInput::Misaligned {
             folio: index,
             align_bytes: bounds.align_bytes,
-        }
-    } else {
-        BadInput::Overlap {
+        })
+    } else if src.abs_diff(dst) < len_bytes {
+        Some(BadInput::Overlap {
             folio: index,
             other: index,
-        }
+        })
+    } else {
+        None
     }
 }
