@@ -744,7 +744,11 @@ where
                 break;
             }
         }
-        let alive = self.state.lanes.iter().filter(|lane| !lane.dead).count();
+        let usable = |lane: &&Lane| !lane.dead && self.engines.is_active(lane.channel);
+        let lanes = self.state.lanes.iter().filter(usable);
+        let good = lanes.clone().filter(|lane| !lane.suspect).count();
+        // A channel that had to be stopped is only tried again if there is no other.
+        let alive = if good == 0 { lanes.count() } else { good };
         let total = self
             .state
             .orphans
@@ -757,7 +761,11 @@ where
             .max(self.rules.align_bytes);
         let mut adopted = false;
         for lane in &mut self.state.lanes {
-            if lane.dead || lane.rest() != 0 || !self.engines.is_active(lane.channel) {
+            if lane.dead
+                || (lane.suspect && good != 0)
+                || lane.rest() != 0
+                || !self.engines.is_active(lane.channel)
+            {
                 continue;
             }
             let Some(mut stretch) = self.state.orphans.pop() else {
@@ -821,7 +829,16 @@ where
         }
         match loss.cause {
             Cause::Failed(code) => self.settle(stretch, Fate::Fail(FailReason::Engine(code))),
-            Cause::Dropped => self.move_away(stretch),
+            Cause::Dropped => {
+                self.move_away(stretch);
+                // What it has not got yet goes the same way.
+                if let Some(lane) = self.state.lanes.get_mut(index) {
+                    lane.suspect = true;
+                }
+                if let Some(rest) = self.take_rest(index) {
+                    self.move_away(rest);
+                }
+            }
             Cause::Unproven => {
                 if self.host.rescue.prove_stopped(channel) {
                     self.engines.confirm_stopped(channel);

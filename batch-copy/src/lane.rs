@@ -35,6 +35,8 @@ pub(crate) struct Lane {
     pub(crate) channel: usize,
     /// Whether the channel was found to be out of service.
     pub(crate) dead: bool,
+    /// Whether the channel had to be stopped during this batch: others are preferred from then on.
+    pub(crate) suspect: bool,
     /// What was not submitted yet begins here ...
     pub(crate) next: Place,
     /// ... and ends here.
@@ -50,6 +52,7 @@ impl Lane {
         Self {
             channel,
             dead: false,
+            suspect: false,
             next,
             end,
             bursts: Deque::new(),

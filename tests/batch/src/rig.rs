@@ -176,7 +176,7 @@ impl Wait for Stepping<'_> {
             return Wake::Interrupted;
         }
         // Nobody woke us: as if it had slept for a while.
-        let overdue = self.now_ns.get() + 1_000_000;
+        let overdue = self.now_ns.get() + 50_000;
         self.now_ns
             .set(overdue.min(wait.latest_ns.max(self.now_ns.get())));
         Wake::Overdue

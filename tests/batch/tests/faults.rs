@@ -108,7 +108,7 @@ fn run(case: &Case, faults: &[Fault]) -> (Rig, Memory, Run) {
     host.wait.steps = 3;
     let options = Options {
         budget_ns: 3_000_000_000,
-        hang_ns: 200_000,
+        hang_ns: 1_000_000,
         grace_ns: 100_000,
         repair: case.repair,
         ..Options::default()
@@ -283,10 +283,13 @@ fn an_engine_that_always_hangs_is_taken_out() {
     };
     for case in Case::all() {
         let (rig, _, run) = run(&case, &[Fault::new(Trigger::Always, stall.clone())]);
-        assert_eq!(
-            rig.engines.service(case.channels - 1),
-            Some(Service::Retired)
-        );
+        if case.channels == 1 {
+            assert_eq!(rig.engines.service(0), Some(Service::Retired));
+        } else {
+            // The others did its work meanwhile; it was not tried again.
+            let stats = rig.engines.channel_stats(case.channels - 1).unwrap();
+            assert_eq!(stats.stops, 1);
+        }
         if case.channels > 1 || case.repair {
             assert!(run.report.is_complete(), "{:?}", run.report);
         } else {
