@@ -46,39 +46,69 @@ impl Pace {
     }
 }
 
+/// Reads the descriptor at head, if the engine is to take one up, so that it is in flight.
+///
+/// Gives the lock back with what there is to do then; `None` if the work became void meanwhile.
+fn take_up<'a>(
+    shared: &'a Shared,
+    mut state: MutexGuard<'a, State>,
+    started: Instant,
+) -> (MutexGuard<'a, State>, Option<Next>) {
+    let next = state.next(started);
+    let Next::Fetch { ring, head } = next else {
+        return (state, Some(next));
+    };
+    let mut bytes = [0; DESCRIPTOR_LEN_BYTES];
+    let addr = ring.addr(head);
+    let (mut state, fetched) = unlocked(shared, state, || shared.bus.read(addr, &mut bytes));
+    let Some(fetched) = fetched else {
+        return (state, None);
+    };
+    let copy = match (fetched, Descriptor::read_from_bytes(&bytes)) {
+        (Ok(()), Ok(descriptor)) => decode::copy(&descriptor),
+        (Err(e), _) => Err(decode::bus_code(Side::Source, e)),
+        (Ok(()), Err(_size)) => Err(ptdma::KnownError::IllegalBufferLength),
+    };
+    state.start(ring, head, copy, started);
+    (state, None)
+}
+
+/// Takes up the next descriptor without executing it. Returns how long it will occupy the engine
+/// and how many bytes it will move, or nothing if there is none.
+pub(crate) fn prefetch(shared: &Shared) -> Option<(u64, u64)> {
+    let mut state = shared.state.lock();
+    if state.in_flight().is_none() {
+        state = take_up(shared, state, Instant::now()).0;
+    }
+    let in_flight = state.answers().then(|| state.in_flight())??;
+    let len_bytes = in_flight.copy.map_or(0, |c| c.src.len_bytes());
+    Some((cost_ns(shared, &in_flight), len_bytes))
+}
+
+/// How long a descriptor occupies the engine.
+fn cost_ns(shared: &Shared, in_flight: &InFlight) -> u64 {
+    let len_bytes = in_flight.copy.map_or(0, |c| c.src.len_bytes());
+    let timing = &shared.config.timing;
+    timing
+        .descriptor_ns(len_bytes)
+        .saturating_add(in_flight.strike.delay_ns)
+}
+
 /// Makes one step. With a pace it takes as long as the timing says.
 pub(crate) fn step(shared: &Shared, pace: Option<&mut Pace>) -> StepOutcome {
     let started = Instant::now();
-    let mut state = shared.state.lock();
-    let mut next = state.next(started);
-    if let Next::Fetch { ring, head } = next {
-        let mut bytes = [0; DESCRIPTOR_LEN_BYTES];
-        let addr = ring.addr(head);
-        let (locked, fetched) = unlocked(shared, state, || shared.bus.read(addr, &mut bytes));
-        state = locked;
-        let Some(fetched) = fetched else {
-            return StepOutcome::Idle;
-        };
-        let copy = match (fetched, Descriptor::read_from_bytes(&bytes)) {
-            (Ok(()), Ok(descriptor)) => decode::copy(&descriptor),
-            (Err(e), _) => Err(decode::bus_code(Side::Source, e)),
-            (Ok(()), Err(_size)) => Err(ptdma::KnownError::IllegalBufferLength),
-        };
-        state.start(ring, head, copy, started);
-        next = state.next(started);
-    }
+    let (mut state, next) = take_up(shared, shared.state.lock(), started);
+    let next = match next {
+        Some(next) => next,
+        None => state.next(started),
+    };
     match next {
         // Not reached for a fetch: there is a descriptor in flight by now.
         Next::Idle | Next::Fetch { .. } => StepOutcome::Idle,
         Next::Stalled => StepOutcome::Stalled,
         Next::Broken(code) => StepOutcome::Failed { code: code.code() },
         Next::Execute(in_flight) => {
-            let len_bytes = in_flight.copy.map_or(0, |c| c.src.len_bytes());
-            let cost_ns = shared
-                .config
-                .timing
-                .descriptor_ns(len_bytes)
-                .saturating_add(in_flight.strike.delay_ns);
+            let cost_ns = cost_ns(shared, &in_flight);
             let generation = state.generation;
             let (mut state, ended) = unlocked(shared, state, || {
                 let ended = execute(shared, &in_flight, generation)?;

@@ -72,6 +72,7 @@ mod interrupt;
 mod model;
 mod region;
 mod ring;
+pub mod simulation;
 mod state;
 mod timing;
 
@@ -83,4 +84,5 @@ pub use fault::{Fault, FaultId, FaultKind, Trigger};
 pub use interrupt::InterruptLine;
 pub use model::{Model, ModelConfig, StepOutcome};
 pub use ring::BusRing;
+pub use simulation::{SimulatedFunction, Simulation, SimulationConfig};
 pub use timing::Timing;

@@ -186,6 +186,14 @@ impl Model {
         outcome
     }
 
+    /// Takes up the next descriptor without executing it: [`step`](Self::step) does that later.
+    /// Returns the nanoseconds and the bytes of it.
+    pub(crate) fn prefetch(&self) -> Option<(u64, u64)> {
+        let next = engine::prefetch(&self.shared);
+        self.deliver();
+        next
+    }
+
     /// Steps until there is nothing to do, at most `limit` times. Returns the number of
     /// descriptors that completed or failed.
     pub fn run(&self, limit: u64) -> u64 {

@@ -256,6 +256,11 @@ impl State {
         }
     }
 
+    /// The descriptor that has been fetched and not finished.
+    pub(crate) fn in_flight(&self) -> Option<InFlight> {
+        self.in_flight
+    }
+
     /// Whether a descriptor is in the engine.
     fn engaged(&self) -> bool {
         self.in_flight.is_some() || self.busy
