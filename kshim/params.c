@@ -98,7 +98,7 @@ static const struct kernel_param_ops ptdma_knob_ops = {
 	MODULE_PARM_DESC(name, text)
 
 PTDMA_KNOB(nr_dma_chan, false,
-	   "channels that one batch uses at the most, 1 to 64 (default: 64)");
+	   "channels that one batch uses, 0 to 64; 0: let the cost model decide (default: 0)");
 PTDMA_KNOB(ring_entries, true,
 	   "descriptors of each ring, a power of two from 32 to 8192 (default: 1024)");
 PTDMA_KNOB(min_batch_kb, false,

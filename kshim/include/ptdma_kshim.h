@@ -107,7 +107,7 @@ struct ptdma_result {
 
 /**
  * struct ptdma_settings - What can be set; params.c has the ranges.
- * @nr_dma_chan: Channels that one batch uses at the most.
+ * @nr_dma_chan: Channels that one batch uses; 0: the cost model decides.
  * @ring_entries: Descriptors of each ring.
  * @min_batch_kb: Smaller batches are left to the CPU; 0: the cost model decides.
  * @stripe_kb: Shortest part that a folio is cut into, in KiB.

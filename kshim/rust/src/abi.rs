@@ -90,7 +90,7 @@ pub struct RoundResult {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Channels that one batch uses at the most.
+    /// Channels that one batch uses, as far as there are so many; 0 lets the cost model decide.
     pub nr_dma_chan: u32,
     /// Descriptors of each ring, a power of two.
     pub ring_entries: u32,

@@ -167,7 +167,10 @@ impl Wait for KernelWait {
 /// What the settings and the cost model say about batches, for a machine with `channels`
 /// channels.
 pub(crate) fn policy(settings: &Settings, channels: usize) -> Policy {
-    let most = channels.min(settings.nr_dma_chan as usize);
+    let most = match settings.nr_dma_chan {
+        0 => channels,
+        set => channels.min(set as usize),
+    };
     let mut policy = Policy::new(CostModel::default(), most);
     if settings.min_batch_kb != 0 {
         policy.min_batch_bytes = u64::from(settings.min_batch_kb).wrapping_mul(1024);
@@ -199,14 +202,21 @@ fn options(round: &Round<'_>, settings: &Settings, bytes: u64) -> Option<Options
             ..base
         });
     }
-    let policy = Policy {
-        // Small rounds at the end of a large batch are run like the others.
-        min_batch_bytes: 0,
-        max_channels: settings.nr_dma_chan as usize,
-        ..round.system.policy()
-    };
     let active = round.system.engines().active();
-    let options = policy.options(round.folios.len(), bytes, active, &base)?;
+    let options = if settings.nr_dma_chan == 0 {
+        let policy = Policy {
+            // Small rounds at the end of a large batch are run like the others.
+            min_batch_bytes: 0,
+            max_channels: active,
+            ..round.system.policy()
+        };
+        policy.options(round.folios.len(), bytes, active, &base)?
+    } else {
+        Options {
+            channels: settings.nr_dma_chan as usize,
+            ..base
+        }
+    };
     Some(Options {
         cpu_share_bytes: bytes
             .saturating_mul(u64::from(settings.hybrid_percent))

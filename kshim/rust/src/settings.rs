@@ -10,7 +10,8 @@ const MAX_RING: u32 = ptdma::MAX_ENTRIES as u32;
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            nr_dma_chan: MAX_CHANNELS as u32,
+            // The cost model knows how many are worth it.
+            nr_dma_chan: 0,
             // A batch of 512 scattered folios on one channel is one burst, and the rings of 16
             // channels are 512 KiB.
             ring_entries: 1024,
@@ -31,7 +32,7 @@ impl Settings {
     /// Whether every value is one that the library can work with.
     #[must_use]
     pub fn is_valid(&self) -> bool {
-        (1..=MAX_CHANNELS as u32).contains(&self.nr_dma_chan)
+        self.nr_dma_chan <= MAX_CHANNELS as u32
             && (MIN_RING..=MAX_RING).contains(&self.ring_entries)
             && self.ring_entries.is_power_of_two()
             // A GiB: as much as the kernel lets anybody batch.
@@ -63,7 +64,7 @@ mod tests {
         assert!(good.is_valid());
         type Field = fn(&mut Settings) -> &mut u32;
         let fields: [(Field, u32, u32); 7] = [
-            (|s| &mut s.nr_dma_chan, 1, 64),
+            (|s| &mut s.nr_dma_chan, 0, 64),
             (|s| &mut s.ring_entries, 32, 8192),
             (|s| &mut s.min_batch_kb, 0, 1 << 20),
             (|s| &mut s.stripe_kb, 4, 2048),

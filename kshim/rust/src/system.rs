@@ -28,7 +28,7 @@ struct Seat {
 /// All channels and the settings.
 pub struct System {
     settings: KernelLock<(Settings, Policy)>,
-    seats: KernelLock<[Seat; MAX_CHANNELS]>,
+    seats: [KernelLock<Seat>; MAX_CHANNELS],
     engines: SystemEngines,
     /// Numbers that have a function, a bit each: what a batch has to look at.
     present: AtomicU64,
@@ -49,9 +49,13 @@ impl System {
         // SAFETY: within `*at`.
         unsafe { settings.write(KernelLock::new(initial)) };
         // SAFETY: `at` is valid (caller).
-        let seats = unsafe { &raw mut (*at).seats };
-        // SAFETY: within `*at`.
-        unsafe { seats.write(KernelLock::new([Seat::default(); MAX_CHANNELS])) };
+        let seats = unsafe { &raw mut (*at).seats }.cast::<KernelLock<Seat>>();
+        for number in 0..MAX_CHANNELS {
+            // SAFETY: `number` is below the array's length.
+            let seat = unsafe { seats.add(number) };
+            // SAFETY: within `*at`.
+            unsafe { seat.write(KernelLock::new(Seat::default())) };
+        }
         // SAFETY: `at` is valid (caller).
         let present = unsafe { &raw mut (*at).present };
         // SAFETY: within `*at`.
@@ -126,7 +130,8 @@ impl System {
 
     fn with_seat<R: Default>(&self, number: usize, f: impl FnOnce(&mut Seat) -> R) -> R {
         self.seats
-            .with(|seats| seats.get_mut(number).map(f))
+            .get(number)
+            .map(|seat| seat.with(f))
             .unwrap_or_default()
     }
 

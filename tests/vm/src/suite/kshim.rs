@@ -13,6 +13,7 @@ const PARAMETERS: &str = "/sys/module/ptdma_migrator/parameters";
 const OFFLOADING: &str = "/sys/module/ptdma_migrator/parameters/offloading";
 const CHANNELS: &str = "/sys/module/ptdma_migrator/parameters/nr_dma_chan";
 const REASONS: &str = "/sys/module/ptdma_migrator/parameters/reason_mask";
+const SMALLEST: &str = "/sys/module/ptdma_migrator/parameters/min_batch_kb";
 const TIMEOUT: &str = "/sys/module/ptdma_migrator/parameters/timeout_ms";
 const MIGRATED: &str = "/sys/module/ptdma_migrator/parameters/folios_migrated";
 const FAILURES: &str = "/sys/module/ptdma_migrator/parameters/folios_failures";
@@ -100,9 +101,11 @@ pub(super) const SUITES: &[Suite] = &[
     },
 ];
 
-/// Loads the module and has it copy with so many channels.
+/// Loads the module and has it copy every batch with so many channels, also those that the cost
+/// model would leave to the CPU.
 fn start(guest: &mut Guest, channels: usize) -> Result<()> {
     guest.ok("modprobe ptdma_migrator")?;
+    set(guest, SMALLEST, "4")?;
     set(guest, CHANNELS, &channels.to_string())?;
     set(guest, OFFLOADING, "1")?;
     guest.server()?.reset_counters()?;
@@ -172,7 +175,7 @@ fn self_test(guest: &mut Guest) -> Result<String> {
 fn controls(guest: &mut Guest) -> Result<String> {
     start(guest, 64)?;
     for (name, values) in [
-        ("nr_dma_chan", &["0", "65", "x"][..]),
+        ("nr_dma_chan", &["65", "-1", "x"][..]),
         ("ring_entries", &["16", "1000", "16384"]),
         ("stripe_kb", &["3", "2049"]),
         ("poll_us", &["10001", "-1"]),
@@ -201,10 +204,17 @@ fn controls(guest: &mut Guest) -> Result<String> {
         let report = run(guest, &mover(kib, "--bytes 8M", &[MIGRATED, FAILURES]))?;
         all_by_device(guest, &report)?;
     }
-    set(guest, &format!("{PARAMETERS}/min_batch_kb"), "1048576")?;
+    set(guest, SMALLEST, "1048576")?;
     let report = run(guest, &mover(4, "--bytes 4M", &[MIGRATED]))?;
     ensure!(report.counter(MIGRATED)? == 0, "{report:?}");
-    set(guest, &format!("{PARAMETERS}/min_batch_kb"), "0")?;
+    // The cost model has a channel or two at 4 KiB lose to the CPU, and sixteen win.
+    set(guest, SMALLEST, "0")?;
+    set(guest, CHANNELS, "1")?;
+    let report = run(guest, &mover(4, "--bytes 4M", &[MIGRATED]))?;
+    ensure!(report.counter(MIGRATED)? == 0, "{report:?}");
+    set(guest, CHANNELS, "16")?;
+    let report = run(guest, &mover(4, "--bytes 4M", &[MIGRATED]))?;
+    ensure!(report.counter(MIGRATED)? == 1024, "{report:?}");
     set(guest, &format!("{PARAMETERS}/hybrid_percent"), "25")?;
     guest.server()?.reset_counters()?;
     let report = run(guest, &mover(4, "--bytes 4M", &[MIGRATED, FAILURES]))?;
