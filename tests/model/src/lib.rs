@@ -52,8 +52,8 @@
 //!   STOPPED when the engine stopped by itself (drained and strict, SOC, error) or was stopped
 //!   with work left. All bits of one descriptor latch in one go. A message is sent when
 //!   `status & enable` goes from zero to non-zero, whichever of the two was written.
-//! - **Errors**: the engine stops with head at the failing descriptor, the code in the status
-//!   register and ERROR latched. The code is gone at the next RUN (or stays until the next error,
+//! - **Errors**: the engine stops with head at the failing descriptor (or past it, see
+//!   [`ModelConfig::head_past_error`]), the code in the status register and ERROR latched. The code is gone at the next RUN (or stays until the next error,
 //!   see [`ModelConfig::sticky_status`]).
 //! - **Head** may be written at any time; written during a descriptor, the written value wins over
 //!   the engine's own advance.

@@ -27,6 +27,9 @@ pub struct ModelConfig {
     /// Keeps the error code in the status register until the next error or reset, instead of
     /// clearing it at the next RUN.
     pub sticky_status: bool,
+    /// Leaves head one past a descriptor that failed, instead of at it: nobody outside AMD knows,
+    /// so a driver should be right on both.
+    pub head_past_error: bool,
     /// How long things take.
     pub timing: Timing,
     /// In single-step mode: calls of [`Model::step`] before every register read, so that a driver

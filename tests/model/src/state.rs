@@ -74,6 +74,7 @@ pub(crate) enum Next {
 pub(crate) struct State {
     lenient: bool,
     sticky_status: bool,
+    head_past_error: bool,
     /// Control without RUN and HALT.
     control: QueueControl,
     running: bool,
@@ -107,6 +108,7 @@ impl State {
         Self {
             lenient: config.lenient,
             sticky_status: config.sticky_status,
+            head_past_error: config.head_past_error,
             control: QueueControl::empty(),
             running: false,
             tail: 0,
@@ -477,6 +479,9 @@ impl State {
             Ended::Done { len_bytes } => len_bytes,
             Ended::Failed { code, done_bytes } => {
                 self.counters.partial_bytes += done_bytes;
+                if self.head_past_error && !in_flight.head_written {
+                    self.head = in_flight.next_head;
+                }
                 self.fail(code);
                 return;
             }

@@ -361,6 +361,22 @@ fn a_sticky_status_survives_run() {
 }
 
 #[test]
+fn head_can_be_past_the_error() {
+    let mut b = Bench::new(ModelConfig {
+        head_past_error: true,
+        ..ModelConfig::default()
+    });
+    b.model.inject(Fault::at(1, FaultKind::Error { code: 9 }));
+    b.go(3, CommandWord::COPY);
+    assert_eq!(b.model.run(100), 2);
+    assert_eq!(b.head_slot(), 2);
+    assert!(b.stopped());
+    b.run();
+    assert_eq!(b.model.run(100), 1);
+    assert!(b.arrived(0) && b.untouched(1) && b.arrived(2));
+}
+
+#[test]
 fn bad_descriptors_fail_with_their_code() {
     let mut b = Bench::strict();
     let mut zero = b.copy(CommandWord::COPY, 0);

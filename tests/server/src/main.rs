@@ -42,6 +42,9 @@ struct Args {
     /// The error code stays in the status register until the next error
     #[arg(long)]
     sticky_status: bool,
+    /// Head stays one past a descriptor that failed, instead of at it
+    #[arg(long)]
+    head_past_error: bool,
     /// Nanoseconds that the engine takes for each descriptor
     #[arg(long, value_name = "NS", default_value_t = 0)]
     setup_ns: u64,
@@ -81,6 +84,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         model: ModelConfig {
             lenient: args.lenient,
             sticky_status: args.sticky_status,
+            head_past_error: args.head_past_error,
             timing: Timing {
                 setup_ns: args.setup_ns,
                 bytes_per_second: args.bytes_per_second,
