@@ -133,6 +133,7 @@ static int ptdma_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	rc = ptdma_slot_get(chan);
 	if (rc) {
 		up_write(&ptdma_topology);
+		pci_clear_master(pdev);
 		return dev_err_probe(dev, rc, "all %d channels are taken\n",
 				     PTDMA_MAX_CHANNELS);
 	}

@@ -41,6 +41,10 @@ static int ptdma_chan_reset(struct pci_dev *pdev)
 {
 	int tries, rc;
 
+	/* Whoever empties reset_method in sysfs knows why. */
+	if (!pdev->reset_methods[0])
+		return -ENOTTY;
+
 	rc = pcie_reset_flr(pdev, false);
 	if (rc != -ENOTTY)
 		return rc;

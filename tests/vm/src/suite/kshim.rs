@@ -44,6 +44,7 @@ pub(super) const SUITES: &[Suite] = &[
             Check::new("failed-descriptors", failed_descriptors),
             Check::new("faults", faults),
             Check::new("hangs", hangs),
+            Check::new("quarantine", quarantine),
             Check::new("reset-and-rebind", reset_and_rebind),
             Check::new("module-removal", module_removal),
             Check::soak("load-1000-times", load_1000_times),
@@ -431,6 +432,41 @@ fn hangs(guest: &mut Guest) -> Result<String> {
         stop_after_faults(guest)?;
     }
     Ok(String::new())
+}
+
+/// An engine that can be stopped in no way: what it may still write to is used by nobody, until
+/// it is proved stopped.
+fn quarantine(guest: &mut Guest) -> Result<String> {
+    start(guest, 16)?;
+    set(guest, TIMEOUT, "300")?;
+    let functions = guest.functions()?;
+    let function = functions.get(3).cloned().unwrap_or_default();
+    let device = format!("/sys/bus/pci/devices/{function}");
+    guest.ok(&format!("echo > {device}/reset_method"))?;
+    let stall = json!({
+        "trigger": {"at": 5},
+        "kind": {"stall": {"for": "ever", "haltable": false}},
+    });
+    guest.server()?.fault(Some(3), &stall)?;
+    // The first batch does not move, which move_pages reports, and the program tries again.
+    run(
+        guest,
+        &mover(4, "--bytes 8M --rounds 3 --writers 1", &[MIGRATED]),
+    )?;
+    let held = get(guest, QUARANTINED)?;
+    ensure!(held > 0, "nothing is in quarantine");
+    // The engine wakes up and writes: to pages that nobody has.
+    guest.server()?.clear_faults(None)?;
+    run(guest, &mover(4, "--bytes 8M --rounds 3", &[MIGRATED]))?;
+    guest.ok(&format!(
+        "echo default > {device}/reset_method; echo 1 > {device}/reset || \
+         {{ echo {function} > {device}/driver/unbind; \
+            echo {function} > /sys/bus/pci/drivers/ptdma_migrator/bind; }}"
+    ))?;
+    let left = get(guest, QUARANTINED)?;
+    ensure!(left == 0, "{left} of {held} folios are still in quarantine");
+    stop_after_faults(guest)?;
+    Ok(format!("{held} folios held, and given back"))
 }
 
 fn unbind_loop(guest: &mut Guest) -> Result<String> {
