@@ -100,6 +100,10 @@ impl Options {
             // The emulator runs with -no-reboot: a panic ends it, which is seen at once.
             "panic=-1",
             "random.trust_cpu=on",
+            // Early in the boot the kernel expects ten ticks within a few milliseconds of
+            // its own time, or panics; an emulated processor that has to wait for its turn
+            // on a busy host misses that.
+            "no_timer_check",
         ];
         match self.iommu {
             Iommu::None => {}

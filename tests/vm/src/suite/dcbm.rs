@@ -57,6 +57,9 @@ pub(super) const SUITES: &[Suite] = &[
         machine: || Options {
             devices: 2,
             iommu: Iommu::Amd,
+            // QEMU 11 stops at an assertion when a mapping of small pages takes the
+            // place of a larger one.
+            append: "iommu.strict=1 amd_iommu=nohugepages".into(),
             modules: vec!["dcbm"],
             ..Options::default()
         },
@@ -133,7 +136,8 @@ fn every_size(guest: &mut Guest) -> Result<String> {
         start(guest, channels)?;
         for size in FOLIO_KIB {
             for kind in ["anon", "shmem"] {
-                let more = format!("--kind {kind} --bytes 8M --rounds 2");
+                // One round: in the next, folios of a few pages would be split.
+                let more = format!("--kind {kind} --bytes 8M --rounds 1");
                 let report = run(guest, &mover(size, &more, &[MIGRATED, FAILURES]))?;
                 all_by_device(guest, &report)?;
                 folios += report.folios_moved()?;
@@ -185,7 +189,7 @@ fn other_migrations(guest: &mut Guest) -> Result<String> {
     }
     let report = run(
         guest,
-        &format!("compactor --huge-mib 32 --counter {MIGRATED}"),
+        &format!("compactor --huge-mib 64 --counter {MIGRATED}"),
     )?;
     ensure!(report.counter(MIGRATED)? > 0, "compaction: {report:?}");
     let report = run(
@@ -205,7 +209,7 @@ fn slow_engine(guest: &mut Guest) -> Result<String> {
     let report = run(
         guest,
         &mover(
-            64,
+            4,
             "--bytes 8M --rounds 2 --writers 2",
             &[MIGRATED, FAILURES],
         ),
@@ -219,7 +223,7 @@ fn slow_engine(guest: &mut Guest) -> Result<String> {
 /// A channel that does not answer is set aside with what it may still write to, and
 /// comes back when it does answer.
 fn stalled_engine(guest: &mut Guest) -> Result<String> {
-    start(guest, 2)?;
+    start(guest, 4)?;
     set(guest, TIMEOUT, "300")?;
     let stall =
         json!({"trigger": {"at": 5}, "kind": {"stall": {"for": "ever", "haltable": false}}});
