@@ -1,6 +1,8 @@
 //! One channel on one modelled function, with memory to copy and a memory of what was asked.
 
-use ptdma::{Channel, ChannelConfig, Cookie, Deadline, Notify, Progress, Signalling, SubmitError};
+use ptdma::{
+    Channel, ChannelConfig, Cookie, Deadline, ErrorHead, Notify, Progress, Signalling, SubmitError,
+};
 use ptdma_model::{Access, BusBuffer, BusRing, BusSpace, Model, ModelConfig, Timing};
 
 /// Length of every copy: small, because tests make many, and odd, because hardware does not care.
@@ -15,6 +17,8 @@ pub struct Setup {
     pub lenient: bool,
     /// The error code stays in the status register.
     pub sticky_status: bool,
+    /// The head is left one past a failed descriptor, and the driver told so.
+    pub head_past_error: bool,
     /// How the driver learns of completions.
     pub signalling: Signalling,
     /// Engine steps per register read: 1 makes a polling driver's engine go, 0 leaves it to the
@@ -30,6 +34,7 @@ impl Default for Setup {
             entries: 8,
             lenient: false,
             sticky_status: false,
+            head_past_error: false,
             signalling: Signalling::Polled,
             auto_step: 0,
             first_cookie: 0,
@@ -42,17 +47,18 @@ impl Setup {
     #[must_use]
     pub fn all() -> Vec<Self> {
         let mut all = Vec::new();
-        for lenient in [false, true] {
-            for sticky_status in [false, true] {
-                for signalling in [Signalling::Polled, Signalling::Interrupts] {
-                    all.push(Self {
-                        lenient,
-                        sticky_status,
-                        signalling,
-                        ..Self::default()
-                    });
-                }
-            }
+        for bits in 0..16 {
+            all.push(Self {
+                lenient: bits & 1 != 0,
+                sticky_status: bits & 2 != 0,
+                head_past_error: bits & 4 != 0,
+                signalling: if bits & 8 != 0 {
+                    Signalling::Interrupts
+                } else {
+                    Signalling::Polled
+                },
+                ..Self::default()
+            });
         }
         all
     }
@@ -107,6 +113,7 @@ impl Rig {
         let config = ModelConfig {
             lenient: setup.lenient,
             sticky_status: setup.sticky_status,
+            head_past_error: setup.head_past_error,
             auto_step: setup.auto_step,
             // Makes virtual time pass for drivers that wait.
             timing: Timing {
@@ -119,6 +126,11 @@ impl Rig {
         let ring = BusRing::new(&bus, setup.entries).expect("a ring fits on an empty bus");
         let config = ChannelConfig {
             signalling: setup.signalling,
+            error_head: if setup.head_past_error {
+                ErrorHead::PastFailing
+            } else {
+                ErrorHead::AtFailing
+            },
             first_cookie: ptdma::CookieStart(Cookie::new(setup.first_cookie)),
             ..ChannelConfig::default()
         };

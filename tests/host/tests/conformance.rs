@@ -273,7 +273,12 @@ fn the_probe_finds_where_the_head_stays() {
             ..setup
         });
         let head = rig.channel.probe_error_head(&rig.model, rig.deadline());
-        assert_eq!(head, Ok(ErrorHead::AtFailing));
+        let expected = if setup.head_past_error {
+            ErrorHead::PastFailing
+        } else {
+            ErrorHead::AtFailing
+        };
+        assert_eq!(head, Ok(expected));
         let cookies = {
             // The probe took a cookie.
             assert_eq!(rig.channel.next_cookie().number(), 1);
