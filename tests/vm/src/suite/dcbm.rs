@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 
 use super::mover::{FOLIO_KIB, PROGRAM_LIMIT, Report, get, mover, parse, refuses, run, set};
-use super::{BOTH, Check, FAST, Suite};
+use super::{BOTH, Check, Suite};
 use crate::machine::{Guest, Iommu, Options};
 
 const OFFLOADING: &str = "/sys/kernel/dcbm/offloading";
@@ -50,21 +50,8 @@ pub(super) const SUITES: &[Suite] = &[
         },
         checks: &[Check::new("every-size", every_size)],
     },
-    Suite {
-        name: "dcbm-amd-iommu",
-        about: "the dmaengine migrator behind AMD's IOMMU",
-        kernels: FAST,
-        machine: || Options {
-            devices: 2,
-            iommu: Iommu::Amd,
-            // QEMU 11 stops at an assertion when a mapping of small pages takes the
-            // place of a larger one.
-            append: "iommu.strict=1 amd_iommu=nohugepages".into(),
-            modules: vec!["dcbm"],
-            ..Options::default()
-        },
-        checks: &[Check::new("every-size", every_size)],
-    },
+    // Not behind AMD's IOMMU: QEMU 11.1 stops at an assertion (amdvi_notify_iommu) when a
+    // scatter table of the usual size is unmapped, with any page size and flush mode.
 ];
 
 fn start(guest: &mut Guest, channels: usize) -> Result<()> {
