@@ -7,7 +7,7 @@
 use crate::channel::{Channel, ErrorHead, State};
 use crate::clock::Deadline;
 use crate::cookie::Cookie;
-use crate::descriptor::{CommandWord, Descriptor};
+use crate::descriptor::{CommandWord, DESCRIPTOR_LEN_BYTES, Descriptor};
 use crate::error::{BringUpError, Failure, Fault, NotStopped};
 use crate::io::{Clock, RegisterIo, RingMemory};
 use crate::regs::{ALL_ONES, Interrupts, QueueControl, Register};
@@ -212,8 +212,11 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     }
 
     /// Finds out where this engine's head stays on an error, and sets the channel accordingly:
-    /// runs one descriptor with a length of zero, which every engine refuses (error 9, illegal
-    /// buffer length) and which names no memory.
+    /// runs one descriptor for an engine number that no function has (error 1, illegal engine).
+    ///
+    /// What it names is a slot of the ring to read and another one, unused, to write: an engine
+    /// that runs it all the same, or that takes a field differently than is known, does no harm.
+    /// (A length of zero would be refused too, or be taken for the longest one.)
     ///
     /// For bring-up on a machine where it has not been tried. The channel must be idle.
     ///
@@ -232,14 +235,15 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         if self.outstanding() != 0 || self.state != State::Running {
             return Err(ProbeError::NotIdle);
         }
-        let nowhere = Descriptor::copy(
-            CommandWord::COPY,
-            crate::DmaAddr::new(0),
-            crate::DmaAddr::new(0),
-            0,
+        let (own, unused) = self.ring.two_slots();
+        let refused = Descriptor::copy(
+            CommandWord::COPY | CommandWord::ENGINE,
+            own,
+            unused,
+            DESCRIPTOR_LEN_BYTES as u32,
         );
         let halt_deadline = deadline;
-        if self.ring.fill(nowhere).is_none() {
+        if self.ring.fill(refused).is_none() {
             return Err(ProbeError::NotIdle);
         }
         self.stats.submitted = self.stats.submitted.wrapping_add(1);
@@ -331,9 +335,9 @@ impl core::fmt::Display for ProbeError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
             Self::NotIdle => f.write_str("the channel is not idle"),
-            Self::NotRefused => {
-                f.write_str("the engine did not refuse a descriptor of length zero")
-            }
+            Self::NotRefused => f.write_str(
+                "the engine did not refuse a descriptor for an engine that there is not",
+            ),
             Self::Faulted(fault) => fault.fmt(f),
             Self::NotStopped(e) => e.fmt(f),
         }

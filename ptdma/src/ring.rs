@@ -201,6 +201,16 @@ impl<M: RingMemory> Ring<M> {
         self.register_value(self.issued)
     }
 
+    /// Where the next slot and the one behind it are. An idle ring has two at least, and the
+    /// engine has no business in the second one.
+    pub(crate) fn two_slots(&self) -> (DmaAddr, DmaAddr) {
+        let addr = |number: u64| {
+            let high = u64::from(self.base_high) << 32;
+            DmaAddr::new(high | u64::from(self.register_value(number)))
+        };
+        (addr(self.filled), addr(self.filled.wrapping_add(1)))
+    }
+
     /// Register value of the slot where filling goes on.
     pub(crate) fn next_register_value(&self) -> u32 {
         self.register_value(self.filled)
