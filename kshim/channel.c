@@ -72,6 +72,9 @@ int ptdma_chan_up(struct ptdma_chan *chan)
 	if (rc == -EBUSY && ptdma_chan_prove_stopped(chan))
 		rc = ptdma_rs_channel_up(ptdma_system, chan->index, &setup);
 	if (rc) {
+		/* It may have seen the ring, and not have stopped. */
+		if (rc == -EBUSY && !ptdma_chan_prove_stopped(chan))
+			chan->leaked = true;
 		ptdma_ring_free(chan);
 		return rc;
 	}

@@ -17,10 +17,11 @@
 		struct ptdma_channel_stats stats = {};			\
 									\
 		ptdma_rs_channel_stats(ptdma_system, chan->index, &stats); \
-		return sysfs_emit(buf, "%llu\n", stats.name);		\
+		return sysfs_emit(buf, "%llu\n", (u64)stats.name);		\
 	}								\
 	static DEVICE_ATTR_RO(name)
 
+PTDMA_COUNT(head_stays);
 PTDMA_COUNT(submitted);
 PTDMA_COUNT(submitted_bytes);
 PTDMA_COUNT(completed);
@@ -76,6 +77,7 @@ static DEVICE_ATTR_RO(state);
 static struct attribute *ptdma_chan_attrs[] = {
 	&dev_attr_index.attr,
 	&dev_attr_state.attr,
+	&dev_attr_head_stays.attr,
 	&dev_attr_submitted.attr,
 	&dev_attr_submitted_bytes.attr,
 	&dev_attr_completed.attr,

@@ -158,6 +158,8 @@ enum ptdma_channel_state {
 /**
  * struct ptdma_channel_stats - Counts since the channel was brought up.
  * @state: An enum ptdma_channel_state.
+ * @head_stays: 1 if the head stays at a descriptor that failed, as was found out
+ *	at bring-up.
  * @submitted: Descriptors put into the ring.
  * @submitted_bytes: Bytes that those were to copy.
  * @completed: Descriptors that the engine completed.
@@ -175,6 +177,7 @@ enum ptdma_channel_state {
  */
 struct ptdma_channel_stats {
 	u32 state;
+	u32 head_stays;
 	u64 submitted;
 	u64 submitted_bytes;
 	u64 completed;

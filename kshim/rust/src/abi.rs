@@ -143,6 +143,8 @@ pub enum ChannelState {
 pub struct ChannelStats {
     /// What it is doing.
     pub state: ChannelState,
+    /// 1 if the head stays at a descriptor that failed, as was found out at bring-up.
+    pub head_stays: u32,
     /// Descriptors put into the ring.
     pub submitted: u64,
     /// Bytes that those were to copy.

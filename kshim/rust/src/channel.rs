@@ -3,7 +3,8 @@
 use batch_copy::{CopyChannel, Failure, Health, Limits, PrepError, Progress, Segment, Stopped};
 use ptdma::{
     Anomaly, BringUpError, Channel, ChannelConfig, Clock, CoherentRing, Cookie, CookieStart,
-    Deadline, DmaAddr, Fault, FunctionQuiesced, Mmio, Notify, Signalling, Stats, SubmitError,
+    Deadline, DmaAddr, ErrorHead, Fault, FunctionQuiesced, Mmio, Notify, ProbeError, Signalling,
+    Stats, SubmitError,
 };
 
 use crate::abi::{ChannelSetup, Event};
@@ -12,6 +13,9 @@ use crate::kernel;
 /// How long an engine gets to stop when it is told to, in nanoseconds: it finishes the descriptor
 /// in work, at most 2 MiB, which takes 140 us. Waited for with interrupts off.
 const HALT_NS: u64 = 2_000_000;
+
+/// How long an engine gets to refuse a descriptor at bring-up, in nanoseconds.
+const PROBE_NS: u64 = 50_000_000;
 
 /// The kernel's clock.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +32,7 @@ impl Clock for KernelClock {
 pub(crate) struct KernelChannel {
     number: usize,
     node: Option<u16>,
+    error_head: ErrorHead,
     engine: Channel<Mmio<'static>, CoherentRing<'static>>,
 }
 
@@ -46,12 +51,27 @@ impl KernelChannel {
             ..ChannelConfig::default()
         };
         // Memory that is not taken goes back to its owner, who has kept its address.
-        let engine = Channel::bring_up(registers, ring, config).map_err(|(e, _, _)| e)?;
+        let mut engine = Channel::bring_up(registers, ring, config).map_err(|(e, _, _)| e)?;
+        // A head that had passed a failed descriptor would count as a copy, so nothing is taken
+        // for granted. An engine that does not fail what it should is treated with caution.
+        let clock = KernelClock;
+        let deadline = Deadline::after(&clock, PROBE_NS);
+        let error_head = match engine.probe_error_head(&clock, deadline) {
+            Ok(error_head) => error_head,
+            Err(ProbeError::NotRefused) => ErrorHead::PastFailing,
+            Err(_) => return Err(BringUpError::StillRunning { control: u32::MAX }),
+        };
         Ok(Self {
             number,
             node: u16::try_from(setup.node).ok(),
+            error_head,
             engine,
         })
+    }
+
+    /// Whether the head stays at a descriptor that failed.
+    pub(crate) fn head_stays(&self) -> bool {
+        self.error_head == ErrorHead::AtFailing
     }
 
     /// Programs the queue anew, on the owner's word that the function touches no memory.

@@ -261,11 +261,13 @@ impl System {
         };
         let engine = self
             .engines
-            .with_channel(number, |channel| channel.stats())
-            .unwrap_or_default();
+            .with_channel(number, |channel| (channel.stats(), channel.head_stays()));
+        let head_stays = engine.is_some_and(|(_, stays)| stays);
+        let engine = engine.map(|(stats, _)| stats).unwrap_or_default();
         let shared = self.engines.channel_stats(number).unwrap_or_default();
         ChannelStats {
             state,
+            head_stays: u32::from(head_stays),
             submitted: shared.submitted,
             submitted_bytes: shared.bytes,
             completed: shared.completed,

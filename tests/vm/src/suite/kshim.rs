@@ -208,6 +208,8 @@ fn controls(guest: &mut Guest) -> Result<String> {
             &format!("{PARAMETERS}/ring_entries"),
             &entries.to_string(),
         )?;
+        // Bring-up has each engine fail once, to see where its head stays.
+        guest.server()?.reset_counters()?;
         let report = run(guest, &mover(kib, "--bytes 8M", &ALL))?;
         all_by_device(guest, &report)?;
     }
