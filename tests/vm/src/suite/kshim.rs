@@ -437,10 +437,8 @@ fn hangs(guest: &mut Guest) -> Result<String> {
 fn quarantine(guest: &mut Guest) -> Result<String> {
     start(guest, 16)?;
     set(guest, TIMEOUT, "300")?;
-    let functions = guest.functions()?;
-    let function = functions.get(3).cloned().unwrap_or_default();
-    let device = format!("/sys/bus/pci/devices/{function}");
-    guest.ok(&format!("echo > {device}/reset_method"))?;
+    let all = "for d in /sys/bus/pci/drivers/ptdma_migrator/0*; do";
+    guest.ok(&format!("{all} echo > $d/reset_method || exit 1; done"))?;
     let stall = json!({
         "trigger": {"at": 5},
         "kind": {"stall": {"for": "ever", "haltable": false}},
@@ -457,9 +455,8 @@ fn quarantine(guest: &mut Guest) -> Result<String> {
     guest.server()?.clear_faults(None)?;
     run(guest, &mover(4, "--bytes 8M --rounds 3", &[MIGRATED]))?;
     guest.ok(&format!(
-        "echo default > {device}/reset_method; echo 1 > {device}/reset || \
-         {{ echo {function} > {device}/driver/unbind; \
-            echo {function} > /sys/bus/pci/drivers/ptdma_migrator/bind; }}"
+        "{all} echo default > $d/reset_method || exit 1; \
+         [ $(cat $d/ptdma/state) = running ] || echo 1 > $d/reset || exit 1; done"
     ))?;
     let left = get(guest, QUARANTINED)?;
     ensure!(left == 0, "{left} of {held} folios are still in quarantine");
