@@ -5,9 +5,9 @@ use ptdma::{DmaAddr, Lock};
 
 use crate::channel::{CopyChannel, PrepError};
 use crate::cursor::{Cursor, Place};
-use crate::engines::{Announce, Cause, Engines, Look, Loss, Losses, Port};
+use crate::engines::{Accepted, Announce, Cause, Engines, Look, Loss, Losses, Port};
 use crate::folio::{FailReason, Outcome, SkipReason};
-use crate::gather::{CHUNK, Chunk, Digest, Ended, Refused, Target, gather};
+use crate::gather::{CHUNK, Chunk, Ended, Gather, Refused, Target};
 use crate::host::{CpuCopier, Host, Rescue};
 use crate::lane::{Burst, Lane};
 use crate::map::{Mapper, Piece};
@@ -105,7 +105,7 @@ impl<const N: usize> Batch<N> {
             lanes: Vec::new(),
             refused: Vec::new(),
             orphans: Vec::new(),
-            chunk: Vec::new(),
+            chunk: Chunk::new(),
         }
     }
 
@@ -146,6 +146,7 @@ impl<const N: usize> Batch<N> {
             align_bytes,
             max_folios: outcomes.len(),
             min_part_bytes: options.rules.min_part_bytes,
+            parts_enough: options.channels.min(N) as u64,
         };
         let survey = Survey::of(source, &bounds)?;
         overlap.check(source.folios())?;
@@ -282,8 +283,9 @@ where
                 self.orphan(stretch);
                 continue;
             }
-            let free = self.engines.free_slots(channel);
-            self.refill(index, free, now_ns);
+            // Usually all of the ring is free; if it is not, it takes what it can.
+            let slots = self.engines.limits(channel).map_or(0, |l| l.ring_slots);
+            self.refill(index, slots, now_ns);
             self.report.channels = self.report.channels.wrapping_add(1);
         }
     }
@@ -340,7 +342,15 @@ where
         // Nothing can be over yet: what is known is enough for the first look.
         let mut wake = Wake::Interrupted;
         let mut idle: u32 = 0;
+        let mut fresh = !self.has_rest() && self.state.orphans.is_empty() && self.cpu.rest() == 0;
         loop {
+            if fresh {
+                // Everything was submitted a moment ago.
+                fresh = false;
+                if let Some(focus) = self.first_in_flight() {
+                    wake = self.wait(Some(focus), self.host.wait.now_ns());
+                }
+            }
             let now_ns = self.host.wait.now_ns();
             self.keep_time(now_ns, idle);
             let focus = self.first_in_flight();
@@ -584,87 +594,96 @@ where
                 max_len_bytes: limits.max_len_bytes,
             };
             let start = lane.next;
-            let mut cursor = Cursor::at(self.source, start);
-            let mut harvest = gather(
-                &mut cursor,
+            let most = budget.min(CHUNK);
+            let mark = mark_at
+                .and_then(|at| at.checked_sub(submitted))
+                .filter(|&at| at < most)
+                .filter(|&at| {
+                    let beyond = at.saturating_add(limits.ring_slots / 2);
+                    more_than(self.source, start, lane.end, beyond)
+                });
+            let mut gather = Gather::new(
+                self.source,
+                start,
                 lane.end,
-                budget,
                 target,
                 &mut self.host.mapper,
                 refused,
-                chunk,
             );
-            let gathered = chunk.len();
-            if gathered != 0 {
-                let filled = submitted.saturating_add(gathered);
-                let last = harvest.ended != Ended::Enough || filled >= free;
-                let mark = mark_at
-                    .and_then(|at| at.checked_sub(submitted))
-                    .filter(|&at| at < gathered && !last)
-                    .filter(|_| {
-                        let half = limits.ring_slots / 2;
-                        more_than(self.source, cursor.place(), lane.end, half)
-                    });
+            gather.fill(chunk, most);
+            let ended = gather.ended();
+            let gathered = chunk.as_slice().len();
+            let last = ended != Ended::Enough || submitted.saturating_add(gathered) >= free;
+            let announce = Announce {
                 // The first chunk does not wait for the others to be prepared.
-                let first = submitted == 0 && gathered == CHUNK;
-                let announce = Announce {
-                    mark,
-                    ring: last || first,
-                    interrupt: interrupts && last,
-                };
-                let accepted = self
-                    .engines
-                    .submit(lane.channel, chunk, &harvest, announce, now_ns);
-                let taken = accepted.count;
-                if taken == gathered {
-                    let saved = harvest.pieces.saturating_sub(gathered as u64);
-                    self.report.coalesced = self.report.coalesced.wrapping_add(saved);
-                } else {
-                    // The cursor has to stand behind what was taken.
-                    cursor = Cursor::at(self.source, start);
-                    harvest.bytes = 0;
-                    harvest.digest = Digest::default();
-                    for gathered in chunk.iter().take(taken) {
-                        harvest.bytes = harvest.bytes.wrapping_add(gathered.segment.len_bytes);
-                        harvest.digest.add_end(gathered.end);
-                        cursor.seek_forward(gathered.end);
-                    }
-                    going = false;
-                }
-                let burst = Burst {
-                    first: accepted.first,
-                    end: accepted.first.after(taken as u64),
+                ring: last || (submitted == 0 && gathered == CHUNK),
+                interrupt: interrupts && last,
+                bytes: gather.bytes(),
+                coalesced: gather.pieces().saturating_sub(gathered as u64),
+            };
+            let accepted = if gathered == 0 {
+                Accepted::nothing()
+            } else {
+                self.engines
+                    .submit(lane.channel, chunk.as_slice(), mark, announce, now_ns)
+            };
+            let taken = accepted.count;
+            let all = taken == gathered;
+            let mut rejected = None;
+            if !all {
+                gather = Gather::new(
+                    self.source,
                     start,
-                    end_position: cursor.position(),
-                    bytes: harvest.bytes,
-                    lost_bytes: 0,
-                    digest: harvest.digest,
-                };
-                if taken != 0 {
-                    bytes = bytes.wrapping_add(burst.bytes);
-                    lane.add(burst);
-                    self.engines.add_load(lane.channel, burst.bytes);
-                }
-                submitted = submitted.saturating_add(taken);
-                if accepted.rang {
-                    rang_for = submitted;
-                    self.report.doorbells = self.report.doorbells.wrapping_add(1);
-                }
-                if accepted.error == Some(PrepError::Rejected)
-                    && let Some(refused) = chunk.get(taken)
-                {
-                    let stretch = refused.stretch();
-                    lane.next = cursor.place();
-                    self.refuse(index, stretch, SkipReason::Rejected);
-                    going = true;
-                    continue;
-                }
+                    lane.end,
+                    target,
+                    &mut self.host.mapper,
+                    refused,
+                );
+                gather.by_ref().take(taken).for_each(drop);
+                going = accepted.error == Some(PrepError::Rejected);
             }
-            lane.next = cursor.place();
-            if let Ended::Refused(stretch) = harvest.ended
-                && going
+            let next = gather.place();
+            let burst = Burst {
+                first: accepted.first,
+                end: accepted.first.after(taken as u64),
+                start,
+                end_position: next.position,
+                bytes: gather.bytes(),
+                lost_bytes: 0,
+                digest: gather.digest(),
+            };
+            let burst_pieces = gather.pieces();
+            let ended = gather.ended();
+            if !all && going {
+                rejected = gather.next().map(|segment| {
+                    let end = gather.place().position;
+                    Stretch {
+                        start: end.saturating_sub(segment.len_bytes),
+                        end,
+                    }
+                });
+                going = rejected.is_some();
+            }
+            lane.next = next;
+            if taken != 0 {
+                lane.add(burst);
+            }
+            bytes = bytes.wrapping_add(burst.bytes);
+            let coalesced = burst_pieces.saturating_sub(taken as u64);
+            self.report.coalesced = self.report.coalesced.wrapping_add(coalesced);
+            submitted = submitted.saturating_add(taken);
+            if accepted.rang {
+                rang_for = submitted;
+                self.report.doorbells = self.report.doorbells.wrapping_add(1);
+            }
+            if let Some(stretch) = rejected {
+                self.refuse(index, stretch, SkipReason::Rejected);
+            } else if let Ended::Refused(stretch) = ended
+                && all
             {
                 self.refuse(index, stretch, SkipReason::Unmapped);
+            } else if accepted.error == Some(PrepError::Full) {
+                going = false;
             }
         }
         if rang_for != submitted {
@@ -869,34 +888,26 @@ where
             channel,
             max_len_bytes,
         };
-        let mut cursor = Cursor::at(self.source, burst.start);
+        let mut gather = Gather::new(
+            self.source,
+            burst.start,
+            burst.end_position,
+            target,
+            &mut self.host.mapper,
+            &self.state.refused,
+        );
         let (mut ordinal, mut bytes) = (0_u64, 0_u64);
-        let mut digest = Digest::default();
         let mut found: Option<Stretch> = None;
-        let state = &mut *self.state;
-        while cursor.position() < burst.end_position {
-            let harvest = gather(
-                &mut cursor,
-                burst.end_position,
-                CHUNK,
-                target,
-                &mut self.host.mapper,
-                &state.refused,
-                &mut state.chunk,
-            );
-            digest = digest.plus(harvest.digest);
-            for gathered in &state.chunk {
-                if ordinal >= from && ordinal.wrapping_sub(from) < count {
-                    bytes = bytes.wrapping_add(gathered.segment.len_bytes);
-                    let stretch = gathered.stretch();
-                    found.get_or_insert(stretch).end = stretch.end;
-                }
-                ordinal = ordinal.wrapping_add(1);
+        while let Some(segment) = gather.next() {
+            if ordinal >= from && ordinal.wrapping_sub(from) < count {
+                bytes = bytes.wrapping_add(segment.len_bytes);
+                let end = gather.place().position;
+                let start = end.saturating_sub(segment.len_bytes);
+                found.get_or_insert(Stretch { start, end }).end = end;
             }
-            if harvest.ended != Ended::Enough {
-                break;
-            }
+            ordinal = ordinal.wrapping_add(1);
         }
+        let digest = gather.digest();
         let same = digest == burst.digest && ordinal == burst.end.since(burst.first);
         found.filter(|_| same).map(|stretch| (stretch, bytes))
     }

@@ -37,6 +37,17 @@ pub enum PrepError {
     Faulted,
 }
 
+/// An answer of [`CopyChannel::prep_all`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Prepared {
+    /// The first one accepted; those of the others follow it.
+    pub first: Option<Cookie>,
+    /// How many were accepted.
+    pub count: usize,
+    /// Why the one behind them was not, if there was one.
+    pub error: Option<PrepError>,
+}
+
 /// An answer of [`CopyChannel::poll`] and its kin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
@@ -113,6 +124,39 @@ pub trait CopyChannel {
     ///
     /// [`PrepError`]; then nothing changed.
     fn prep(&mut self, copy: Segment, interrupt: bool) -> Result<Cookie, PrepError>;
+
+    /// Puts copies that `next` gives into the ring: `most`, or until there are no more, or one is
+    /// not accepted, or the ring is full; a copy for which there is no slot is not taken. With a `mark`, the one with that
+    /// index raises an interrupt when it is done.
+    ///
+    /// What [`prep`](Self::prep) does one at a time; engines that can do better should.
+    #[inline]
+    fn prep_all(
+        &mut self,
+        most: usize,
+        mut next: impl FnMut() -> Option<Segment>,
+        mark: Option<usize>,
+    ) -> Prepared {
+        let mut prepared = Prepared::default();
+        while prepared.count < most {
+            if self.free_slots() == 0 {
+                prepared.error = Some(PrepError::Full);
+                break;
+            }
+            let Some(copy) = next() else { break };
+            match self.prep(copy, mark == Some(prepared.count)) {
+                Ok(cookie) => {
+                    prepared.first.get_or_insert(cookie);
+                    prepared.count = prepared.count.wrapping_add(1);
+                }
+                Err(error) => {
+                    prepared.error = Some(error);
+                    break;
+                }
+            }
+        }
+        prepared
+    }
 
     /// Rings the doorbell: the engine may work on everything that was prepared. With
     /// `interrupt`, the newest of it raises one. Does nothing if nothing was prepared.

@@ -6,8 +6,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering
 use heapless::Vec;
 use ptdma::{Cookie, Lock};
 
-use crate::channel::{CopyChannel, Failure, Health, Limits, PrepError, Progress};
-use crate::gather::{Chunk, Harvest};
+use crate::channel::{CopyChannel, Failure, Health, Limits, PrepError, Progress, Segment};
 use crate::stats::{ChannelStats, Totals};
 
 /// Losses that a channel remembers until their owners have taken note. While it is full the
@@ -331,15 +330,29 @@ pub(crate) struct Accepted {
     pub(crate) rang: bool,
 }
 
-/// How a chunk is to be announced.
+impl Accepted {
+    /// Nothing was offered, or there is no such channel.
+    pub(crate) const fn nothing() -> Self {
+        Self {
+            first: Cookie::new(0),
+            count: 0,
+            error: None,
+            rang: false,
+        }
+    }
+}
+
+/// How what was prepared is to be announced.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Announce {
-    /// Which descriptor of the chunk shall interrupt because the ring is to be refilled then.
-    pub(crate) mark: Option<usize>,
     /// Ring the doorbell.
     pub(crate) ring: bool,
     /// The last descriptor shall interrupt.
     pub(crate) interrupt: bool,
+    /// Bytes of all copies.
+    pub(crate) bytes: u64,
+    /// Parts of folios that have no copy of their own.
+    pub(crate) coalesced: u64,
 }
 
 impl<C: CopyChannel> Port<C> {
@@ -396,51 +409,55 @@ impl<C: CopyChannel> Port<C> {
         }
     }
 
+    /// Prepares `copies` and makes them known.
     #[inline]
-    fn submit(&mut self, chunk: &Chunk, announce: Announce, now_ns: u64) -> Accepted {
+    fn submit(
+        &mut self,
+        copies: &[Segment],
+        mark: Option<usize>,
+        announce: Announce,
+        now_ns: u64,
+    ) -> Accepted {
         let mut accepted = Accepted {
             first: self.next,
             count: 0,
-            error: None,
+            error: Some(PrepError::Faulted),
             rang: false,
         };
         let (Some(channel), Service::Active) = (&mut self.channel, self.service) else {
-            accepted.error = Some(PrepError::Faulted);
             return accepted;
         };
         if self.done_before == self.next {
             self.moved_ns = now_ns;
         }
-        let mut next = self.next;
-        for (index, gathered) in chunk.iter().enumerate() {
-            match channel.prep(gathered.segment, announce.mark == Some(index)) {
-                // Cookies that are not consecutive would make every later report a guess.
-                Ok(cookie) if cookie == next => {
-                    next = next.after(1);
-                }
-                Ok(_) => {
-                    accepted.error = Some(PrepError::Faulted);
-                    break;
-                }
-                Err(error) => {
-                    accepted.error = Some(error);
-                    break;
-                }
-            }
+        let mut rest = copies.iter();
+        let prepared = channel.prep_all(copies.len(), || rest.next().copied(), mark);
+        accepted.error = prepared.error;
+        // Cookies that are not the next ones would make every later report a guess.
+        if prepared.count != 0 && prepared.first != Some(self.next) {
+            accepted.error = Some(PrepError::Faulted);
+        } else {
+            let count = prepared.count as u64;
+            accepted.count = prepared.count;
+            self.next = self.next.after(count);
+            self.held = self.held.wrapping_add(count);
+            self.stats.submitted = self.stats.submitted.wrapping_add(count);
         }
-        let count = next.since(self.next);
-        accepted.count = count as usize;
-        self.next = next;
-        self.held = self.held.wrapping_add(count);
-        self.stats.submitted = self.stats.submitted.wrapping_add(count);
-        let faulted = accepted.error == Some(PrepError::Faulted);
+        let stats = &mut self.stats;
+        if accepted.count == copies.len() {
+            stats.bytes = stats.bytes.wrapping_add(announce.bytes);
+            stats.coalesced = stats.coalesced.wrapping_add(announce.coalesced);
+        } else {
+            let taken = copies.iter().take(accepted.count);
+            stats.bytes = taken.fold(stats.bytes, |sum, c| sum.wrapping_add(c.len_bytes));
+        }
         // What was accepted has to run, too, if not all of it was.
         if announce.ring || accepted.error.is_some() {
             channel.issue_pending(announce.interrupt || accepted.error.is_some());
-            accepted.rang = count != 0;
+            accepted.rang = accepted.count != 0;
             self.stats.doorbells = self.stats.doorbells.wrapping_add(1);
         }
-        if faulted {
+        if accepted.error == Some(PrepError::Faulted) {
             self.stop(now_ns, true);
         }
         accepted
@@ -828,32 +845,24 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
     pub(crate) fn submit(
         &self,
         number: usize,
-        chunk: &Chunk,
-        harvest: &Harvest,
+        copies: &[Segment],
+        mark: Option<usize>,
         announce: Announce,
         now_ns: u64,
     ) -> Accepted {
-        let nothing = Accepted {
-            first: Cookie::new(0),
-            count: 0,
-            error: Some(PrepError::Faulted),
-            rang: false,
+        let Some(slot) = self.slots.get(number) else {
+            return Accepted::nothing();
         };
-        self.with(number, |port| {
-            let accepted = port.submit(chunk, announce, now_ns);
-            let stats = &mut port.stats;
-            if accepted.error.is_none() {
-                let saved = harvest.pieces.saturating_sub(chunk.len() as u64);
-                stats.coalesced = stats.coalesced.wrapping_add(saved);
-                stats.bytes = stats.bytes.wrapping_add(harvest.bytes);
-            } else {
-                for gathered in chunk.iter().take(accepted.count) {
-                    stats.bytes = stats.bytes.wrapping_add(gathered.segment.len_bytes);
-                }
-            }
-            accepted
-        })
-        .unwrap_or(nothing)
+        slot.load_bytes.fetch_add(announce.bytes, Ordering::Relaxed);
+        let accepted = slot
+            .port
+            .with(|port| port.submit(copies, mark, announce, now_ns));
+        if accepted.count != copies.len() {
+            let left = copies.iter().skip(accepted.count);
+            let bytes = left.fold(0_u64, |sum, copy| sum.wrapping_add(copy.len_bytes));
+            slot.load_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        accepted
     }
 
     /// Rings the doorbell for what was prepared without.
@@ -864,12 +873,6 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
                 port.stats.doorbells = port.stats.doorbells.wrapping_add(1);
             }
         });
-    }
-
-    pub(crate) fn add_load(&self, number: usize, bytes: u64) {
-        if let Some(slot) = self.slots.get(number) {
-            slot.load_bytes.fetch_add(bytes, Ordering::Relaxed);
-        }
     }
 
     pub(crate) fn sub_load(&self, number: usize, bytes: u64) {

@@ -1,10 +1,11 @@
 //! From a stretch of the stream to descriptors: map, then merge what turned out contiguous.
 
 use heapless::Vec;
+use ptdma::DmaAddr;
 
 use crate::channel::Segment;
-use crate::cursor::Cursor;
-use crate::map::{MapError, Mapper, Piece};
+use crate::cursor::{Cursor, Place};
+use crate::map::{MapError, Mapper};
 use crate::plan::Stretch;
 use crate::source::FolioSource;
 
@@ -19,36 +20,47 @@ pub(crate) const REFUSED_MAX: usize = 16;
 /// The parts of a batch that no engine can be given (not mapped, rejected).
 pub(crate) type Refused = Vec<Stretch, REFUSED_MAX>;
 
-/// A descriptor to be, and where in the stream it ends.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Gathered {
-    pub(crate) segment: Segment,
-    pub(crate) end: u64,
+/// Descriptors that were gathered at once.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    items: [Segment; CHUNK],
+    len: usize,
 }
 
-impl Gathered {
-    /// The bytes of the stream that it copies: no descriptor reaches across a refused part.
-    pub(crate) const fn stretch(&self) -> Stretch {
-        Stretch {
-            start: self.end.saturating_sub(self.segment.len_bytes),
-            end: self.end,
+impl Chunk {
+    pub(crate) const fn new() -> Self {
+        Self {
+            items: [Segment {
+                src: DmaAddr::new(0),
+                dst: DmaAddr::new(0),
+                len_bytes: 0,
+            }; CHUNK],
+            len: 0,
         }
+    }
+
+    pub(crate) fn as_slice(&self) -> &[Segment] {
+        self.items.get(..self.len).unwrap_or_default()
     }
 }
 
-/// Descriptors that were gathered at once.
-pub(crate) type Chunk = Vec<Gathered, CHUNK>;
+impl Default for Chunk {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
-/// A sum over the ends of descriptors. Two walks that come to the same sum, the same number and
-/// the same last end have found the same descriptors; it does not matter in which chunks.
+/// A sum over the places in the stream where descriptors begin. Two walks that come to the same
+/// sum, the same number and the same end have found the same descriptors; it does not matter in
+/// which chunks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Digest(u64);
 
 impl Digest {
     #[inline(always)]
-    pub(crate) const fn add_end(&mut self, end: u64) {
-        // Squared, so that two ends that moved in opposite directions do not cancel out.
-        self.0 = self.0.wrapping_add(end.wrapping_mul(end));
+    const fn add_start(&mut self, position: u64) {
+        // Squared, so that two places that moved in opposite directions do not cancel out.
+        self.0 = self.0.wrapping_add(position.wrapping_mul(position));
     }
 
     #[inline]
@@ -69,17 +81,6 @@ pub(crate) enum Ended {
     Refused(Stretch),
 }
 
-/// What gathering came to, besides the chunk.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Harvest {
-    pub(crate) ended: Ended,
-    /// Of so many parts of folios do the descriptors consist.
-    pub(crate) pieces: u64,
-    /// What they copy.
-    pub(crate) bytes: u64,
-    pub(crate) digest: Digest,
-}
-
 /// The channel that descriptors are gathered for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Target {
@@ -87,118 +88,253 @@ pub(crate) struct Target {
     pub(crate) max_len_bytes: u64,
 }
 
-/// Gathers up to `most` descriptors from `cursor` on, up to `end`, into `chunk`.
+/// A walk that gathers descriptors, one with each [`next`](Iterator::next).
 ///
 /// Every descriptor is as long as contiguity and the channel's limit allow, wherever the walk
 /// began, so that a second walk over the same bytes finds the same descriptors.
-#[inline]
-pub(crate) fn gather<S, M>(
-    cursor: &mut Cursor<'_, S>,
+pub(crate) struct Gather<'a, S: ?Sized, M> {
+    at: Cursor<'a, S>,
+    begin: Place,
     end: u64,
-    most: usize,
     target: Target,
-    mapper: &mut M,
-    refused: &Refused,
-    chunk: &mut Chunk,
-) -> Harvest
+    mapper: &'a mut M,
+    refused: &'a Refused,
+    has_refused: bool,
+    /// What the mapper said about the current piece, if it was asked and the answer not used.
+    ahead: Option<Segment>,
+    skipped_bytes: u64,
+    refuses: Option<Stretch>,
+    digest: Digest,
+}
+
+impl<'a, S, M> Gather<'a, S, M>
 where
     S: FolioSource + ?Sized,
     M: Mapper,
 {
-    chunk.clear();
-    let max_len_bytes = target.max_len_bytes.max(1);
-    // A copy that lives in registers.
-    let mut at = cursor.clone();
-    let begin = at.place();
-    let mut skipped_bytes: u64 = 0;
-    let mut digest = Digest::default();
-    let check_refused = !refused.is_empty();
-    // Where the newest descriptor could be continued, on both sides, and how far; no room means
-    // that there is none, or that it must not be.
-    let (mut next_src, mut next_dst, mut room) = (0, 0, 0);
-    let mut last_end = 0;
-    let ended = loop {
-        let Some(piece) = at.piece(end) else {
-            break Ended::AtEnd;
-        };
-        if check_refused && let Some(skip) = find_refused(refused, at.position()) {
-            let to = skip.end.saturating_sub(at.position());
-            let len_bytes = piece.len_bytes.min(to);
-            skipped_bytes = skipped_bytes.wrapping_add(len_bytes);
-            at.advance(len_bytes);
-            room = 0;
-            continue;
+    /// A walk from `begin` to `end` in the stream.
+    #[inline(always)]
+    pub(crate) fn new(
+        source: &'a S,
+        begin: Place,
+        end: u64,
+        target: Target,
+        mapper: &'a mut M,
+        refused: &'a Refused,
+    ) -> Self {
+        Self {
+            at: Cursor::at(source, begin),
+            begin,
+            end,
+            target: Target {
+                max_len_bytes: target.max_len_bytes.max(1),
+                ..target
+            },
+            mapper,
+            refused,
+            has_refused: !refused.is_empty(),
+            ahead: None,
+            skipped_bytes: 0,
+            refuses: None,
+            digest: Digest::default(),
         }
-        let Some(mapped) = map(mapper, target.channel, &piece) else {
-            break Ended::Refused(Stretch {
-                start: at.position(),
-                end: at.position().saturating_add(piece.len_bytes),
-            });
-        };
-        let (src, dst) = (mapped.src.get(), mapped.dst.get());
-        let len_bytes;
-        if src == next_src && dst == next_dst && room != 0 {
-            len_bytes = mapped.len_bytes.min(room);
-            room = room.wrapping_sub(len_bytes);
-            if let Some(newest) = chunk.last_mut() {
-                newest.segment.len_bytes = newest.segment.len_bytes.wrapping_add(len_bytes);
-                newest.end = newest.end.wrapping_add(len_bytes);
-            }
-        } else {
-            if chunk.len() >= most {
-                break Ended::Enough;
-            }
-            len_bytes = mapped.len_bytes.min(max_len_bytes);
-            let opened = Gathered {
-                segment: Segment {
-                    src: mapped.src,
-                    dst: mapped.dst,
-                    len_bytes,
-                },
-                end: at.position().wrapping_add(len_bytes),
-            };
-            if chunk.push(opened).is_err() {
-                break Ended::Enough;
-            }
-            // The one before is complete; before the first this adds nothing.
-            digest.add_end(last_end);
-            room = max_len_bytes.wrapping_sub(len_bytes);
-        }
-        next_src = src.wrapping_add(len_bytes);
-        next_dst = dst.wrapping_add(len_bytes);
-        at.advance(len_bytes);
-        last_end = at.position();
-    };
-    digest.add_end(last_end);
-    let stop = at.place();
-    let pieces = stop.folio.wrapping_sub(begin.folio) as u64;
-    let harvest = Harvest {
-        ended,
-        pieces: pieces.wrapping_add(u64::from(stop.offset_bytes != 0)),
-        bytes: stop
-            .position
-            .wrapping_sub(begin.position)
-            .wrapping_sub(skipped_bytes),
-        digest,
-    };
-    *cursor = at;
-    harvest
-}
+    }
 
-/// What of a piece can be one copy, if it can be mapped at all.
-#[inline(always)]
-fn map<M: Mapper>(mapper: &mut M, channel: usize, piece: &Piece) -> Option<Segment> {
-    match mapper.map(channel, piece) {
-        // A mapper that answers for no bytes would have us ask for ever.
-        Ok(Segment { len_bytes: 0, .. }) | Err(MapError) => None,
-        Ok(mapped) => Some(Segment {
-            len_bytes: mapped.len_bytes.min(piece.len_bytes),
-            ..mapped
-        }),
+    /// Where the walk stands: behind the last descriptor.
+    #[inline(always)]
+    pub(crate) const fn place(&self) -> Place {
+        self.at.place()
+    }
+
+    /// Why there was no further descriptor.
+    #[inline(always)]
+    pub(crate) const fn ended(&self) -> Ended {
+        match self.refuses {
+            Some(stretch) => Ended::Refused(stretch),
+            None if self.at.position() >= self.end => Ended::AtEnd,
+            None => Ended::Enough,
+        }
+    }
+
+    /// Of so many parts of folios do the descriptors consist.
+    #[inline(always)]
+    pub(crate) const fn pieces(&self) -> u64 {
+        let whole = self.place().folio.wrapping_sub(self.begin.folio) as u64;
+        whole.wrapping_add((self.place().offset_bytes != 0) as u64)
+    }
+
+    /// What the descriptors copy.
+    #[inline(always)]
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.at
+            .position()
+            .wrapping_sub(self.begin.position)
+            .wrapping_sub(self.skipped_bytes)
+    }
+
+    #[inline(always)]
+    pub(crate) const fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Gathers up to `most` descriptors into `chunk`.
+    #[inline]
+    pub(crate) fn fill(&mut self, chunk: &mut Chunk, most: usize) {
+        chunk.len = 0;
+        let most = most.min(CHUNK);
+        while chunk.len < most {
+            if M::TRIVIAL && !self.has_refused {
+                self.fill_scattered(chunk, most);
+            }
+            let Some(place) = chunk
+                .items
+                .get_mut(..most)
+                .and_then(|i| i.get_mut(chunk.len))
+            else {
+                break;
+            };
+            let Some(segment) = self.next() else { break };
+            *place = segment;
+            chunk.len = chunk.len.wrapping_add(1);
+        }
+    }
+
+    /// What [`next`](Iterator::next) does, in a tight loop, for as long as folios are whole
+    /// descriptors: not contiguous with the next one, within the limit and the stretch.
+    #[inline(always)]
+    fn fill_scattered(&mut self, chunk: &mut Chunk, most: usize) {
+        let max = self.target.max_len_bytes;
+        // All of it lives in registers.
+        let mut at = self.at.clone();
+        let mut digest = self.digest;
+        let mut room = self.end.saturating_sub(at.position());
+        let mut filled: usize = 0;
+        let places = chunk.items.get_mut(chunk.len..most).unwrap_or_default();
+        for place in places {
+            let this = at.left();
+            let len_bytes = this.len_bytes;
+            let next = at.next_folio();
+            let contiguous = next.src.get() == this.src.get().wrapping_add(len_bytes);
+            if contiguous || len_bytes > max || len_bytes > room || len_bytes == 0 {
+                break;
+            }
+            *place = Segment {
+                src: this.src,
+                dst: this.dst,
+                len_bytes,
+            };
+            digest.add_start(at.position());
+            room = room.wrapping_sub(len_bytes);
+            at.enter(next, len_bytes);
+            filled = filled.wrapping_add(1);
+        }
+        chunk.len = chunk.len.wrapping_add(filled);
+        self.at = at;
+        self.digest = digest;
+    }
+
+    /// What the channel can be given from here on; `None` at the end, or if the mapper refuses.
+    /// Does not go on.
+    #[inline(always)]
+    fn peek(&mut self) -> Option<Segment> {
+        let piece = self.at.piece(self.end)?;
+        if !M::TRIVIAL && self.ahead.is_some() {
+            return self.ahead;
+        }
+        let mapped = match self.mapper.map(self.target.channel, &piece) {
+            // A mapper that answers for no bytes would have us ask for ever.
+            Ok(Segment { len_bytes: 0, .. }) | Err(MapError) => return None,
+            Ok(mapped) => Segment {
+                len_bytes: mapped.len_bytes.min(piece.len_bytes),
+                ..mapped
+            },
+        };
+        if !M::TRIVIAL {
+            self.ahead = Some(mapped);
+        }
+        Some(mapped)
+    }
+
+    /// Takes note of the part that could not be mapped, if that is why there was nothing.
+    #[cold]
+    fn note_refusal(&mut self) {
+        if let Some(piece) = self.at.piece(self.end) {
+            let start = self.at.position();
+            self.refuses = Some(Stretch {
+                start,
+                end: start.saturating_add(piece.len_bytes),
+            });
+        }
+    }
+
+    /// Goes on by `taken` bytes of what [`peek`](Self::peek) said.
+    #[inline(always)]
+    fn take(&mut self, taken: u64) {
+        self.at.advance(taken);
+        if !M::TRIVIAL {
+            self.ahead = None;
+        }
+    }
+
+    /// Goes over parts that were refused before. Returns whether there was one.
+    #[inline(always)]
+    fn skip(&mut self) -> bool {
+        self.has_refused && self.skip_refused()
+    }
+
+    #[cold]
+    fn skip_refused(&mut self) -> bool {
+        let mut any = false;
+        while let Some(piece) = self.at.piece(self.end)
+            && let Some(part) = find_refused(self.refused, self.at.position())
+        {
+            let to = part.end.saturating_sub(self.at.position());
+            let len_bytes = piece.len_bytes.min(to);
+            self.skipped_bytes = self.skipped_bytes.wrapping_add(len_bytes);
+            self.take(len_bytes);
+            any = true;
+        }
+        any
     }
 }
 
-#[cold]
+impl<S, M> Iterator for Gather<'_, S, M>
+where
+    S: FolioSource + ?Sized,
+    M: Mapper,
+{
+    type Item = Segment;
+
+    fn next(&mut self) -> Option<Segment> {
+        self.skip();
+        let Some(mut segment) = self.peek() else {
+            self.note_refusal();
+            return None;
+        };
+        self.digest.add_start(self.at.position());
+        let max = self.target.max_len_bytes;
+        segment.len_bytes = segment.len_bytes.min(max);
+        self.take(segment.len_bytes);
+        loop {
+            let next_src = segment.src.get().wrapping_add(segment.len_bytes);
+            let next_dst = segment.dst.get().wrapping_add(segment.len_bytes);
+            // Neighbours across a refused part may look contiguous and are not.
+            if segment.len_bytes >= max || self.skip() {
+                break;
+            }
+            // If it is refused, that is for the next call to say.
+            let Some(next) = self.peek() else { break };
+            if next.src.get() != next_src || next.dst.get() != next_dst {
+                break;
+            }
+            let taken = next.len_bytes.min(max.wrapping_sub(segment.len_bytes));
+            segment.len_bytes = segment.len_bytes.wrapping_add(taken);
+            self.take(taken);
+        }
+        Some(segment)
+    }
+}
+
 fn find_refused(refused: &Refused, position: u64) -> Option<Stretch> {
     let mut parts = refused.iter();
     let found = parts.find(|part| part.start <= position && position < part.end);

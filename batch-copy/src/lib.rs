@@ -111,7 +111,9 @@ mod survey;
 mod wait;
 
 pub use batch::{Batch, CPU_CHUNK_BYTES, Options};
-pub use channel::{CopyChannel, Failure, Health, Limits, PrepError, Progress, Segment, Stopped};
+pub use channel::{
+    CopyChannel, Failure, Health, Limits, PrepError, Prepared, Progress, Segment, Stopped,
+};
 pub use cpu::{CPU_COPY_FAILED, CpuChannel};
 pub use engines::{Engines, NotIdle, Port, Service};
 pub use folio::{FailReason, Folio, LengthMismatch, Outcome, SkipReason};

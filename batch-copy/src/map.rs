@@ -40,6 +40,10 @@ pub struct MapError;
 /// and then reports more failed than strictly was.) It is called without any lock held. Undoing
 /// the mapping is the caller's, after the batch returned.
 pub trait Mapper {
+    /// Whether [`map`](Self::map) changes no address, like [`Identity`]'s: then it need not even
+    /// be called.
+    const TRIVIAL: bool = false;
+
     /// The contiguous beginning of `piece` as channel number `channel` sees it.
     ///
     /// # Errors
@@ -53,6 +57,8 @@ pub trait Mapper {
 pub struct Identity;
 
 impl Mapper for Identity {
+    const TRIVIAL: bool = true;
+
     #[inline(always)]
     fn map(&mut self, _channel: usize, piece: &Piece) -> Result<Segment, MapError> {
         Ok(Segment {

@@ -4,7 +4,9 @@ use core::fmt;
 
 use ptdma::{Channel, Clock, Cookie, Deadline, Fault, Notify, RegisterIo, RingMemory, SubmitError};
 
-use crate::channel::{CopyChannel, Failure, Health, Limits, PrepError, Progress, Segment, Stopped};
+use crate::channel::{
+    CopyChannel, Failure, Health, Limits, PrepError, Prepared, Progress, Segment, Stopped,
+};
 
 /// How often a queue that has to stop is looked at before it is given up.
 ///
@@ -73,6 +75,14 @@ impl<R, M> fmt::Debug for PtdmaQueue<R, M> {
     }
 }
 
+fn prep_error(error: SubmitError) -> PrepError {
+    match error {
+        SubmitError::RingFull { .. } => PrepError::Full,
+        SubmitError::Request(_) => PrepError::Rejected,
+        _ => PrepError::Faulted,
+    }
+}
+
 /// A clock that stands still: where a lock is held, waits are bounded by looks alone.
 struct NoTime;
 
@@ -113,13 +123,26 @@ impl<R: RegisterIo, M: RingMemory> CopyChannel for PtdmaQueue<R, M> {
         } else {
             Notify::Silent
         };
-        self.channel
-            .submit(&request, notify)
-            .map_err(|error| match error {
-                SubmitError::RingFull { .. } => PrepError::Full,
-                SubmitError::Request(_) => PrepError::Rejected,
-                _ => PrepError::Faulted,
-            })
+        self.channel.submit(&request, notify).map_err(prep_error)
+    }
+
+    #[inline]
+    fn prep_all(
+        &mut self,
+        most: usize,
+        mut next: impl FnMut() -> Option<Segment>,
+        mark: Option<usize>,
+    ) -> Prepared {
+        let submitted = self.channel.submit_all(
+            most,
+            || next().map(|copy| (copy.src, copy.dst, copy.len_bytes)),
+            mark,
+        );
+        Prepared {
+            first: Some(submitted.first),
+            count: submitted.count,
+            error: submitted.error.map(prep_error),
+        }
     }
 
     #[inline]

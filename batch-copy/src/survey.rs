@@ -111,6 +111,8 @@ pub struct Bounds {
     pub max_folios: usize,
     /// Shortest part that a run is cut into, in bytes; see [`CutRules`](crate::CutRules).
     pub min_part_bytes: u64,
+    /// Parts that are enough: as many as there are channels.
+    pub parts_enough: u64,
 }
 
 /// Places of the batch that a survey remembers: enough that finding any other takes a few steps.
@@ -123,9 +125,6 @@ const FIRST_STRIDE: usize = 8;
 /// looked at. Batches of more than two million folios have no landmarks in their rear part.
 const MAX_STRIDE: usize = 1 << 15;
 
-/// Parts after which a survey stops counting them: more than any caller has channels.
-const PARTS_ENOUGH: u64 = 256;
-
 /// How much work a batch is.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Survey {
@@ -135,7 +134,7 @@ pub struct Survey {
     pub bytes: u64,
     /// Parts that the batch can be cut into without going below the shortest part: more channels
     /// than this are of no use. Folios that follow each other on both sides count as one run; a
-    /// run is one part, or as many as its length allows. Not counted beyond 256.
+    /// run is one part, or as many as its length allows. Not counted any further than [`Bounds::parts_enough`].
     pub parts: u64,
     /// Bytes before folio `n * stride`.
     landmarks: Vec<u64, LANDMARKS>,
@@ -160,47 +159,45 @@ impl Survey {
             aligned: 0,
             sound: true,
         };
-        let mut parts = Parts::new(bounds.min_part_bytes);
-        let mut folios = source.folios();
         let mut bytes = 0_u64;
-        // A stride at a time: whatever is done per stride costs next to nothing per folio.
-        loop {
-            let before = folios.clone();
-            let mut count: usize = 0;
-            for folio in folios.by_ref().take(survey.stride) {
-                check.folio(&folio);
-                bytes = bytes.wrapping_add(folio.len_bytes);
-                count = count.wrapping_add(1);
+        let mut count: usize = 0;
+        let mut next_mark: usize = 0;
+        for folio in source.folios() {
+            if count == next_mark {
+                // Whatever is done here costs next to nothing per folio.
+                next_mark = survey.mark(count, bytes);
+                // A sum over 2^56 is caught before it can wrap: while it is not, a stride adds at
+                // most 2^48 for each of its folios, or a length too long was collected.
+                if bytes > MAX_BATCH_BYTES || count > bounds.max_folios || check.hopeless() {
+                    check.sound = false;
+                    break;
+                }
             }
-            if count == 0 {
-                break;
-            }
-            if parts.wanted() {
-                before.take(count).for_each(|folio| parts.folio(&folio));
-            }
-            survey.pass(count, bytes);
-            // A sum over 2^56 is caught before it can wrap: while it is not, a stride adds at most
-            // 2^48 for each of its folios, or a length too long was collected.
-            check.collected |= if bytes > MAX_BATCH_BYTES { u64::MAX } else { 0 };
-            if survey.folios > bounds.max_folios || check.hopeless() {
-                break;
-            }
+            check.folio(&folio);
+            bytes = bytes.wrapping_add(folio.len_bytes);
+            count = count.wrapping_add(1);
         }
-        survey.parts = parts.finish();
+        survey.folios = count;
+        survey.bytes = bytes;
+        survey.parts = count_parts(source, bounds);
         let sound = check.sound
             && check.collected < bounds.addr_limit
             && (bounds.addr_limit & bounds.addr_limit.wrapping_sub(1)) == 0
             && check.aligned & bounds.align_bytes.wrapping_sub(1) == 0
-            && survey.folios <= bounds.max_folios;
+            && survey.folios <= bounds.max_folios
+            && survey.bytes <= MAX_BATCH_BYTES;
         if !sound {
             complain(source.folios(), bounds)?;
         }
         Ok(survey)
     }
 
-    /// Takes note of `count` more folios, which end at `bytes`.
-    fn pass(&mut self, count: usize, bytes: u64) {
-        if self.landmarks.is_full() && self.stride < MAX_STRIDE {
+    /// Marks that `bytes` bytes lie before folio `count`; returns where to mark next.
+    fn mark(&mut self, count: usize, bytes: u64) -> usize {
+        if self.landmarks.is_full() {
+            if self.stride >= MAX_STRIDE {
+                return count.saturating_add(self.stride);
+            }
             // Every other one has to do.
             let mut odd = false;
             self.landmarks.retain(|_| {
@@ -209,12 +206,9 @@ impl Survey {
             });
             self.stride = self.stride.saturating_mul(2);
         }
-        // Only whole strides from the beginning are marked.
-        if self.landmarks.len().saturating_mul(self.stride) == self.folios {
-            let _ = self.landmarks.push(self.bytes);
-        }
-        self.folios = self.folios.saturating_add(count);
-        self.bytes = bytes;
+        // There is room, and they are full at an even number of old strides only.
+        let _ = self.landmarks.push(bytes);
+        count.saturating_add(self.stride)
     }
 
     /// The last landmark at or before `position`, as the index of a folio and the bytes before it.
@@ -261,60 +255,30 @@ impl Check {
     }
 }
 
-/// Counts parts.
-struct Parts {
-    min_bytes: u64,
-    next_src: u64,
-    next_dst: u64,
-    run_bytes: u64,
-    parts: u64,
-}
-
-impl Parts {
-    const fn new(min_part_bytes: u64) -> Self {
-        Self {
-            min_bytes: if min_part_bytes == 0 {
-                1
-            } else {
-                min_part_bytes
-            },
-            next_src: 0,
-            next_dst: 0,
-            run_bytes: 0,
-            parts: 0,
-        }
-    }
-
-    /// Whether the count is not yet so high that it makes no difference any more.
-    const fn wanted(&self) -> bool {
-        self.parts < PARTS_ENOUGH
-    }
-
-    #[inline]
-    fn folio(&mut self, folio: &Folio) {
+/// Counts the parts that a batch can be cut into, as far as it matters.
+fn count_parts<S: FolioSource + ?Sized>(source: &S, bounds: &Bounds) -> u64 {
+    let min_bytes = bounds.min_part_bytes.max(1);
+    let parts_of = |run_bytes: u64| match run_bytes {
+        0 => 0,
+        short if short < min_bytes => 1,
+        long => long.checked_div(min_bytes).unwrap_or(1),
+    };
+    let (mut next_src, mut next_dst) = (0, 0);
+    let (mut parts, mut run_bytes) = (0_u64, 0_u64);
+    for folio in source.folios().take(bounds.max_folios) {
         let (src, dst) = (folio.src.get(), folio.dst.get());
-        if src != self.next_src || dst != self.next_dst {
-            self.end_run();
+        if src != next_src || dst != next_dst {
+            parts = parts.saturating_add(parts_of(run_bytes));
+            run_bytes = 0;
         }
-        self.next_src = src.wrapping_add(folio.len_bytes);
-        self.next_dst = dst.wrapping_add(folio.len_bytes);
-        self.run_bytes = self.run_bytes.saturating_add(folio.len_bytes);
+        next_src = src.wrapping_add(folio.len_bytes);
+        next_dst = dst.wrapping_add(folio.len_bytes);
+        run_bytes = run_bytes.saturating_add(folio.len_bytes);
+        if parts.saturating_add(run_bytes / min_bytes) >= bounds.parts_enough {
+            break;
+        }
     }
-
-    fn end_run(&mut self) {
-        let parts = if self.run_bytes < self.min_bytes {
-            u64::from(self.run_bytes != 0)
-        } else {
-            self.run_bytes.checked_div(self.min_bytes).unwrap_or(1)
-        };
-        self.parts = self.parts.saturating_add(parts);
-        self.run_bytes = 0;
-    }
-
-    fn finish(mut self) -> u64 {
-        self.end_run();
-        self.parts
-    }
+    parts.saturating_add(parts_of(run_bytes))
 }
 
 /// Walks the batch again, exactly, and says what is wrong with the first folio that is not sound.

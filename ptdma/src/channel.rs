@@ -52,6 +52,17 @@ pub struct ChannelConfig {
     pub first_cookie: CookieStart,
 }
 
+/// An answer of [`Channel::submit_all`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Submitted {
+    /// Cookie of the first copy; those of the others follow it.
+    pub first: Cookie,
+    /// How many copies were submitted.
+    pub count: usize,
+    /// Why the next one was not, or would not be.
+    pub error: Option<SubmitError>,
+}
+
 /// The first cookie of a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CookieStart(pub Cookie);
@@ -299,6 +310,58 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
                 capacity: self.ring.capacity(),
             }),
         }
+    }
+
+    /// [`submit`](Self::submit) for many copies, which `next` gives as source, destination and
+    /// length in bytes: what is the same for all is looked at once, which halves the instructions for each.
+    ///
+    /// Takes `most` copies, or until there are no more, one is refused (it is taken, too), or the ring is
+    /// full; a copy for which there is no slot is not taken. With a `mark`, the copy with that
+    /// index interrupts on completion.
+    #[inline]
+    pub fn submit_all(
+        &mut self,
+        most: usize,
+        mut next: impl FnMut() -> Option<(DmaAddr, DmaAddr, u64)>,
+        mark: Option<usize>,
+    ) -> Submitted {
+        let mut submitted = Submitted {
+            first: self.ring.next(),
+            count: 0,
+            error: None,
+        };
+        if let State::Faulted(fault) = self.state {
+            submitted.error = Some(SubmitError::Faulted(fault));
+            return submitted;
+        }
+        let limits = self.limits;
+        let mut bytes = 0_u64;
+        let mut refused = None;
+        let count = self.ring.fill_all(most, || {
+            let (src, dst, len_bytes) = next()?;
+            match CopyRequest::new(src, dst, len_bytes, limits) {
+                Ok(request) => {
+                    bytes = bytes.wrapping_add(len_bytes);
+                    Some(request.descriptor(Notify::Silent))
+                }
+                Err(error) => {
+                    refused = Some(SubmitError::Request(error));
+                    None
+                }
+            }
+        });
+        if let Some(mark) = mark.filter(|&mark| mark < count) {
+            self.ring.flag(submitted.first.after(mark as u64));
+        }
+        submitted.count = count;
+        submitted.error = refused.or_else(|| {
+            (self.ring.free() == 0).then(|| SubmitError::RingFull {
+                capacity: self.ring.capacity(),
+            })
+        });
+        self.stats.submitted = self.stats.submitted.wrapping_add(count as u64);
+        self.stats.submitted_bytes = self.stats.submitted_bytes.wrapping_add(bytes);
+        submitted
     }
 
     /// Hands everything submitted to the engine: one fence, one tail write, one control write

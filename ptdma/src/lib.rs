@@ -213,7 +213,7 @@ pub mod ring_memory;
 mod stats;
 mod wait;
 pub use addr::{DmaAddr, DmaRange, RangeError};
-pub use channel::{Channel, ChannelConfig, CookieStart, ErrorHead, Signalling};
+pub use channel::{Channel, ChannelConfig, CookieStart, ErrorHead, Signalling, Submitted};
 pub use clock::{Deadline, MAX_POLLS};
 pub use completion::Progress;
 pub use cookie::Cookie;

@@ -167,6 +167,37 @@ impl<M: RingMemory> Ring<M> {
         Some(Cookie::new(cookie))
     }
 
+    /// Fills `most` slots with what `next` gives, or until it gives none or the ring is full;
+    /// returns how many.
+    #[inline]
+    pub(crate) fn fill_all(
+        &mut self,
+        most: usize,
+        mut next: impl FnMut() -> Option<Descriptor>,
+    ) -> usize {
+        let count = self.free().min(most);
+        let first = self.filled;
+        let mut filled = first;
+        let full = first.wrapping_add(count as u64);
+        while filled != full {
+            let Some(descriptor) = next() else { break };
+            self.memory
+                .store((filled & self.mask) as usize, &descriptor);
+            filled = filled.wrapping_add(1);
+        }
+        self.filled = filled;
+        filled.wrapping_sub(first) as usize
+    }
+
+    /// Makes the slot of a descriptor that is not issued interrupt on completion.
+    pub(crate) fn flag(&mut self, cookie: Cookie) {
+        if cookie.number().wrapping_sub(self.issued) < self.unissued() {
+            let slot = cookie.number() & self.mask;
+            self.memory
+                .store_command(slot as usize, CommandWord::COPY_IOC);
+        }
+    }
+
     /// Makes the newest slot interrupt on completion. Only while it is not issued.
     pub(crate) fn flag_newest(&mut self) {
         if self.unissued() > 0 {

@@ -13,6 +13,7 @@ fn bounds(rules: &CutRules) -> Bounds {
         align_bytes: 1,
         max_folios: 1 << 20,
         min_part_bytes: rules.min_part_bytes,
+        parts_enough: 256,
     }
 }
 
