@@ -126,7 +126,8 @@ pub struct Policy {
     pub enabled: bool,
     /// For which reasons.
     pub reasons: Reasons,
-    /// Smaller batches are left to the CPU.
+    /// Smaller batches are left to the CPU, and so are larger ones that the model says the CPU
+    /// copies faster. 0: none is, whatever the model says.
     pub min_batch_bytes: u64,
     /// Batches of fewer folios are left to the CPU.
     pub min_folios: usize,
@@ -175,18 +176,28 @@ impl Policy {
             hybrid: false,
             model,
         };
-        policy.min_batch_bytes = policy.break_even_bytes();
+        policy.min_batch_bytes = policy
+            .break_even_bytes()
+            .min(policy.break_even_as(|_pages| 1));
         policy
     }
 
     /// The smallest batch of scattered base pages that engines copy at least as fast as the CPU;
     /// `u64::MAX` if there is none below 1 GiB.
+    ///
+    /// [`min_batch_bytes`](Self::min_batch_bytes) may be smaller: one large folio needs fewer
+    /// descriptors.
     #[must_use]
     pub fn break_even_bytes(&self) -> u64 {
+        self.break_even_as(|pages| pages)
+    }
+
+    /// The break-even for batches in which so many base pages are so many folios.
+    fn break_even_as(&self, folios: impl Fn(u64) -> u64) -> u64 {
         const PAGE: u64 = 4096;
         let wins = |pages: u64| {
             let bytes = pages.saturating_mul(PAGE);
-            self.best(pages, bytes).1 <= self.model.cpu_ns(pages, bytes)
+            self.best(folios(pages), bytes).1 <= self.model.cpu_ns(folios(pages), bytes)
         };
         let mut high = 1;
         while !wins(high) {
@@ -243,15 +254,20 @@ impl Policy {
         } else {
             0
         };
-        let engine_bytes = bytes.saturating_sub(cpu_share_bytes);
+        let expected_ns = self.model.engine_ns(
+            channels,
+            capped.descriptors(folios, bytes, channels),
+            bytes.saturating_sub(cpu_share_bytes),
+        );
+        // The bytes alone do not tell: many small folios may be faster by hand where one large
+        // one is not.
+        if self.min_batch_bytes != 0 && expected_ns > self.model.cpu_ns(folios, bytes) {
+            return Decision::Decline;
+        }
         Decision::Engines {
             channels: usize::try_from(channels).unwrap_or(usize::MAX),
             cpu_share_bytes,
-            expected_ns: self.model.engine_ns(
-                channels,
-                capped.descriptors(folios, bytes, channels),
-                engine_bytes,
-            ),
+            expected_ns,
         }
     }
 
@@ -350,7 +366,7 @@ mod tests {
     #[test]
     fn break_even_is_where_times_meet() {
         let policy = Policy::default();
-        let bytes = policy.min_batch_bytes;
+        let bytes = policy.break_even_bytes();
         let at = |bytes: u64| {
             let pages = bytes / 4096;
             policy.best(pages, bytes).1 <= policy.model.cpu_ns(pages, bytes)
@@ -364,6 +380,29 @@ mod tests {
             ..CostModel::default()
         };
         assert_eq!(Policy::new(slow, 16).min_batch_bytes, u64::MAX);
+    }
+
+    #[test]
+    fn shape_decides_and_not_bytes_alone() {
+        // An engine that is slower than the CPU for each base page, and faster for each MiB.
+        let model = CostModel {
+            descriptor_ns: 1_000,
+            ..CostModel::default()
+        };
+        let policy = Policy::new(model, 1);
+        assert_eq!(policy.break_even_bytes(), u64::MAX);
+        assert_eq!(policy.decide(512, 2 << 20, 1), Decision::Decline);
+        let engines = |d| matches!(d, Decision::Engines { .. });
+        assert!(engines(policy.decide(1, 2 << 20, 1)));
+        assert!(policy.min_batch_bytes < 1 << 20);
+        // More channels make up for it.
+        assert!(engines(Policy::new(model, 16).decide(512, 2 << 20, 16)));
+        // Who sets no minimum is not contradicted.
+        let forced = Policy {
+            min_batch_bytes: 0,
+            ..policy
+        };
+        assert!(engines(forced.decide(1, 4096, 1)));
     }
 
     #[test]
