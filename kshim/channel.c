@@ -60,6 +60,7 @@ int ptdma_chan_up(struct ptdma_chan *chan)
 	if (rc)
 		return rc;
 
+	chan->translated = ptdma_is_translated(&chan->pdev->dev);
 	ptdma_rs_settings_get(ptdma_system, &settings);
 	setup = (struct ptdma_channel_setup) {
 		.bar = (void __force *)chan->bar,

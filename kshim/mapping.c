@@ -53,7 +53,6 @@ static struct ptdma_window *ptdma_window_new(struct ptdma_batch *batch,
 	window = &batch->windows[batch->nr_windows];
 	memset(window, 0, sizeof(*window));
 	window->chan = chan;
-	/* False where nothing translates. */
 	if (!dma_iova_try_alloc(dev, &window->src, 0, PTDMA_WINDOW_BYTES))
 		return NULL;
 	if (!dma_iova_try_alloc(dev, &window->dst, 0, PTDMA_WINDOW_BYTES)) {
@@ -62,6 +61,22 @@ static struct ptdma_window *ptdma_window_new(struct ptdma_batch *batch,
 	}
 	batch->nr_windows++;
 	return window;
+}
+
+/**
+ * ptdma_is_translated - Whether bus addresses can be chosen for a function.
+ * @dev: The function.
+ *
+ * Return: true if the IOMMU translates for it.
+ */
+bool ptdma_is_translated(struct device *dev)
+{
+	struct dma_iova_state state;
+
+	if (!dma_iova_try_alloc(dev, &state, 0, PTDMA_WINDOW_BYTES))
+		return false;
+	dma_iova_free(dev, &state);
+	return true;
 }
 
 static int ptdma_link(struct device *dev, struct dma_iova_state *state,
@@ -88,7 +103,8 @@ static bool ptdma_map_windowed(struct ptdma_batch *batch, unsigned int chan,
 	struct ptdma_window *window;
 	u32 len = piece->len;
 
-	if (piece->len > PTDMA_WINDOW_BYTES / 2 ||
+	if (!ptdma_chans[chan]->translated ||
+	    piece->len > PTDMA_WINDOW_BYTES / 2 ||
 	    !PAGE_ALIGNED(piece->src | piece->dst | piece->len))
 		return false;
 
@@ -265,11 +281,24 @@ void ptdma_unmap_channel(struct ptdma_batch *batch, unsigned int chan)
  */
 void ptdma_unmap_round(struct ptdma_batch *batch)
 {
+	u64 asked = 0, needed = 0;
 	unsigned int i;
 
-	for (i = 0; i < batch->nr_parts; i++)
-		if (batch->parts[i].chan != PTDMA_NO_CHANNEL)
+	for (i = 0; i < batch->nr_parts; i++) {
+		unsigned int chan = batch->parts[i].chan;
+
+		if (chan == PTDMA_NO_CHANNEL)
+			continue;
+		/* Where bus addresses are physical ones, there is nothing to do. */
+		if (!(asked & BIT_ULL(chan))) {
+			asked |= BIT_ULL(chan);
+			if (ptdma_chans[chan]->translated ||
+			    dma_need_unmap(ptdma_dev(chan)))
+				needed |= BIT_ULL(chan);
+		}
+		if (needed & BIT_ULL(chan))
 			ptdma_unmap_part(&batch->parts[i]);
+	}
 	batch->nr_parts = 0;
 	for (i = 0; i < batch->nr_windows; i++)
 		if (batch->windows[i].chan != PTDMA_NO_CHANNEL)

@@ -50,6 +50,7 @@ struct folio;
  * @ring_bytes: Its size, a power of two.
  * @irq: Linux's number of the one interrupt.
  * @irq_on: Whether the handler is installed.
+ * @translated: An IOMMU translates for it, see mapping.c.
  * @up: The Rust library drives the function's queue.
  * @suspended: Down for suspend or reset, comes up again.
  * @leaked: Engine not proved stopped: its ring must stay where it is.
@@ -69,6 +70,7 @@ struct ptdma_chan {
 	size_t ring_bytes;
 	int irq;
 	bool irq_on;
+	bool translated;
 	bool up;
 	bool suspended;
 	bool leaked;
@@ -211,6 +213,7 @@ void ptdma_quarantine_remove(struct ptdma_chan *chan);
 void ptdma_quarantine_abandon(void);
 
 /* mapping.c */
+bool ptdma_is_translated(struct device *dev);
 bool ptdma_maps_channel(struct ptdma_batch *batch, unsigned int chan);
 void ptdma_unmap_channel(struct ptdma_batch *batch, unsigned int chan);
 void ptdma_unmap_round(struct ptdma_batch *batch);
