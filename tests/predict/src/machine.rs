@@ -76,7 +76,7 @@ struct PricedCpu<'a> {
 
 impl CpuCopier for PricedCpu<'_> {
     fn copy(&mut self, piece: &Piece) -> Result<(), CpuCopyError> {
-        let ns = self.machine.costs.cpu_ns_per_mib * piece.len_bytes >> 20;
+        let ns = (self.machine.costs.cpu_ns_per_mib * piece.len_bytes) >> 20;
         self.machine.simulation.spend(ns);
         self.machine
             .bus
