@@ -276,15 +276,23 @@ where
         }
     }
 
-    /// Goes over parts that were refused before. Returns whether there was one.
+    /// Whether the walk stands at a part that was refused before.
     #[inline(always)]
-    fn skip(&mut self) -> bool {
-        self.has_refused && self.skip_refused()
+    fn at_refused(&self) -> bool {
+        self.has_refused && find_refused(self.refused, self.at.position()).is_some()
+    }
+
+    /// Goes over parts that were refused before. Only before a descriptor begins, so that after
+    /// one the walk stands at its end.
+    #[inline(always)]
+    fn skip(&mut self) {
+        if self.has_refused {
+            self.skip_refused();
+        }
     }
 
     #[cold]
-    fn skip_refused(&mut self) -> bool {
-        let mut any = false;
+    fn skip_refused(&mut self) {
         while let Some(piece) = self.at.piece(self.end)
             && let Some(part) = find_refused(self.refused, self.at.position())
         {
@@ -292,9 +300,7 @@ where
             let len_bytes = piece.len_bytes.min(to);
             self.skipped_bytes = self.skipped_bytes.wrapping_add(len_bytes);
             self.take(len_bytes);
-            any = true;
         }
-        any
     }
 }
 
@@ -319,7 +325,7 @@ where
             let next_src = segment.src.get().wrapping_add(segment.len_bytes);
             let next_dst = segment.dst.get().wrapping_add(segment.len_bytes);
             // Neighbours across a refused part may look contiguous and are not.
-            if segment.len_bytes >= max || self.skip() {
+            if segment.len_bytes >= max || self.at_refused() {
                 break;
             }
             // If it is refused, that is for the next call to say.
