@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use parking_lot::RwLock;
 use ptdma::DmaAddr;
@@ -82,6 +82,8 @@ impl Map {
 struct Maps {
     by_start: BTreeMap<u64, Map>,
     len_bytes: u64,
+    /// The files of all maps; a client has one or two.
+    files: Vec<Weak<Backing>>,
 }
 
 /// A stretch of a file that holds consecutive bus addresses.
@@ -92,6 +94,18 @@ struct Run<'a> {
 }
 
 impl Maps {
+    /// The file that is open already, if `new` is the same, so that its descriptor is closed.
+    fn share(&mut self, new: Backing) -> Arc<Backing> {
+        let mut known = self.files.iter().filter_map(Weak::upgrade);
+        if let Some(same) = known.find(|known| known.identity == new.identity) {
+            return same;
+        }
+        self.files.retain(|file| file.strong_count() != 0);
+        let new = Arc::new(new);
+        self.files.push(Arc::downgrade(&new));
+        new
+    }
+
     fn remove(&mut self, start: u64) -> Option<Map> {
         let map = self.by_start.remove(&start)?;
         self.len_bytes = self.len_bytes.saturating_sub(map.len_bytes);
@@ -203,15 +217,7 @@ impl GuestMemory {
         if before.is_some_and(|(start, map)| start.saturating_add(map.len_bytes) > addr) {
             return Err(Errno::EXIST);
         }
-        let backing = file.map(|new| {
-            // The neighbour is the likeliest to have the same file; clients have one or two.
-            let known = maps.by_start.range(..end).rev().take(8);
-            let known = known.chain(maps.by_start.iter().take(8));
-            known
-                .filter_map(|(_, map)| map.backing.as_ref())
-                .find(|known| known.identity == new.identity)
-                .map_or_else(|| Arc::new(new), Arc::clone)
-        });
+        let backing = file.map(|new| maps.share(new));
         let map = Map {
             len_bytes,
             backing,
@@ -445,6 +451,7 @@ mod tests {
         assert_eq!(Arc::strong_count(first), 8);
         assert_eq!(maps.run(0x16000, 9000, false).unwrap().len, 8192);
         drop(maps);
+        assert_eq!(m.maps.read().files.len(), 1);
         assert_eq!(m.size(), (8, 8 * PAGE));
         let e = m.read(DmaAddr::new(0x10001), &mut all).unwrap_err();
         assert_eq!(e, unmapped(0x18000));
