@@ -40,6 +40,11 @@ const TOOLS: &[Tool] = &[
         package: "libelf-dev",
         sign: Sign::Header("gelf.h"),
     },
+    // For the kernel's own tests of migration.
+    Tool {
+        package: "libnuma-dev",
+        sign: Sign::Header("numa.h"),
+    },
     program("make", "make"),
     program("patch", "patch"),
     program("xz-utils", "xz"),
@@ -66,6 +71,7 @@ pub(crate) const PACKAGES: &[&str] = &[
     "kmod",
     "libc6-dev",
     "libelf-dev",
+    "libnuma-dev",
     "make",
     "patch",
     "xz-utils",

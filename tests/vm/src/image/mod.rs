@@ -3,6 +3,7 @@
 mod busybox;
 mod modules;
 mod programs;
+mod selftests;
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -29,9 +30,18 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// Builds the programs and the named modules of this tree and packs them.
-    pub(crate) fn build(kernel: &Kernel, modules: &[&str], path: &Path) -> Result<Self> {
-        let programs = programs::build()?;
+    /// Builds the programs and the named modules of this tree and packs them, with the
+    /// kernel's own tests of migration if they are asked for.
+    pub(crate) fn build(
+        kernel: &Kernel,
+        modules: &[&str],
+        selftests: bool,
+        path: &Path,
+    ) -> Result<Self> {
+        let mut programs = programs::build()?;
+        if selftests {
+            programs.others.extend(selftests::build()?);
+        }
         let busybox = busybox::get()?;
         let applets = step::output(Command::new(&busybox).arg("--list"))?;
         let mut modules_found = modules::stock(kernel)?;

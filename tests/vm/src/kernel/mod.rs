@@ -122,7 +122,13 @@ impl Kernel {
     }
 }
 
-/// The unpacked, patched source tree (`tools/testing/selftests` are built from it).
+/// The unpacked source tree, whatever patches it has just now: for what they do not
+/// touch, as `tools/testing/selftests`. Does not wait for a kernel that is being built.
+pub(crate) fn unpacked_tree() -> Result<PathBuf> {
+    Ok(Source::get()?.tree().to_path_buf())
+}
+
+/// The unpacked, patched source tree.
 pub(crate) fn source_tree() -> Result<PathBuf> {
     let source = Source::get()?;
     let _lock = source.lock()?;

@@ -53,6 +53,8 @@ pub(crate) struct Options {
     /// Kernel modules of this tree to build and put into the image (see
     /// [`crate::image::MODULES`]).
     pub(crate) modules: Vec<&'static str>,
+    /// Put the kernel's own tests of migration into the image.
+    pub(crate) selftests: bool,
 }
 
 impl Default for Options {
@@ -70,6 +72,7 @@ impl Default for Options {
             separate_servers: false,
             server: Vec::new(),
             modules: Vec::new(),
+            selftests: false,
         }
     }
 }

@@ -88,7 +88,12 @@ impl Guest {
         fs::create_dir_all(logs)?;
         let kernel = Kernel::get(options.kernel)?;
         let sockets = SocketDir::new()?;
-        let image = Image::build(&kernel, &options.modules, &sockets.path().join("image"))?;
+        let image = Image::build(
+            &kernel,
+            &options.modules,
+            options.selftests,
+            &sockets.path().join("image"),
+        )?;
         let server = if options.devices > 0 {
             let log = logs.join("server.log");
             Some(Server::start(

@@ -26,7 +26,9 @@ const MAX_BATCH: &str = "/sys/kernel/mm/migrate_offload/max_batch_pages";
 /// Registrations while folios migrate.
 const CHURNS: u64 = 1000;
 
-pub(super) const SUITES: &[Suite] = &[Suite {
+pub(super) const SUITES: &[Suite] = &[MISBEHAVING, SELFTESTS];
+
+const MISBEHAVING: Suite = Suite {
     name: "migration",
     about: "batch copy in page migration, with a migrator that misbehaves on demand",
     kernels: BOTH,
@@ -59,7 +61,43 @@ pub(super) const SUITES: &[Suite] = &[Suite {
         Check::new("module-removal", removal),
         Check::soak("long-mix", long_mix),
     ],
-}];
+};
+
+const SELFTESTS: Suite = Suite {
+    name: "selftests",
+    about: "the kernel's own tests of migration, with a migrator at work",
+    kernels: BOTH,
+    machine: || Options {
+        devices: 0,
+        // The migration test uses all processors but two.
+        cpus: 4,
+        modules: vec!["testmig"],
+        selftests: true,
+        ..Options::default()
+    },
+    checks: &[
+        Check::new("rmap", |guest| selftest(guest, "rmap", "rmap")),
+        Check::new("compaction", |guest| {
+            selftest(guest, "compaction_test", "compaction_test")
+        }),
+        Check::new("split-race", |guest| {
+            selftest(guest, "folio_split_race_test", "folio_split_race_test")
+        }),
+        // Each takes 20 seconds.
+        Check::new("migrate-anon", |guest| {
+            selftest(guest, "migration -t private_anon", "private_anon")
+        }),
+        Check::new("migrate-shared", |guest| {
+            selftest(guest, "migration -t shared_anon", "shared_anon")
+        }),
+        Check::new("migrate-thp", |guest| {
+            selftest(guest, "migration -t private_anon_thp", "private_anon_thp")
+        }),
+        Check::soak("migrate-all", |guest| {
+            selftest(guest, "migration", "migration")
+        }),
+    ],
+};
 
 /// Loads the migrator and registers it in a mode.
 fn activate(guest: &mut Guest, mode: &str) -> Result<()> {
@@ -505,4 +543,35 @@ fn long_mix(guest: &mut Guest) -> Result<String> {
     }
     deactivate(guest)?;
     Ok(format!("{moved} folios"))
+}
+
+/// The kernel's tests speak TAP; a test that does not run has not passed.
+fn selftest(guest: &mut Guest, command: &str, what: &str) -> Result<String> {
+    const LIMIT: Duration = Duration::from_secs(240);
+    activate(guest, "copy")?;
+    let before = get(guest, COPIED)?;
+    let out = guest.sh_within(command, LIMIT)?;
+    let copied = get(guest, COPIED)?.saturating_sub(before);
+    let count = |word: &str| {
+        out.text
+            .lines()
+            .filter(|line| line.starts_with(word))
+            .count()
+    };
+    let skipped = out
+        .text
+        .lines()
+        .filter(|line| line.contains("# SKIP"))
+        .count();
+    let passed = count("ok ").saturating_sub(skipped);
+    ensure!(
+        out.code == 0 && !out.timed_out && passed > 0 && count("not ok ") == 0,
+        "{what}: exit status {}, {passed} passed, {skipped} skipped\n{}",
+        out.code,
+        out.text
+    );
+    deactivate(guest)?;
+    Ok(format!(
+        "{passed} passed, {skipped} skipped, {copied} folios"
+    ))
 }
