@@ -12,13 +12,8 @@ use crate::key::Key;
 use crate::step::{self, Step};
 use crate::{groups, kernel, paths, tools};
 
-/// Those that migrate, or split and compact while others do.
-const PROGRAMS: &[&str] = &[
-    "compaction_test",
-    "folio_split_race_test",
-    "migration",
-    "rmap",
-];
+/// Those that migrate.
+const PROGRAMS: &[&str] = &["compaction_test", "migration", "rmap"];
 /// Linked with each program.
 const COMMON: &[&str] = &["vm_util.c", "hugepage_settings.c"];
 /// As the folder's Makefile has them, but static.

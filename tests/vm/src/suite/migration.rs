@@ -80,9 +80,6 @@ const SELFTESTS: Suite = Suite {
         Check::new("compaction", |guest| {
             selftest(guest, "compaction_test", "compaction_test")
         }),
-        Check::new("split-race", |guest| {
-            selftest(guest, "folio_split_race_test", "folio_split_race_test")
-        }),
         // Each takes 20 seconds.
         Check::new("migrate-anon", |guest| {
             selftest(guest, "migration -t private_anon", "private_anon")
