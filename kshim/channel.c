@@ -105,6 +105,8 @@ void ptdma_chan_down(struct ptdma_chan *chan)
 	/* Proved or not: no register of it is touched from here on. */
 	ptdma_rs_channel_forget(ptdma_system, chan->index);
 	chan->up = false;
+	if (!chan->leaked)
+		ptdma_quarantine_release(BIT_ULL(chan->index));
 	ptdma_ring_free(chan);
 }
 

@@ -92,17 +92,14 @@ void ptdma_quarantine_release(u64 proven)
  * ptdma_quarantine_remove - A channel goes.
  * @chan: The channel, which is down.
  *
- * If its engine was proved stopped, what waited for that is given back.  If not,
- * it will never be: the number of the channel can be somebody else's soon.
+ * If its engine was not proved stopped, what waits for that is never given back:
+ * the number of the channel can be somebody else's soon.
  *
  * Context: Process context, ptdma_topology held for writing.
  */
 void ptdma_quarantine_remove(struct ptdma_chan *chan)
 {
 	struct ptdma_batch *batch;
-
-	if (!chan->leaked)
-		ptdma_quarantine_release(BIT_ULL(chan->index));
 
 	/* Nobody else changes the list while ptdma_topology is ours. */
 	list_for_each_entry(batch, &ptdma_quarantined, list) {

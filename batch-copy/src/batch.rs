@@ -5,7 +5,7 @@ use ptdma::{DmaAddr, Lock};
 
 use crate::channel::{CopyChannel, PrepError};
 use crate::cursor::{Cursor, Place};
-use crate::engines::{Accepted, Announce, Cause, Engines, Look, Loss, Losses, Port};
+use crate::engines::{Accepted, Announce, Cause, Choice, Engines, Look, Loss, Losses, Port};
 use crate::folio::{FailReason, Outcome, SkipReason};
 use crate::gather::{CHUNK, Chunk, Ended, Gather, Refused, Target};
 use crate::host::{CpuCopier, Host, Rescue};
@@ -88,13 +88,22 @@ impl Default for Options {
 
 /// The state of one batch at a time, for up to `N` channels. Some 4 KiB for 16; it does not grow
 /// with the batch. Kept in a pool by callers whose stack is small.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Batch<const N: usize> {
     lanes: Vec<Lane, N>,
     refused: Refused,
     /// Parts of the stream that lost their channel.
     orphans: Vec<Stretch, N>,
     chunk: Chunk,
+    survey: Survey,
+    plan: Plan<N>,
+    choice: Choice<N>,
+}
+
+impl<const N: usize> Default for Batch<N> {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl<const N: usize> Batch<N> {
@@ -106,6 +115,9 @@ impl<const N: usize> Batch<N> {
             refused: Vec::new(),
             orphans: Vec::new(),
             chunk: Chunk::new(),
+            survey: Survey::new(),
+            plan: Plan::empty(),
+            choice: Vec::new(),
         }
     }
 
@@ -148,9 +160,9 @@ impl<const N: usize> Batch<N> {
             min_part_bytes: options.rules.min_part_bytes,
             parts_enough: options.channels.min(N) as u64,
         };
-        let survey = Survey::of(source, &bounds)?;
+        self.survey.take(source, &bounds)?;
         overlap.check(source.folios())?;
-        let Some(outcomes) = outcomes.get_mut(..survey.folios) else {
+        let Some(outcomes) = outcomes.get_mut(..self.survey.folios) else {
             return Err(BadInput::TooManyFolios {
                 room: bounds.max_folios,
             });
@@ -162,8 +174,8 @@ impl<const N: usize> Batch<N> {
         self.orphans.clear();
         let start_ns = host.wait.now_ns();
         let report = Report {
-            folios: survey.folios,
-            bytes: survey.bytes,
+            folios: self.survey.folios,
+            bytes: self.survey.bytes,
             ..Report::default()
         };
         let mut run = Run {
@@ -172,7 +184,6 @@ impl<const N: usize> Batch<N> {
             source,
             host,
             outcomes,
-            survey,
             rules: CutRules {
                 align_bytes: options.rules.align_bytes.max(align_bytes),
                 ..options.rules
@@ -228,7 +239,6 @@ struct Run<'a, S: ?Sized, C, L, W, M, K, R, const N: usize> {
     source: &'a S,
     host: &'a mut Host<W, M, K, R>,
     outcomes: &'a mut [Outcome],
-    survey: Survey,
     rules: CutRules,
     options: &'a Options,
     phase: Phase,
@@ -250,35 +260,43 @@ where
     /// Cuts the batch and gives every channel its first burst: the first ones copy while the last
     /// ones are still being prepared.
     fn start(&mut self, now_ns: u64) {
-        let useful = usize::try_from(self.survey.parts).unwrap_or(usize::MAX);
-        let choice = self.engines.choose(
+        let useful = usize::try_from(self.state.survey.parts).unwrap_or(usize::MAX);
+        self.engines.choose(
             self.options.channels.min(useful),
             self.options.dst_node,
             self.options.src_node,
             self.options.only,
+            &mut self.state.choice,
         );
         let engine_bytes = self.cut_cpu_share();
-        if choice.is_empty() {
+        if self.state.choice.is_empty() {
             self.orphan(Stretch {
                 start: 0,
                 end: engine_bytes,
             });
             return;
         }
-        let plan = Plan::<N>::new(
+        let state = &mut *self.state;
+        state.plan.cut(
             self.source,
-            &self.survey,
+            &state.survey,
             engine_bytes,
-            choice.len(),
+            state.choice.len(),
             &self.rules,
         );
-        for (number, &channel) in choice.iter().enumerate().take(plan.len()) {
-            let stretch = plan.stretch(number);
+        for number in 0..self.state.plan.len() {
+            let Some(&channel) = self.state.choice.get(number) else {
+                break;
+            };
+            let (start, stretch) = (
+                self.state.plan.start(number),
+                self.state.plan.stretch(number),
+            );
             if stretch.len_bytes() == 0 {
                 continue;
             }
             let index = self.state.lanes.len();
-            let lane = Lane::new(channel, plan.start(number), stretch.end);
+            let lane = Lane::new(channel, start, stretch.end);
             if self.state.lanes.push(lane).is_err() {
                 self.orphan(stretch);
                 continue;
@@ -292,14 +310,14 @@ where
 
     /// Sets the CPU's share aside at the end of the stream; returns the bytes before it.
     fn cut_cpu_share(&mut self) -> u64 {
-        let share = self.options.cpu_share_bytes.min(self.survey.bytes);
-        let bytes = self.survey.bytes;
+        let share = self.options.cpu_share_bytes.min(self.state.survey.bytes);
+        let bytes = self.state.survey.bytes;
         self.cpu = Share::default();
         if !K::AVAILABLE || share == 0 {
             return bytes;
         }
         let mut place = Place {
-            folio: self.survey.folios,
+            folio: self.state.survey.folios,
             offset_bytes: 0,
             position: bytes,
         };
@@ -745,15 +763,15 @@ where
             return false;
         }
         // Channels that the batch did not use so far may help.
-        // By reference: dropping an iterator that owns the list could panic.
-        let choice = self.engines.choose(
+        self.engines.choose(
             N,
             self.options.dst_node,
             self.options.src_node,
             self.options.only,
+            &mut self.state.choice,
         );
-        for channel in choice.iter().copied() {
-            let state = &mut *self.state;
+        let state = &mut *self.state;
+        for &channel in &state.choice {
             if state.lanes.iter().all(|lane| lane.channel != channel)
                 && state
                     .lanes

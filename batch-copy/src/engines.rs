@@ -786,8 +786,9 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
         dst_node: Option<u16>,
         src_node: Option<u16>,
         only: Option<usize>,
-    ) -> Choice<N> {
-        let mut choice = Choice::new();
+        choice: &mut Choice<N>,
+    ) {
+        choice.clear();
         let len = self.slots.len();
         let start = self.next_start.fetch_add(1, Ordering::Relaxed);
         let first = start.checked_rem(len).unwrap_or(0);
@@ -809,7 +810,6 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
             }
             choice.truncate(most);
         }
-        choice
     }
 
     pub(crate) fn look(

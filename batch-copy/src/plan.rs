@@ -76,11 +76,30 @@ impl<const N: usize> Plan<N> {
         channels: usize,
         rules: &CutRules,
     ) -> Self {
+        let mut plan = Self::empty();
+        plan.cut(source, survey, bytes, channels, rules);
+        plan
+    }
+
+    /// Nothing to copy.
+    pub(crate) const fn empty() -> Self {
+        Self { ends: Vec::new() }
+    }
+
+    /// [`new`](Self::new) in place: it is large for a kernel's stack.
+    pub(crate) fn cut<S: FolioSource + ?Sized>(
+        &mut self,
+        source: &S,
+        survey: &Survey,
+        bytes: u64,
+        channels: usize,
+        rules: &CutRules,
+    ) {
+        self.ends.clear();
         let bytes = bytes.min(survey.bytes);
-        let mut plan = Self { ends: Vec::new() };
         let stretches = (channels.min(N) as u64).min(survey.parts);
         let Some(share) = bytes.checked_div(stretches) else {
-            return plan;
+            return;
         };
         let cutter = Cutter {
             source,
@@ -96,15 +115,14 @@ impl<const N: usize> Plan<N> {
             // At most 2^56 times 128.
             let ideal = bytes.saturating_mul(cut).checked_div(stretches);
             low = cutter.cut(ideal.unwrap_or(bytes), low);
-            let _ = plan.ends.push(low);
+            let _ = self.ends.push(low);
         }
         let end = Place {
             folio: survey.folios,
             offset_bytes: 0,
             position: bytes,
         };
-        let _ = plan.ends.push(end);
-        plan
+        let _ = self.ends.push(end);
     }
 
     /// Number of stretches, the empty ones too.

@@ -150,10 +150,31 @@ impl Survey {
     /// [`BadInput`] about the first folio that is not in order.
     #[inline]
     pub fn of<S: FolioSource + ?Sized>(source: &S, bounds: &Bounds) -> Result<Self, BadInput> {
-        let mut survey = Self {
+        let mut survey = Self::new();
+        survey.take(source, bounds)?;
+        Ok(survey)
+    }
+
+    /// Of nothing yet.
+    pub(crate) const fn new() -> Self {
+        Self {
+            folios: 0,
+            bytes: 0,
+            parts: 0,
+            landmarks: Vec::new(),
             stride: FIRST_STRIDE,
-            ..Self::default()
-        };
+        }
+    }
+
+    /// [`of`](Self::of) in place: it is large for a kernel's stack.
+    pub(crate) fn take<S: FolioSource + ?Sized>(
+        &mut self,
+        source: &S,
+        bounds: &Bounds,
+    ) -> Result<(), BadInput> {
+        let survey = self;
+        survey.landmarks.clear();
+        survey.stride = FIRST_STRIDE;
         let mut check = Check {
             collected: 0,
             aligned: 0,
@@ -189,7 +210,7 @@ impl Survey {
         if !sound {
             complain(source.folios(), bounds)?;
         }
-        Ok(survey)
+        Ok(())
     }
 
     /// Marks that `bytes` bytes lie before folio `count`; returns where to mark next.

@@ -186,7 +186,6 @@ fn options(round: &Round<'_>, settings: &Settings, bytes: u64) -> Option<Options
         rules: CutRules {
             min_part_bytes: u64::from(settings.stripe_kb).wrapping_mul(1024),
             align_bytes: STRIPE_ALIGN_BYTES,
-            ..CutRules::default()
         },
         budget_ns: timeout_ns,
         grace_ns: timeout_ns / 4,
