@@ -74,6 +74,15 @@ static UNUSED uint64_t now_ns(void)
 	return (uint64_t)now.tv_sec * 1000000000ULL + (uint64_t)now.tv_nsec;
 }
 
+/* Processor time of this process. */
+static UNUSED uint64_t cpu_now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+	return (uint64_t)now.tv_sec * 1000000000ULL + (uint64_t)now.tv_nsec;
+}
+
 /* --- small files ----------------------------------------------------------- */
 
 static UNUSED bool try_write(const char *path, const char *text)

@@ -315,7 +315,7 @@ int main(int argc, char **argv)
 	unsigned long long before[NR_VMSTAT], after[NR_VMSTAT];
 	long long counted[MAX_COUNTERS], took[MAX_COUNTERS];
 	struct share shares[MAX_MOVERS] = { 0 };
-	uint64_t begin, fill_ns, move_ns, check_ns;
+	uint64_t begin, fill_ns, move_ns, check_ns, cpu_ns;
 	pthread_t writer_threads[MAX_WRITERS];
 	size_t pages, expected, folios, moved_folios = 0, on_node;
 	void **heads;
@@ -354,6 +354,7 @@ int main(int argc, char **argv)
 	for (i = 0; i < opt.nr_counters; i++)
 		counted[i] = read_number(opt.counters[i]);
 
+	cpu_ns = cpu_now_ns();
 	begin = now_ns();
 	for (i = 0; i < opt.movers; i++) {
 		size_t units = opt.bytes / opt.folio_bytes;
@@ -373,6 +374,7 @@ int main(int argc, char **argv)
 	for (i = 1; i < opt.movers; i++)
 		pthread_join(shares[i].thread, NULL);
 	move_ns = now_ns() - begin;
+	cpu_ns = cpu_now_ns() - cpu_ns;
 
 	for (i = 0; i < NR_VMSTAT; i++)
 		after[i] = vmstat(vmstat_names[i]);
@@ -403,10 +405,12 @@ int main(int argc, char **argv)
 	printf("{\"kind\":\"%s\",\"call\":\"%s\",\"folio_bytes\":%zu,\"bytes\":%zu,"
 	       "\"folios\":%zu,\"rounds\":%u,\"folios_moved\":%zu,\"busy\":%llu,"
 	       "\"movers\":%u,\"writers\":%u,\"writes\":%llu,\"pinned\":%u,"
+	       "\"move_cpu_ns\":%llu,"
 	       "\"phase_ns\":{\"fill\":%llu,\"move\":%llu,\"check\":%llu}",
 	       opt.kind_name, opt.call_name, opt.folio_bytes, opt.bytes, folios,
 	       shares[0].rounds, moved_folios, (unsigned long long)atomic_load(&busy),
 	       opt.movers, opt.writers, (unsigned long long)atomic_load(&writes), opt.pinned,
+	       (unsigned long long)cpu_ns,
 	       (unsigned long long)fill_ns, (unsigned long long)move_ns,
 	       (unsigned long long)check_ns);
 	printf(",\"vmstat\":{");

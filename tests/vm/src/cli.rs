@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::kernel::Variant;
 use crate::machine::{Iommu, Options};
 use crate::suite::{self, Selection};
-use crate::{build, clean, doctor, shell, tools};
+use crate::{bench, build, clean, doctor, shell, tools};
 
 /// Real Linux on the emulated PTDMA device.
 #[derive(Parser)]
@@ -53,6 +53,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Measure the published tables and the compaction experiment, scaled down
+    Bench(bench::Arguments),
     /// Print where something is, for scripts (builds it first)
     Path {
         /// What
@@ -144,6 +146,10 @@ pub(crate) fn dispatch(cli: Cli) -> Result<bool> {
                 return Ok(true);
             }
             suite::run(&selection, json)
+        }
+        Command::Bench(arguments) => {
+            bench::run_all(&arguments)?;
+            Ok(true)
         }
         Command::Path { what } => {
             println!("{}", build::place(what)?.display());

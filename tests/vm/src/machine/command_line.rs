@@ -143,7 +143,9 @@ impl Options {
             (Accel::Tcg, None) => arg(&["-accel", "tcg,thread=multi", "-cpu", "max"]),
             (Accel::Tcg, Some(shift)) => {
                 arg(&["-accel", "tcg,thread=single", "-cpu", "max"]);
-                arg(&["-icount", &format!("shift={shift},sleep=off")]);
+                // Who waits for a device must not see time jump to the end of a time limit.
+                let sleep = if self.devices == 0 { "off" } else { "on" };
+                arg(&["-icount", &format!("shift={shift},sleep={sleep}")]);
             }
         }
         arg(&["-smp", &format!("{0},sockets={0}", self.cpus)]);
@@ -305,8 +307,13 @@ mod tests {
             icount: Some(0),
             ..Options::default()
         };
-        let words = words(&options, Accel::Tcg);
-        assert!(words.contains(&"tcg,thread=single".to_owned()));
-        assert!(words.contains(&"shift=0,sleep=off".to_owned()));
+        let with_device = words(&options, Accel::Tcg);
+        assert!(with_device.contains(&"tcg,thread=single".to_owned()));
+        assert!(with_device.contains(&"shift=0,sleep=on".to_owned()));
+        let alone = Options {
+            devices: 0,
+            ..options
+        };
+        assert!(words(&alone, Accel::Tcg).contains(&"shift=0,sleep=off".to_owned()));
     }
 }

@@ -7,7 +7,7 @@
 mod dcbm;
 mod kshim;
 mod migration;
-mod mover;
+pub(crate) mod mover;
 mod runner;
 mod smoke;
 mod stock;

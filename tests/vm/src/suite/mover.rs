@@ -9,18 +9,18 @@ use crate::machine::Guest;
 
 /// A program that fills, moves and checks some ten MiB takes a few seconds of an
 /// emulated processor; others may be building beside it.
-pub(super) const PROGRAM_LIMIT: Duration = Duration::from_secs(120);
+pub(crate) const PROGRAM_LIMIT: Duration = Duration::from_secs(120);
 
 /// The folio sizes of the published tables, in KiB.
-pub(super) const FOLIO_KIB: [u64; 6] = [4, 16, 64, 256, 1024, 2048];
+pub(crate) const FOLIO_KIB: [u64; 6] = [4, 16, 64, 256, 1024, 2048];
 
 /// What a program printed: one JSON object.
 #[derive(Debug)]
-pub(super) struct Report(Value);
+pub(crate) struct Report(Value);
 
 impl Report {
     /// A number somewhere in the object, by JSON pointer.
-    pub(super) fn number(&self, pointer: &str) -> Result<u64> {
+    pub(crate) fn number(&self, pointer: &str) -> Result<u64> {
         self.0
             .pointer(pointer)
             .and_then(Value::as_u64)
@@ -28,7 +28,7 @@ impl Report {
     }
 
     /// By how much a counter file grew while the pages were moved.
-    pub(super) fn counter(&self, path: &str) -> Result<u64> {
+    pub(crate) fn counter(&self, path: &str) -> Result<u64> {
         self.0
             .get("counters")
             .and_then(|counters| counters.get(path))
@@ -37,19 +37,19 @@ impl Report {
     }
 
     /// Migrations that the program saw to have happened, in folios.
-    pub(super) fn folios_moved(&self) -> Result<u64> {
+    pub(crate) fn folios_moved(&self) -> Result<u64> {
         self.number("/folios_moved")
     }
 }
 
 /// Runs a program that must succeed.
-pub(super) fn run(guest: &mut Guest, command: &str) -> Result<Report> {
+pub(crate) fn run(guest: &mut Guest, command: &str) -> Result<Report> {
     let text = guest.ok_within(command, PROGRAM_LIMIT)?;
     parse(command, &text)
 }
 
 /// The program's object is the last line that looks like one.
-pub(super) fn parse(command: &str, text: &str) -> Result<Report> {
+pub(crate) fn parse(command: &str, text: &str) -> Result<Report> {
     let Some(line) = text.lines().rev().find(|line| line.starts_with('{')) else {
         bail!("`{command}` printed no result: {text}");
     };
@@ -58,7 +58,7 @@ pub(super) fn parse(command: &str, text: &str) -> Result<Report> {
 }
 
 /// `mover` for folios of a size, with more arguments and counter files.
-pub(super) fn mover(folio_kib: u64, more: &str, counters: &[&str]) -> String {
+pub(crate) fn mover(folio_kib: u64, more: &str, counters: &[&str]) -> String {
     let mut command = format!("mover --folio {folio_kib}K {more}");
     for counter in counters {
         command.push_str(" --counter ");
@@ -68,12 +68,12 @@ pub(super) fn mover(folio_kib: u64, more: &str, counters: &[&str]) -> String {
 }
 
 /// Writes a control file of the guest.
-pub(super) fn set(guest: &mut Guest, file: &str, value: &str) -> Result<()> {
+pub(crate) fn set(guest: &mut Guest, file: &str, value: &str) -> Result<()> {
     guest.ok(&format!("echo {value} > {file}")).map(drop)
 }
 
 /// Reads a number from a control file of the guest.
-pub(super) fn get(guest: &mut Guest, file: &str) -> Result<u64> {
+pub(crate) fn get(guest: &mut Guest, file: &str) -> Result<u64> {
     let text = guest.ok(&format!("cat {file}"))?;
     text.trim()
         .parse()
@@ -81,7 +81,7 @@ pub(super) fn get(guest: &mut Guest, file: &str) -> Result<u64> {
 }
 
 /// A control file must refuse a value.
-pub(super) fn refuses(guest: &mut Guest, file: &str, value: &str) -> Result<()> {
+pub(crate) fn refuses(guest: &mut Guest, file: &str, value: &str) -> Result<()> {
     let out = guest.sh(&format!("echo {value} > {file}"))?;
     ensure!(out.code != 0, "{file} takes {value}");
     Ok(())
