@@ -5,7 +5,7 @@ use ptdma::{DmaAddr, Lock};
 
 use crate::channel::{CopyChannel, PrepError};
 use crate::cursor::{Cursor, Place};
-use crate::engines::{Accepted, Announce, Cause, Choice, Engines, Look, Loss, Losses, Port};
+use crate::engines::{Accepted, Announce, Cause, Choice, Engines, Look, Loss, Losses, Port, Watch};
 use crate::folio::{FailReason, Outcome, SkipReason};
 use crate::gather::{CHUNK, Chunk, Ended, Gather, Refused, Target};
 use crate::host::{CpuCopier, Host, Rescue};
@@ -514,26 +514,28 @@ where
             let Some(burst) = lane.bursts.front().copied() else {
                 break;
             };
-            let Some(sight) = self.engines.look(
-                channel,
-                burst.first,
-                burst.end,
-                look,
+            let watch = Watch {
+                first: burst.first,
+                end: burst.end,
                 now_ns,
-                self.options.hang_ns,
-                &mut losses,
-            ) else {
+                hang_ns: self.options.hang_ns,
+            };
+            let Some(sight) = self.engines.look(channel, &watch, look, &mut losses) else {
                 return moved;
             };
             look = Look::Known;
             free_slots = Some(sight.free_slots);
             lane.dead |= !sight.active;
+            let lossless = losses.is_empty();
             while let Some(loss) = losses.pop() {
                 self.lose(index, loss);
                 moved = true;
             }
             if !sight.over {
                 break;
+            }
+            if !lossless {
+                self.engines.let_go(channel, burst.end.since(burst.first));
             }
             moved = true;
             if let Some(lane) = self.state.lanes.get_mut(index)

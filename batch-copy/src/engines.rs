@@ -310,10 +310,21 @@ pub(crate) enum Look {
     Overdue,
 }
 
+/// What is looked at: descriptors of one owner.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Watch {
+    pub(crate) first: Cookie,
+    /// One past the last.
+    pub(crate) end: Cookie,
+    pub(crate) now_ns: u64,
+    /// How long the engine may stand still.
+    pub(crate) hang_ns: u64,
+}
+
 /// What a look found out for the owner of some descriptors.
 #[derive(Debug)]
 pub(crate) struct Sight {
-    /// Whether all of them are over. The owner has let go of them then.
+    /// Whether all of them are over. If nothing was lost, they are not held any more.
     pub(crate) over: bool,
     pub(crate) free_slots: usize,
     pub(crate) active: bool,
@@ -357,15 +368,13 @@ pub(crate) struct Announce {
 
 impl<C: CopyChannel> Port<C> {
     /// Looks at the channel on behalf of the owner of `first..end`.
-    fn look(
-        &mut self,
-        first: Cookie,
-        end: Cookie,
-        look: Look,
-        now_ns: u64,
-        hang_ns: u64,
-        losses: &mut Losses,
-    ) -> Sight {
+    fn look(&mut self, watch: &Watch, look: Look, losses: &mut Losses) -> Sight {
+        let Watch {
+            first,
+            end,
+            now_ns,
+            hang_ns,
+        } = *watch;
         if self.done_before.is_before(end) {
             match look {
                 Look::Known => {}
@@ -392,7 +401,8 @@ impl<C: CopyChannel> Port<C> {
         }
         let active = self.service == Service::Active;
         let over = !self.done_before.is_before(end) || !active;
-        if over {
+        // What was lost is still being dealt with: see `let_go`.
+        if over && losses.is_empty() {
             self.held = self.held.saturating_sub(end.since(first));
         }
         Sight {
@@ -815,20 +825,23 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
     pub(crate) fn look(
         &self,
         number: usize,
-        first: Cookie,
-        end: Cookie,
+        watch: &Watch,
         look: Look,
-        now_ns: u64,
-        hang_ns: u64,
         losses: &mut Losses,
     ) -> Option<Sight> {
-        self.with(number, |port| {
-            port.look(first, end, look, now_ns, hang_ns, losses)
-        })
+        self.with(number, |port| port.look(watch, look, losses))
     }
 
     pub(crate) fn free_slots(&self, number: usize) -> usize {
         self.with(number, |port| port.free_slots()).unwrap_or(0)
+    }
+
+    /// Lets go of descriptors that are over, once it is settled what becomes of those that were
+    /// lost. Until then the channel cannot be taken away.
+    pub(crate) fn let_go(&self, number: usize, descriptors: u64) {
+        self.with(number, |port| {
+            port.held = port.held.saturating_sub(descriptors);
+        });
     }
 
     pub(crate) fn stop(&self, number: usize, now_ns: u64, hang_ns: u64) {

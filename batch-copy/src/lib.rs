@@ -91,6 +91,7 @@
 extern crate std;
 
 mod batch;
+mod calibrate;
 mod channel;
 mod cpu;
 mod cursor;
@@ -111,6 +112,7 @@ mod survey;
 mod wait;
 
 pub use batch::{Batch, CPU_CHUNK_BYTES, Options};
+pub use calibrate::{CALIBRATION_BYTES, CalibrationError, calibrate};
 pub use channel::{
     CopyChannel, Failure, Health, Limits, PrepError, Prepared, Progress, Segment, Stopped,
 };

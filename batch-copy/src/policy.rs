@@ -17,10 +17,14 @@ const MIN_PART_RANGE_BYTES: (u64, u64) = (64 << 10, 256 << 10);
 /// Below this the CPU's share is not worth a look at the clock.
 const MIN_SHARE_BYTES: u64 = 16 << 10;
 
+/// Engines have to be faster than the CPU by one part in this many of their own time before a
+/// batch is given to them: a tie is no reason to involve a device.
+const MARGIN: u64 = 8;
+
 /// What copying costs, on the CPU and on engines.
 ///
 /// The defaults describe the two-socket Zen 3 machine of the published tables; only
-/// a calibration knows the machine at hand.
+/// [`calibrate`](crate::calibrate()) knows the machine at hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CostModel {
     /// The CPU, per folio: call, clearing and checks around the copy.
@@ -66,6 +70,18 @@ impl Default for CostModel {
 
 const fn scale(bytes: u64, ns_per_mib: u64) -> u64 {
     bytes.saturating_mul(ns_per_mib) >> MIB_SHIFT
+}
+
+/// `count` times `part / whole`, rounded up, for counts and lengths that are no nonsense.
+const fn part_of(count: u64, part: u64, whole: u64) -> u64 {
+    match count
+        .saturating_mul(part)
+        .saturating_add(whole.saturating_sub(1))
+        .checked_div(whole)
+    {
+        Some(count) => count,
+        None => count,
+    }
 }
 
 impl CostModel {
@@ -182,8 +198,8 @@ impl Policy {
         policy
     }
 
-    /// The smallest batch of scattered base pages that engines copy at least as fast as the CPU;
-    /// `u64::MAX` if there is none below 1 GiB.
+    /// The smallest batch of scattered base pages that engines copy faster than the CPU, by a
+    /// margin of one eighth; `u64::MAX` if there is none below 1 GiB.
     ///
     /// [`min_batch_bytes`](Self::min_batch_bytes) may be smaller: one large folio needs fewer
     /// descriptors.
@@ -197,7 +213,7 @@ impl Policy {
         const PAGE: u64 = 4096;
         let wins = |pages: u64| {
             let bytes = pages.saturating_mul(PAGE);
-            self.best(folios(pages), bytes).1 <= self.model.cpu_ns(folios(pages), bytes)
+            self.wins(folios(pages), bytes, self.best(folios(pages), bytes).1)
         };
         let mut high = 1;
         while !wins(high) {
@@ -254,14 +270,19 @@ impl Policy {
         } else {
             0
         };
+        let engine_bytes = bytes.saturating_sub(cpu_share_bytes);
         let expected_ns = self.model.engine_ns(
             channels,
-            capped.descriptors(folios, bytes, channels),
-            bytes.saturating_sub(cpu_share_bytes),
+            part_of(
+                capped.descriptors(folios, bytes, channels),
+                engine_bytes,
+                bytes,
+            ),
+            engine_bytes,
         );
         // The bytes alone do not tell: many small folios may be faster by hand where one large
         // one is not.
-        if self.min_batch_bytes != 0 && expected_ns > self.model.cpu_ns(folios, bytes) {
+        if self.min_batch_bytes != 0 && !self.wins(folios, bytes, expected_ns) {
             return Decision::Decline;
         }
         Decision::Engines {
@@ -303,6 +324,11 @@ impl Policy {
         }
     }
 
+    /// Whether engines that take `engines_ns` beat the CPU by the margin.
+    const fn wins(&self, folios: u64, bytes: u64, engines_ns: u64) -> bool {
+        engines_ns.saturating_add(engines_ns / MARGIN) <= self.model.cpu_ns(folios, bytes)
+    }
+
     /// How many descriptors a batch has at most, if nothing of it is contiguous.
     fn descriptors(&self, folios: u64, bytes: u64, channels: u64) -> u64 {
         // Every channel may cut one folio, but not below the minimum part.
@@ -339,7 +365,19 @@ impl Policy {
             self.descriptors(folios, bytes, channels)
                 .saturating_mul(model.prepare_ns),
         );
-        let both_per_mib = model.cpu_ns_per_mib.saturating_add(model.slope(channels));
+        // A byte that the CPU takes over saves the engines a part of a descriptor, too.
+        let descriptors_ns = self
+            .descriptors(folios, bytes, channels)
+            .saturating_mul(model.descriptor_ns)
+            .checked_div(channels)
+            .unwrap_or(0);
+        let descriptors_per_mib = (descriptors_ns << MIB_SHIFT)
+            .checked_div(bytes)
+            .unwrap_or(0);
+        let both_per_mib = model
+            .cpu_ns_per_mib
+            .saturating_add(model.slope(channels))
+            .saturating_add(descriptors_per_mib);
         let share = (alone_ns.saturating_sub(busy_ns) << MIB_SHIFT)
             .checked_div(both_per_mib)
             .unwrap_or(0)
@@ -369,11 +407,12 @@ mod tests {
         let bytes = policy.break_even_bytes();
         let at = |bytes: u64| {
             let pages = bytes / 4096;
-            policy.best(pages, bytes).1 <= policy.model.cpu_ns(pages, bytes)
+            let engines = policy.best(pages, bytes).1;
+            engines + engines / MARGIN <= policy.model.cpu_ns(pages, bytes)
         };
         assert!(at(bytes) && !at(bytes - 4096), "{bytes}");
-        // 100 KiB or so: a compaction batch of 32 pages is at the border.
-        assert!((32 << 10..512 << 10).contains(&bytes), "{bytes}");
+        // A little over the 128 KiB of a compaction batch.
+        assert!((128 << 10..256 << 10).contains(&bytes), "{bytes}");
         let slow = CostModel {
             engine_ns_per_mib: 1_000_000,
             fabric_ns_per_mib: 1_000_000,
@@ -432,9 +471,10 @@ mod tests {
             else {
                 panic!("declined")
             };
-            let busy = channels as u64 * policy.model.channel_ns
-                + policy.descriptors(folios as u64, bytes, channels as u64)
-                    * policy.model.prepare_ns;
+            let descriptors = policy.descriptors(folios as u64, bytes, channels as u64);
+            let descriptors = part_of(descriptors, bytes - cpu_share_bytes, bytes);
+            let busy =
+                channels as u64 * policy.model.channel_ns + descriptors * policy.model.prepare_ns;
             let cpu_ns = busy + scale(cpu_share_bytes, policy.model.cpu_ns_per_mib);
             assert!(
                 cpu_ns.abs_diff(expected_ns) * 50 < expected_ns,
@@ -467,7 +507,7 @@ mod tests {
             let policy = Policy {
                 hybrid: true,
                 min_batch_bytes: 0,
-                ..Policy::new(model, usize::MAX.min(64))
+                ..Policy::new(model, 64)
             };
             let _ = policy.decide(usize::MAX, u64::MAX, usize::MAX);
             let _ = model.min_part_bytes();

@@ -202,8 +202,7 @@ impl Survey {
         survey.bytes = bytes;
         survey.parts = count_parts(source, bounds);
         let sound = check.sound
-            && check.collected < bounds.addr_limit
-            && (bounds.addr_limit & bounds.addr_limit.wrapping_sub(1)) == 0
+            && check.collected < plain_limit(bounds.addr_limit)
             && check.aligned & bounds.align_bytes.wrapping_sub(1) == 0
             && survey.folios <= bounds.max_folios
             && survey.bytes <= MAX_BATCH_BYTES;
@@ -242,6 +241,16 @@ impl Survey {
         let index = count.saturating_sub(1);
         let bytes = self.landmarks.get(index).copied().unwrap_or(0);
         (index.saturating_mul(self.stride), bytes)
+    }
+}
+
+/// The highest power of two up to the limit, so that collected bits can be compared with it; 2^48
+/// at most, so that sums do not wrap. What is over it is decided one by one.
+const fn plain_limit(addr_limit: u64) -> u64 {
+    match addr_limit.checked_ilog2() {
+        Some(log2) if log2 < 48 => 1 << log2,
+        Some(_) => 1 << 48,
+        None => 0,
     }
 }
 
@@ -302,8 +311,8 @@ fn count_parts<S: FolioSource + ?Sized>(source: &S, bounds: &Bounds) -> u64 {
     parts.saturating_add(parts_of(run_bytes))
 }
 
-/// Walks the batch again, exactly, and says what is wrong with the first folio that is not sound.
-/// A limit that is no power of two is also decided here.
+/// Walks the batch again, exactly, and says what is wrong with the first folio that is not sound,
+/// if any is: addresses between the highest power of two and the limit are.
 #[cold]
 fn complain(folios: impl Iterator<Item = Folio>, bounds: &Bounds) -> Result<(), BadInput> {
     let mut bytes = 0_u64;

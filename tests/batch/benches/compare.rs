@@ -137,7 +137,7 @@ fn check(rows: &[Row]) -> anyhow::Result<()> {
                     row.interrupts
                 );
                 if let Some(count) = row.instructions_per_folio {
-                    ensure!(count <= 100.0, "{what}: {count:.1} instructions per folio");
+                    ensure!(count <= 180.0, "{what}: {count:.1} instructions per folio");
                 }
             }
             "512 x 4K contiguous" => {

@@ -108,6 +108,17 @@ impl Memory {
         self.dst.write(0, &clear).expect("own buffer");
     }
 
+    /// Takes the memory off the bus.
+    ///
+    /// # Panics
+    ///
+    /// If it was taken off before.
+    pub fn release(self, bus: &BusSpace) {
+        for buffer in [&self.src, &self.dst] {
+            bus.unmap(buffer.addr()).expect("was mapped");
+        }
+    }
+
     /// Bytes of all folios.
     #[must_use]
     pub fn bytes(&self) -> u64 {
