@@ -106,7 +106,7 @@ PTDMA_KNOB(min_batch_kb, false,
 PTDMA_KNOB(stripe_kb, false,
 	   "shortest part that a folio is cut into, in KiB, 4 to 2048 (default: 64)");
 PTDMA_KNOB(poll_us, false,
-	   "microseconds that a batch spins before it sleeps, 0 to 10000 (default: 50)");
+	   "microseconds that a batch spins before it sleeps, 0 to 10000 (default: 10)");
 PTDMA_KNOB(timeout_ms, false,
 	   "milliseconds that a batch may take, 10 to 60000 (default: 2000)");
 PTDMA_KNOB(hybrid_percent, false,

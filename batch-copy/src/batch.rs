@@ -415,6 +415,13 @@ where
                 }
                 continue;
             };
+            // With everything handed out, the lane that was filled last is the last to be over:
+            // waiting for it is one wait instead of one for each lane.
+            let focus = if self.has_rest() {
+                focus
+            } else {
+                self.last_in_flight().unwrap_or(focus)
+            };
             idle = idle.saturating_add(1);
             wake = self.wait(Some(focus), now_ns);
         }
@@ -438,6 +445,11 @@ where
     fn first_in_flight(&self) -> Option<usize> {
         let mut lanes = self.state.lanes.iter();
         lanes.position(|lane| !lane.bursts.is_empty())
+    }
+
+    fn last_in_flight(&self) -> Option<usize> {
+        let mut lanes = self.state.lanes.iter();
+        lanes.rposition(|lane| !lane.bursts.is_empty())
     }
 
     fn rest_of(&self, index: usize) -> u64 {

@@ -18,9 +18,9 @@ impl Default for Settings {
             min_batch_kb: 0,
             // The engine copies this in about as long as a descriptor costs it at the least.
             stripe_kb: 64,
-            // A 4 KiB batch on 16 channels is done in less; a sleep and its interrupt cost 5 to
-            // 10 us.
-            poll_us: 50,
+            // About what a sleep and its wake-up cost: to spin for longer than it can save is
+            // never much of a gain.
+            poll_us: 10,
             // A batch of 2 MiB takes a fifth of a millisecond on one channel; this is for engines that hang.
             timeout_ms: 2000,
             hybrid_percent: 0,
