@@ -8,6 +8,7 @@
 #include <linux/list.h>
 #include <linux/migrate_copy_offload.h>
 #include <linux/mm.h>
+#include <linux/sizes.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 
@@ -19,6 +20,9 @@ static LIST_HEAD(ptdma_pool);
 static DEFINE_SPINLOCK(ptdma_pool_lock);
 
 struct ptdma_totals ptdma_totals;
+
+/* Counted on in rust/tests/budget.rs. */
+static_assert(sizeof(struct ptdma_batch) <= 52 * SZ_1K);
 
 static void ptdma_batch_free(struct ptdma_batch *batch)
 {
