@@ -6,9 +6,10 @@ use ptdma::Cookie;
 use crate::cursor::Place;
 use crate::gather::Digest;
 
-/// Bursts of one batch in one ring at the same time. Two keep a ring fed (one runs, one waits);
-/// the third is for chunks of other batches in between, which break a burst in two.
-pub(crate) const BURSTS: usize = 3;
+/// Bursts of one batch in one ring at the same time: one runs, one waits. A chunk of another batch
+/// in between breaks a burst in two; then less of this batch is in the ring, and the engine works
+/// on the other one.
+pub(crate) const BURSTS: usize = 2;
 
 /// Descriptors of one batch that follow each other in a ring and in the stream.
 #[derive(Clone, Copy, Debug)]
