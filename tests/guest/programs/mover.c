@@ -28,7 +28,7 @@ static struct {
 	size_t folio_bytes, bytes;
 	int from, to;
 	unsigned int rounds, writers, movers, pinned;
-	bool overlap;
+	bool overlap, count;
 	const char *path, *kind_name, *call_name;
 	const char *counters[MAX_COUNTERS];
 	unsigned int nr_counters;
@@ -81,7 +81,7 @@ static void usage(void)
 	      "             [--call move_pages|migrate_pages|mbind] [--from 0] [--to 1]\n"
 	      "             [--rounds 1 | --for-ms N] [--writers 0..16] [--movers 1..16]\n"
 	      "             [--overlap] [--pinned PAGES] [--path FILE] [--seed N]\n"
-	      "             [--counter FILE]...\n",
+	      "             [--count] [--counter FILE]...\n",
 	      stderr);
 	exit(2);
 }
@@ -96,7 +96,8 @@ static void parse(int argc, char **argv)
 		{ "writers", 1, NULL, 'w' }, { "movers", 1, NULL, 'M' },
 		{ "overlap", 0, NULL, 'o' }, { "pinned", 1, NULL, 'p' },
 		{ "path", 1, NULL, 'P' },    { "seed", 1, NULL, 's' },
-		{ "counter", 1, NULL, 'C' }, { NULL, 0, NULL, 0 },
+		{ "counter", 1, NULL, 'C' }, { "count", 0, NULL, 'n' },
+		{ NULL, 0, NULL, 0 },
 	};
 	unsigned int i;
 	int which;
@@ -116,6 +117,7 @@ static void parse(int argc, char **argv)
 		case 'o': opt.overlap = true; break;
 		case 'p': opt.pinned = (unsigned int)atoi(optarg); break;
 		case 'P': opt.path = optarg; break;
+		case 'n': opt.count = true; break;
 		case 's': opt.seed = strtoull(optarg, NULL, 0); break;
 		case 'C':
 			if (opt.nr_counters == MAX_COUNTERS)
@@ -304,6 +306,33 @@ static int pin(unsigned int pages)
 	return ends[0];
 }
 
+/*
+ * What is left of the processor: a thread that runs when nothing else wants to. With
+ * one processor, and an emulator that counts instructions as time, the time that the
+ * thread did not get is the number of instructions that everything else took,
+ * interrupts included.
+ */
+static void *leftover(void *argument)
+{
+	struct sched_param none = { 0 };
+
+	(void)argument;
+	if (sched_setscheduler(0, SCHED_IDLE, &none))
+		fail_errno("sched_setscheduler(SCHED_IDLE)");
+	while (!atomic_load_explicit(&stop, memory_order_relaxed))
+		;
+	return NULL;
+}
+
+static uint64_t clock_ns(clockid_t clock)
+{
+	struct timespec time;
+
+	if (clock_gettime(clock, &time))
+		fail_errno("clock_gettime");
+	return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
+}
+
 static const char *const vmstat_names[] = {
 	"pgmigrate_success", "pgmigrate_fail", "thp_migration_success", "thp_migration_fail",
 	"thp_migration_split",
@@ -315,8 +344,9 @@ int main(int argc, char **argv)
 	unsigned long long before[NR_VMSTAT], after[NR_VMSTAT];
 	long long counted[MAX_COUNTERS], took[MAX_COUNTERS];
 	struct share shares[MAX_MOVERS] = { 0 };
-	uint64_t begin, fill_ns, move_ns, check_ns, cpu_ns;
-	pthread_t writer_threads[MAX_WRITERS];
+	uint64_t begin, fill_ns, move_ns, check_ns, busy_ns = 0, left_ns = 0;
+	pthread_t writer_threads[MAX_WRITERS], leftover_thread;
+	clockid_t leftover_clock = 0;
 	size_t pages, expected, folios, moved_folios = 0, on_node;
 	void **heads;
 	unsigned int i;
@@ -349,12 +379,20 @@ int main(int argc, char **argv)
 	for (i = 0; i < opt.writers; i++)
 		if (pthread_create(&writer_threads[i], NULL, writer, (void *)(uintptr_t)i))
 			fail("pthread_create");
+	if (opt.count) {
+		if (pthread_create(&leftover_thread, NULL, leftover, NULL) ||
+		    pthread_getcpuclockid(leftover_thread, &leftover_clock))
+			fail("pthread_create");
+		/* It is a thread of lower rank once it has run. */
+		usleep(20000);
+	}
 	for (i = 0; i < NR_VMSTAT; i++)
 		before[i] = vmstat(vmstat_names[i]);
 	for (i = 0; i < opt.nr_counters; i++)
 		counted[i] = read_number(opt.counters[i]);
 
-	cpu_ns = cpu_now_ns();
+	if (opt.count)
+		left_ns = clock_ns(leftover_clock);
 	begin = now_ns();
 	for (i = 0; i < opt.movers; i++) {
 		size_t units = opt.bytes / opt.folio_bytes;
@@ -374,7 +412,8 @@ int main(int argc, char **argv)
 	for (i = 1; i < opt.movers; i++)
 		pthread_join(shares[i].thread, NULL);
 	move_ns = now_ns() - begin;
-	cpu_ns = cpu_now_ns() - cpu_ns;
+	if (opt.count)
+		busy_ns = move_ns - (clock_ns(leftover_clock) - left_ns);
 
 	for (i = 0; i < NR_VMSTAT; i++)
 		after[i] = vmstat(vmstat_names[i]);
@@ -384,6 +423,8 @@ int main(int argc, char **argv)
 	atomic_store(&stop, true);
 	for (i = 0; i < opt.writers; i++)
 		pthread_join(writer_threads[i], NULL);
+	if (opt.count)
+		pthread_join(leftover_thread, NULL);
 
 	begin = now_ns();
 	check_pages(memory, opt.bytes, opt.seed, opt.writers, "after the moves");
@@ -405,14 +446,13 @@ int main(int argc, char **argv)
 	printf("{\"kind\":\"%s\",\"call\":\"%s\",\"folio_bytes\":%zu,\"bytes\":%zu,"
 	       "\"folios\":%zu,\"rounds\":%u,\"folios_moved\":%zu,\"busy\":%llu,"
 	       "\"movers\":%u,\"writers\":%u,\"writes\":%llu,\"pinned\":%u,"
-	       "\"move_cpu_ns\":%llu,"
-	       "\"phase_ns\":{\"fill\":%llu,\"move\":%llu,\"check\":%llu}",
+	       "\"phase_ns\":{\"fill\":%llu,\"move\":%llu,\"check\":%llu,\"busy\":%llu}",
 	       opt.kind_name, opt.call_name, opt.folio_bytes, opt.bytes, folios,
 	       shares[0].rounds, moved_folios, (unsigned long long)atomic_load(&busy),
 	       opt.movers, opt.writers, (unsigned long long)atomic_load(&writes), opt.pinned,
 	       (unsigned long long)cpu_ns,
 	       (unsigned long long)fill_ns, (unsigned long long)move_ns,
-	       (unsigned long long)check_ns);
+	       (unsigned long long)check_ns, (unsigned long long)busy_ns);
 	printf(",\"vmstat\":{");
 	for (i = 0; i < NR_VMSTAT; i++)
 		printf("%s\"%s\":%llu", i ? "," : "", vmstat_names[i], after[i] - before[i]);
