@@ -22,7 +22,7 @@ enum { MAX_COUNTERS = 8 };
 static struct {
 	size_t bytes, huge_bytes;
 	int node;
-	bool hog;
+	bool hog, count;
 	const char *counters[MAX_COUNTERS];
 	unsigned int nr_counters;
 } opt = {
@@ -82,7 +82,8 @@ static void parse(int argc, char **argv)
 	static const struct option options[] = {
 		{ "bytes-mib", 1, NULL, 'b' }, { "huge-mib", 1, NULL, 'g' },
 		{ "node", 1, NULL, 'n' },      { "hog", 0, NULL, 'h' },
-		{ "counter", 1, NULL, 'C' },   { NULL, 0, NULL, 0 },
+		{ "counter", 1, NULL, 'C' },   { "count", 0, NULL, 'c' },
+		{ NULL, 0, NULL, 0 },
 	};
 	int which;
 
@@ -92,6 +93,7 @@ static void parse(int argc, char **argv)
 		case 'g': opt.huge_bytes = strtoul(optarg, NULL, 0) << 20; break;
 		case 'n': opt.node = atoi(optarg); break;
 		case 'h': opt.hog = true; break;
+		case 'c': opt.count = true; break;
 		case 'C':
 			if (opt.nr_counters < MAX_COUNTERS) {
 				opt.counters[opt.nr_counters++] = optarg;
@@ -100,7 +102,7 @@ static void parse(int argc, char **argv)
 			/* fall through */
 		default:
 			fputs("usage: compactor [--bytes-mib N] [--huge-mib 0] [--node 0] [--hog]\n"
-			      "                 [--counter FILE]...\n"
+			      "                 [--count] [--counter FILE]...\n"
 			      "Without --bytes-mib nearly all free memory of the node is fragmented.\n"
 			      "With --huge-mib that much memory is touched as huge pages, else\n"
 			      "/proc/sys/vm/compact_memory is written.\n",
@@ -123,7 +125,7 @@ int main(int argc, char **argv)
 	unsigned long long before[NR_NAMES], after[NR_NAMES], old_times[3], new_times[3];
 	long long counted[MAX_COUNTERS], took[MAX_COUNTERS];
 	size_t pages, page, word, i, huge_folios = 0;
-	uint64_t begin, wall_ns;
+	uint64_t begin, wall_ns, busy_ns = 0;
 	uint64_t *words, expected;
 	pthread_t hog_thread;
 	char *memory, *huge = NULL;
@@ -151,6 +153,10 @@ int main(int argc, char **argv)
 		counted[i] = read_number(opt.counters[i]);
 	cpu_times(cpu, old_times);
 
+	if (opt.count) {
+		start_leftover();
+		busy_ns = leftover_ns();
+	}
 	begin = now_ns();
 	if (opt.huge_bytes) {
 		huge = make_memory(KIND_ANON, opt.huge_bytes, HUGE_BYTES, opt.node, NULL);
@@ -160,6 +166,10 @@ int main(int argc, char **argv)
 		must_write("/proc/sys/vm/compact_memory", "1");
 	}
 	wall_ns = now_ns() - begin;
+	if (opt.count) {
+		busy_ns = wall_ns - (leftover_ns() - busy_ns);
+		stop_leftover();
+	}
 
 	cpu_times(cpu, new_times);
 	for (i = 0; i < NR_NAMES; i++)
@@ -192,11 +202,11 @@ int main(int argc, char **argv)
 		}
 	}
 
-	printf("{\"fragmented_pages\":%zu,\"by\":\"%s\",\"huge_folios\":%zu,\"wall_ns\":%llu,"
+	printf("{\"fragmented_pages\":%zu,\"by\":\"%s\",\"huge_folios\":%zu,\"wall_ns\":%llu,\"busy_ns\":%llu,"
 	       "\"hog\":%s,\"hog_turns\":%llu,\"ticks\":{\"user\":%llu,\"system\":%llu,"
 	       "\"idle\":%llu}",
 	       pages / 2, opt.huge_bytes ? "huge-page-faults" : "compact_memory", huge_folios,
-	       (unsigned long long)wall_ns, opt.hog ? "true" : "false",
+	       (unsigned long long)wall_ns, (unsigned long long)busy_ns, opt.hog ? "true" : "false",
 	       (unsigned long long)atomic_load(&hog_turns), new_times[0] - old_times[0],
 	       new_times[1] - old_times[1], new_times[2] - old_times[2]);
 	printf(",\"vmstat\":{");

@@ -14,7 +14,9 @@
 #endif
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -115,6 +117,53 @@ static UNUSED long long read_number(const char *path)
 		fail("%s holds no number", path);
 	fclose(file);
 	return value;
+}
+
+/*
+ * What is left of the processor: a thread that runs when nothing else wants to. With
+ * one processor, and an emulator that counts instructions as time, the time that the
+ * thread did not get is the number of instructions that everything else took,
+ * interrupts included.
+ */
+static UNUSED pthread_t leftover_thread;
+static UNUSED clockid_t leftover_clock;
+static UNUSED atomic_bool leftover_stop;
+
+static UNUSED void *leftover(void *argument)
+{
+	struct sched_param none = { 0 };
+
+	(void)argument;
+	if (sched_setscheduler(0, SCHED_IDLE, &none))
+		fail_errno("sched_setscheduler(SCHED_IDLE)");
+	while (!atomic_load_explicit(&leftover_stop, memory_order_relaxed))
+		;
+	return NULL;
+}
+
+static UNUSED void start_leftover(void)
+{
+	if (pthread_create(&leftover_thread, NULL, leftover, NULL) ||
+	    pthread_getcpuclockid(leftover_thread, &leftover_clock))
+		fail("cannot start the leftover thread");
+	/* It has its low rank once it has run. */
+	usleep(20000);
+}
+
+static UNUSED void stop_leftover(void)
+{
+	atomic_store(&leftover_stop, true);
+	pthread_join(leftover_thread, NULL);
+}
+
+/* The time that the leftover thread has had. */
+static UNUSED uint64_t leftover_ns(void)
+{
+	struct timespec time;
+
+	if (clock_gettime(leftover_clock, &time))
+		fail_errno("clock_gettime");
+	return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
 }
 
 /* A counter of /proc/vmstat, 0 if this kernel does not have it. */

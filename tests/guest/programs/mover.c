@@ -129,7 +129,8 @@ static void parse(int argc, char **argv)
 	}
 	if (optind != argc || opt.writers > MAX_WRITERS || !opt.movers ||
 	    opt.movers > MAX_MOVERS || !opt.folio_bytes ||
-	    opt.folio_bytes % PAGE_BYTES || opt.from == opt.to)
+	    opt.folio_bytes % PAGE_BYTES || opt.from == opt.to ||
+	    (opt.count && opt.movers > 1))
 		usage();
 	opt.kind = kind_of(opt.kind_name);
 	for (i = 0; i < 3; i++)
@@ -180,6 +181,27 @@ static void *writer(void *argument)
 	return NULL;
 }
 
+/* What the calls that move took, without the leftover thread, and what it took. */
+static uint64_t busy_ns, left_ns;
+
+/* One call that moves; in between, this program looks for folios, at its own cost. */
+static long counted_move(size_t count, void **pages, const int *nodes, int *status)
+{
+	uint64_t began, left;
+	long result;
+
+	if (!opt.count)
+		return sys_move_pages(0, count, pages, nodes, status, MPOL_MF_MOVE);
+	left = leftover_ns();
+	began = now_ns();
+	result = sys_move_pages(0, count, pages, nodes, status, MPOL_MF_MOVE);
+	busy_ns += now_ns() - began;
+	left = leftover_ns() - left;
+	busy_ns -= left;
+	left_ns += left;
+	return result;
+}
+
 static bool may_fail(void)
 {
 	return opt.overlap || opt.pinned;
@@ -206,7 +228,7 @@ static size_t move_pages_to(char *start, size_t bytes, int node)
 			nodes[i] = node;
 			status[i] = INT_MIN;
 		}
-		if (sys_move_pages(0, left, pages, nodes, status, MPOL_MF_MOVE) < 0)
+		if (counted_move(left, pages, nodes, status) < 0)
 			fail_errno("move_pages");
 		/* What did not move may be in use for a moment (-EBUSY, -EAGAIN). */
 		if (sys_move_pages(0, left, pages, NULL, status, 0))
@@ -306,33 +328,6 @@ static int pin(unsigned int pages)
 	return ends[0];
 }
 
-/*
- * What is left of the processor: a thread that runs when nothing else wants to. With
- * one processor, and an emulator that counts instructions as time, the time that the
- * thread did not get is the number of instructions that everything else took,
- * interrupts included.
- */
-static void *leftover(void *argument)
-{
-	struct sched_param none = { 0 };
-
-	(void)argument;
-	if (sched_setscheduler(0, SCHED_IDLE, &none))
-		fail_errno("sched_setscheduler(SCHED_IDLE)");
-	while (!atomic_load_explicit(&stop, memory_order_relaxed))
-		;
-	return NULL;
-}
-
-static uint64_t clock_ns(clockid_t clock)
-{
-	struct timespec time;
-
-	if (clock_gettime(clock, &time))
-		fail_errno("clock_gettime");
-	return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
-}
-
 static const char *const vmstat_names[] = {
 	"pgmigrate_success", "pgmigrate_fail", "thp_migration_success", "thp_migration_fail",
 	"thp_migration_split",
@@ -344,9 +339,8 @@ int main(int argc, char **argv)
 	unsigned long long before[NR_VMSTAT], after[NR_VMSTAT];
 	long long counted[MAX_COUNTERS], took[MAX_COUNTERS];
 	struct share shares[MAX_MOVERS] = { 0 };
-	uint64_t begin, fill_ns, move_ns, check_ns, busy_ns = 0, left_ns = 0;
-	pthread_t writer_threads[MAX_WRITERS], leftover_thread;
-	clockid_t leftover_clock = 0;
+	uint64_t begin, fill_ns, move_ns, check_ns, cpu_ns;
+	pthread_t writer_threads[MAX_WRITERS];
 	size_t pages, expected, folios, moved_folios = 0, on_node;
 	void **heads;
 	unsigned int i;
@@ -379,20 +373,14 @@ int main(int argc, char **argv)
 	for (i = 0; i < opt.writers; i++)
 		if (pthread_create(&writer_threads[i], NULL, writer, (void *)(uintptr_t)i))
 			fail("pthread_create");
-	if (opt.count) {
-		if (pthread_create(&leftover_thread, NULL, leftover, NULL) ||
-		    pthread_getcpuclockid(leftover_thread, &leftover_clock))
-			fail("pthread_create");
-		/* It is a thread of lower rank once it has run. */
-		usleep(20000);
-	}
+	if (opt.count)
+		start_leftover();
 	for (i = 0; i < NR_VMSTAT; i++)
 		before[i] = vmstat(vmstat_names[i]);
 	for (i = 0; i < opt.nr_counters; i++)
 		counted[i] = read_number(opt.counters[i]);
 
-	if (opt.count)
-		left_ns = clock_ns(leftover_clock);
+	cpu_ns = cpu_now_ns();
 	begin = now_ns();
 	for (i = 0; i < opt.movers; i++) {
 		size_t units = opt.bytes / opt.folio_bytes;
@@ -412,8 +400,7 @@ int main(int argc, char **argv)
 	for (i = 1; i < opt.movers; i++)
 		pthread_join(shares[i].thread, NULL);
 	move_ns = now_ns() - begin;
-	if (opt.count)
-		busy_ns = move_ns - (clock_ns(leftover_clock) - left_ns);
+	cpu_ns = cpu_now_ns() - cpu_ns;
 
 	for (i = 0; i < NR_VMSTAT; i++)
 		after[i] = vmstat(vmstat_names[i]);
@@ -424,7 +411,7 @@ int main(int argc, char **argv)
 	for (i = 0; i < opt.writers; i++)
 		pthread_join(writer_threads[i], NULL);
 	if (opt.count)
-		pthread_join(leftover_thread, NULL);
+		stop_leftover();
 
 	begin = now_ns();
 	check_pages(memory, opt.bytes, opt.seed, opt.writers, "after the moves");
@@ -446,13 +433,16 @@ int main(int argc, char **argv)
 	printf("{\"kind\":\"%s\",\"call\":\"%s\",\"folio_bytes\":%zu,\"bytes\":%zu,"
 	       "\"folios\":%zu,\"rounds\":%u,\"folios_moved\":%zu,\"busy\":%llu,"
 	       "\"movers\":%u,\"writers\":%u,\"writes\":%llu,\"pinned\":%u,"
-	       "\"phase_ns\":{\"fill\":%llu,\"move\":%llu,\"check\":%llu,\"busy\":%llu}",
+	       "\"move_cpu_ns\":%llu,"
+	       "\"phase_ns\":{\"fill\":%llu,\"move\":%llu,\"check\":%llu,"
+	       "\"busy\":%llu,\"left\":%llu}",
 	       opt.kind_name, opt.call_name, opt.folio_bytes, opt.bytes, folios,
 	       shares[0].rounds, moved_folios, (unsigned long long)atomic_load(&busy),
 	       opt.movers, opt.writers, (unsigned long long)atomic_load(&writes), opt.pinned,
 	       (unsigned long long)cpu_ns,
 	       (unsigned long long)fill_ns, (unsigned long long)move_ns,
-	       (unsigned long long)check_ns, (unsigned long long)busy_ns);
+	       (unsigned long long)check_ns, (unsigned long long)busy_ns,
+	       (unsigned long long)left_ns);
 	printf(",\"vmstat\":{");
 	for (i = 0; i < NR_VMSTAT; i++)
 		printf("%s\"%s\":%llu", i ? "," : "", vmstat_names[i], after[i] - before[i]);

@@ -13,7 +13,7 @@ pub(super) fn options(channels: usize, moved_mib: u64, compacted_mib: u64) -> Op
         cpus: 1,
         // 2^0: one instruction is one nanosecond of the guest's time.
         icount: Some(0),
-        node_memory_mib: BASE_MIB + moved_mib.max(2 * compacted_mib),
+        node_memory_mib: BASE_MIB + moved_mib.max(compacted_mib * 3 / 4),
         modules: vec!["dcbm", "kshim"],
         ..Options::default()
     }

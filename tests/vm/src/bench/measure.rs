@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
 
+use super::trace;
 use crate::machine::Guest;
 use crate::suite::mover::{self, Report};
 
@@ -62,11 +63,24 @@ impl Migrator {
     }
 
     /// Loads the modules and makes this one the kernel's migrator.
-    pub(super) fn start(self, guest: &mut Guest, channels: usize) -> Result<()> {
+    pub(super) fn start(
+        self,
+        guest: &mut Guest,
+        channels: usize,
+        parameters: &[String],
+    ) -> Result<()> {
         let Some(Controls { modules, folder }) = self.controls() else {
             return Ok(());
         };
         guest.ok(modules)?;
+        if self == Self::Ptdma {
+            for parameter in parameters {
+                let (name, value) = parameter
+                    .split_once('=')
+                    .with_context(|| format!("--set {parameter} is not NAME=VALUE"))?;
+                guest.ok(&format!("echo {value} > {folder}/{name}"))?;
+            }
+        }
         guest.ok(&format!(
             "echo {channels} > {folder}/nr_dma_chan && echo 1 > {folder}/offloading"
         ))?;
@@ -86,6 +100,15 @@ impl Migrator {
         Ok(())
     }
 
+    /// The function that copies.
+    pub(super) fn copy_function(self) -> &'static str {
+        match self {
+            Self::Cpu => "folio_mc_copy",
+            Self::Dcbm => "dcbm_offload_copy",
+            Self::Ptdma => "ptdma_offload_copy",
+        }
+    }
+
     fn migrated_file(self) -> Option<String> {
         self.controls()
             .map(|controls| format!("{}/folios_migrated", controls.folder))
@@ -102,8 +125,11 @@ pub(super) struct Cell {
     pub(super) folios: u64,
     /// Of those, how many the migrator copied.
     pub(super) by_device: u64,
-    /// Instructions of the guest's processor, interrupts included.
+    /// Instructions of the guest's processor in `move_pages`, interrupts included.
     pub(super) instructions_per_folio: f64,
+    /// Of those, in the copy: `folio_mc_copy` of the kernel, or the migrator's
+    /// `offload_copy`; interrupts included.
+    pub(super) copy_instructions_per_folio: f64,
     pub(super) reads_per_folio: f64,
     pub(super) writes_per_folio: f64,
     pub(super) interrupts_per_folio: f64,
@@ -132,6 +158,7 @@ pub(super) fn folios(
         &format!("--count --bytes {}K --rounds {ROUNDS}", count * folio_kib),
         &files,
     );
+    let copying = trace::instructions(guest, migrator, &command)?;
     guest.server()?.reset_counters()?;
     let report = run(guest, &command)?;
     let each = guest.server()?.counters_by_device()?;
@@ -159,6 +186,7 @@ pub(super) fn folios(
         folios: moved,
         by_device,
         instructions_per_folio: per(report.number("/phase_ns/busy")?),
+        copy_instructions_per_folio: per(copying),
         reads_per_folio: per(total.mmio_reads),
         writes_per_folio: per(total.mmio_writes),
         interrupts_per_folio: per(total.interrupts),
@@ -181,10 +209,10 @@ pub(super) struct Compaction {
     /// A thread that wants all of the processor runs beside it.
     pub(super) busy: bool,
     pub(super) pages_migrated: u64,
-    /// Virtual milliseconds: a million instructions each.
-    pub(super) wall_ms: f64,
-    /// Turns of the thread beside it, per virtual millisecond.
-    pub(super) hog_turns_per_ms: f64,
+    /// Millions of instructions, without the thread beside it when there is none.
+    pub(super) million_instructions: f64,
+    /// Turns that the thread beside it got meanwhile, per page that was migrated.
+    pub(super) hog_turns_per_page: f64,
     pub(super) descriptors: u64,
     pub(super) interrupts: u64,
 }
@@ -197,26 +225,27 @@ pub(super) fn compaction(
     busy: bool,
 ) -> Result<Compaction> {
     let command = format!(
-        "compactor --bytes-mib {mib} --huge-mib {}{}",
-        mib / 6,
-        if busy { " --hog" } else { "" }
+        "compactor --bytes-mib {mib} {}",
+        if busy { "--hog" } else { "--count" }
     );
     guest.server()?.reset_counters()?;
     let report = run(guest, &command)?;
     let total = guest.server()?.counters()?;
-    let wall_ms = report.number("/wall_ns")? as f64 / 1e6;
+    let pages = report.number("/vmstat/pgmigrate_success")?;
+    ensure!(pages > 0, "`{command}` had nothing to compact");
+    let taken = report.number(if busy { "/wall_ns" } else { "/busy_ns" })? as f64 / 1e6;
     Ok(Compaction {
         migrator,
         busy,
-        pages_migrated: report.number("/vmstat/pgmigrate_success")?,
-        wall_ms,
-        hog_turns_per_ms: report.number("/hog_turns")? as f64 / wall_ms.max(1.0),
+        pages_migrated: pages,
+        million_instructions: taken,
+        hog_turns_per_page: report.number("/hog_turns")? as f64 / pages.max(1) as f64,
         descriptors: total.descriptors,
         interrupts: total.interrupts,
     })
 }
 
-fn run(guest: &mut Guest, command: &str) -> Result<Report> {
+pub(super) fn run(guest: &mut Guest, command: &str) -> Result<Report> {
     let text = guest.ok_within(command, CELL_LIMIT)?;
     mover::parse(command, &text).context("the guest's program")
 }

@@ -9,6 +9,7 @@
 mod machine;
 mod measure;
 mod report;
+mod trace;
 
 use std::path::PathBuf;
 
@@ -43,8 +44,11 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 512)]
     batch_pages: u64,
     /// Memory that the compaction experiment fragments, MiB (0: leave it out)
-    #[arg(long, default_value_t = 96)]
+    #[arg(long, default_value_t = 200)]
     compact_mib: u64,
+    /// Set a parameter of our module, e.g. poll_us=0 (may be repeated)
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    parameters: Vec<String>,
     /// Print everything as JSON
     #[arg(long)]
     json: bool,
@@ -57,6 +61,8 @@ struct Results {
     conditions: String,
     kernel: String,
     batch_pages: u64,
+    /// Parameters of our module that differ from its defaults.
+    parameters: Vec<String>,
     /// Table 1: folio size by channels.
     sizes: Vec<Cell>,
     /// Table 2: number of 2 MiB folios, on the largest number of channels.
@@ -118,6 +124,7 @@ fn measure_all(
         conditions: report::CONDITIONS.into(),
         kernel: release.into(),
         batch_pages: arguments.batch_pages,
+        parameters: arguments.parameters.clone(),
         sizes: Vec::new(),
         huge: Vec::new(),
         compaction: Vec::new(),
@@ -126,8 +133,12 @@ fn measure_all(
         "echo {} > /sys/kernel/mm/migrate_offload/max_batch_pages",
         arguments.batch_pages
     ))?;
+    if arguments.compact_mib > 0 {
+        // The first one finds memory as the boot left it, and has less to do.
+        measure::compaction(&mut guest, Migrator::Cpu, arguments.compact_mib, false)?;
+    }
     for (migrator, channels) in rows {
-        migrator.start(&mut guest, channels)?;
+        migrator.start(&mut guest, channels, &arguments.parameters)?;
         for &kib in &arguments.folios {
             bar.set_message(format!("{migrator}, {channels} channels, {kib} KiB"));
             let count = (arguments.mib << 10) / kib;
@@ -138,7 +149,12 @@ fn measure_all(
         migrator.stop(&mut guest)?;
     }
     for &migrator in &arguments.migrators {
-        migrator.start(&mut guest, channels)?;
+        migrator.start(&mut guest, channels, &arguments.parameters)?;
+        let channels = if migrator == Migrator::Cpu {
+            0
+        } else {
+            channels
+        };
         for &count in &arguments.huge {
             bar.set_message(format!("{migrator}, {count} huge folios"));
             let cell = measure::folios(&mut guest, migrator, channels, 2048, count)?;
