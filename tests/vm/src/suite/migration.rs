@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::mover::{FOLIO_KIB, PROGRAM_LIMIT, get, mover, parse, refuses, run, set};
-use super::{BOTH, Check, Suite};
+use super::{BOTH, Check, DEBUG, FAST, Suite};
 use crate::machine::{Guest, Options};
 
 const MODE: &str = "/sys/kernel/testmig/mode";
@@ -26,7 +26,7 @@ const MAX_BATCH: &str = "/sys/kernel/mm/migrate_offload/max_batch_pages";
 /// Registrations while folios migrate.
 const CHURNS: u64 = 1000;
 
-pub(super) const SUITES: &[Suite] = &[MISBEHAVING, SELFTESTS];
+pub(super) const SUITES: &[Suite] = &[MISBEHAVING, SELFTESTS, SELFTESTS_DEBUG];
 
 const MISBEHAVING: Suite = Suite {
     name: "migration",
@@ -66,7 +66,7 @@ const MISBEHAVING: Suite = Suite {
 const SELFTESTS: Suite = Suite {
     name: "selftests",
     about: "the kernel's own tests of migration, with a migrator at work",
-    kernels: BOTH,
+    kernels: FAST,
     machine: || Options {
         devices: 0,
         // The migration test uses all processors but two.
@@ -94,6 +94,23 @@ const SELFTESTS: Suite = Suite {
             selftest(guest, "migration", "migration")
         }),
     ],
+};
+
+/// The rest of them takes too long with the debug kernel's checks.
+const SELFTESTS_DEBUG: Suite = Suite {
+    name: "selftests-debug",
+    about: "the kernel's own test of migration, with a migrator at work",
+    kernels: DEBUG,
+    machine: || Options {
+        devices: 0,
+        cpus: 4,
+        modules: vec!["testmig"],
+        selftests: true,
+        ..Options::default()
+    },
+    checks: &[Check::new("migrate-anon", |guest| {
+        selftest(guest, "migration -t private_anon", "private_anon")
+    })],
 };
 
 /// Loads the migrator and registers it in a mode.
