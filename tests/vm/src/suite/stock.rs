@@ -2,13 +2,17 @@
 //!
 //! Nobody here wrote `ptdma` or `dmatest`. What they find right about the emulated
 //! function is evidence, and what the driver costs per descriptor is the baseline.
+//!
+//! On the fast kernel only: on the debug kernel KASAN reports a use after free in the
+//! stock driver itself (`pt_cmd_callback`, entered from dmatest's status query and from
+//! the interrupt for the same descriptor), before it has made a few dozen copies.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{BOTH, Check, FAST, Suite};
+use super::{Check, FAST, Suite};
 use crate::machine::{Guest, Iommu, Options};
 use crate::server::Counters;
 
@@ -29,7 +33,7 @@ pub(super) const SUITES: &[Suite] = &[
     Suite {
         name: "stock-1",
         about: "one function: copies, their cost, reload, reset, errors, loss of the server",
-        kernels: BOTH,
+        kernels: FAST,
         machine: || machine(1),
         checks: &[
             Check::new("ae4dma-leaves-it-alone", ae4dma),
@@ -74,7 +78,7 @@ pub(super) const SUITES: &[Suite] = &[
     Suite {
         name: "stock-intel-iommu",
         about: "behind Intel's IOMMU in translated mode",
-        kernels: BOTH,
+        kernels: FAST,
         machine: || Options {
             iommu: Iommu::Intel,
             ..machine(2)
