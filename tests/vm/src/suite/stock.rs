@@ -3,21 +3,27 @@
 //! Nobody here wrote `ptdma` or `dmatest`. What they find right about the emulated
 //! function is evidence, and what the driver costs per descriptor is the baseline.
 //!
-//! On the fast kernel only: on the debug kernel KASAN reports a use after free in the
-//! stock driver itself (`pt_cmd_callback`, entered from dmatest's status query and from
-//! the interrupt for the same descriptor), before it has made a few dozen copies.
+//! On the debug kernel KASAN finds a use after free in the stock driver, seen with this
+//! model: `pt_dma_start_desc` (inlined in `pt_cmd_callback`) stores a result in the
+//! descriptor after it rang the doorbell, and the interrupt on the other processor may
+//! have completed and freed it by then. That report, and no other, is let pass.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{Check, FAST, Suite};
+use super::{BOTH, Check, FAST, Suite};
+use crate::kernel::Variant;
 use crate::machine::{Guest, Iommu, Options};
 use crate::server::Counters;
 
 /// Verified copies of each channel: what was asked for.
 const COPIES: u64 = 3000;
+/// The same on the debug kernel, where a copy takes about 8 ms.
+const COPIES_DEBUG: u64 = 1000;
+/// The stock driver's own bug, see above.
+const KNOWN: &[&str] = &["KASAN: slab-use-after-free in pt_cmd_callback"];
 /// Enough to see that a channel works.
 const FEW_COPIES: u64 = 50;
 /// dmatest fills and compares its buffers byte by byte, which is what takes the time
@@ -32,8 +38,8 @@ const ERROR_CODE: u64 = 19;
 pub(super) const SUITES: &[Suite] = &[
     Suite {
         name: "stock-1",
-        about: "one function: copies, their cost, reload, reset, errors, loss of the server",
-        kernels: FAST,
+        about: "one function: copies, their cost, reload, reset, errors",
+        kernels: BOTH,
         machine: || machine(1),
         checks: &[
             Check::new("ae4dma-leaves-it-alone", ae4dma),
@@ -44,8 +50,15 @@ pub(super) const SUITES: &[Suite] = &[
             Check::new("function-reset", function_reset),
             Check::new("error-is-logged", error_is_logged),
             Check::new("error-is-reported-as-success", error_is_swallowed),
-            Check::spoiling("server-killed", server_killed),
         ],
+    },
+    Suite {
+        name: "stock-lost",
+        about: "the device of a busy channel is lost; the guest lives",
+        // Error code 63 reads beyond the stock driver's table of names.
+        kernels: FAST,
+        machine: || machine(1),
+        checks: &[Check::spoiling("server-killed", server_killed)],
     },
     Suite {
         name: "stock-4",
@@ -176,7 +189,7 @@ fn passes(guest: &mut Guest, copies: u64) -> Result<Counters> {
         summary == wanted,
         "dmatest: {summary:?}, wanted {wanted:?}\n{log}"
     );
-    guest.expect_clean_dmesg()?;
+    guest.expect_clean_dmesg_but(KNOWN)?;
     let counters = guest.server()?.counters()?;
     ensure!(
         counters.descriptors == wanted.tests && counters.errors == 0,
@@ -233,7 +246,11 @@ fn binds(guest: &mut Guest) -> Result<String> {
 
 fn dmatest_all(guest: &mut Guest) -> Result<String> {
     load(guest)?;
-    let counters = passes(guest, COPIES)?;
+    let copies = match guest.options().kernel {
+        Variant::Fast => COPIES,
+        Variant::Debug => COPIES_DEBUG,
+    };
+    let counters = passes(guest, copies)?;
     Ok(format!(
         "{} copies, {:.1} MiB, 0 failures",
         counters.descriptors,
@@ -244,7 +261,7 @@ fn dmatest_all(guest: &mut Guest) -> Result<String> {
 /// Four reads, six writes and one interrupt for each descriptor.
 fn cost(guest: &mut Guest) -> Result<String> {
     load(guest)?;
-    let counters = passes(guest, 500)?;
+    let counters = passes(guest, FEW_COPIES)?;
     let per = |count| counters.per_descriptor(count);
     let (reads, writes, interrupts) = (
         per(counters.mmio_reads),
@@ -310,7 +327,7 @@ fn error_is_logged(guest: &mut Guest) -> Result<String> {
         log.contains("data error"),
         "dmatest compared and found nothing\n{log}"
     );
-    guest.expect_clean_dmesg()?;
+    guest.expect_clean_dmesg_but(KNOWN)?;
     passes(guest, FEW_COPIES)?;
     let text = line
         .split_once("PTDMA error: ")
@@ -337,7 +354,7 @@ fn error_is_swallowed(guest: &mut Guest) -> Result<String> {
         summary.tests == 100 && summary.failures == 0,
         "the stock driver has learned to report errors: {summary:?}\n{log}"
     );
-    guest.expect_clean_dmesg()?;
+    guest.expect_clean_dmesg_but(KNOWN)?;
     Ok(format!(
         "{} of {} descriptors failed in the device, {} reported",
         counters.errors, summary.tests, summary.failures
@@ -437,9 +454,7 @@ fn server_killed(guest: &mut Guest) -> Result<String> {
     // The version field is six bits of a register that reads as all ones.
     ensure!(info.contains("Version: 63"), "{info}");
     guest.ok("uname -a; free; ls /sys/bus/pci/devices")?;
-    // All ones make error code 63, and the driver's table of names has 26 entries:
-    // KASAN sees it read beyond the end.
-    guest.expect_clean_dmesg_but(&["KASAN: global-out-of-bounds in pt_"])?;
+    guest.expect_clean_dmesg()?;
     Ok(format!(
         "after {} copies; lost copies were {}",
         busy.descriptors,
