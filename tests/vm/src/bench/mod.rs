@@ -11,7 +11,7 @@ mod measure;
 mod report;
 mod trace;
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
@@ -101,7 +101,7 @@ fn measure_all(
     arguments: &Arguments,
     channels: usize,
     release: &str,
-    logs: &PathBuf,
+    logs: &Path,
 ) -> Result<Results> {
     // (who, channels) of every row
     let rows: Vec<(Migrator, usize)> = arguments
