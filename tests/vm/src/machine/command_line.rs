@@ -13,7 +13,7 @@ use crate::kernel::Variant;
 /// The emulated processor: everything that the emulator knows, less five-level page tables. With
 /// them and KASAN an interrupt in the milliseconds in which the kernel (7.3.4) collects the
 /// processor's features is reported as a wild access in `rcu_is_watching`: for that moment the
-/// kernel thinks that its page tables have four levels. Seen in one boot out of three.
+/// kernel thinks that its page tables have four levels. Seen now and then, not in every boot.
 const EMULATED_CPU: &str = "max,la57=off";
 
 /// The IOMMU between the devices and memory.
