@@ -115,8 +115,10 @@ pub struct Bounds {
     pub parts_enough: u64,
 }
 
-/// Places of the batch that a survey remembers: enough that finding any other takes a few steps.
-const LANDMARKS: usize = 64;
+/// Places of the batch that a survey remembers: in a usual batch of 512 folios the next one is at
+/// most 32 steps away, which the few cuts of a plan can afford, and eight batches in flight stay
+/// within 64 KiB.
+const LANDMARKS: usize = 16;
 
 /// Folios between two landmarks at first; doubled whenever all are used up.
 const FIRST_STRIDE: usize = 8;
