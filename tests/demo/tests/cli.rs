@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use assert_cmd::Command;
-use predicates::str::contains;
+use predicates::str::{contains, is_match};
 use serde_json::Value;
 
 fn demo(words: &[&str]) -> Command {
@@ -89,7 +89,8 @@ fn faults_are_reported_and_survived() {
     for (fault, text) in [
         ("error=19@every=40", "copied by the CPU"),
         ("partial=100@10", "copied by the CPU"),
-        ("hang@5:channel=3", "1 functions reset"),
+        // Two batches may find it at the same time, and each resets the function.
+        ("hang@5:channel=3", "[12] functions reset"),
         ("gone@20:channel=1", "bytes moved to other channels"),
         ("head@2", "faults fired"),
         ("lost-interrupt@every=2", "faults fired"),
@@ -99,7 +100,7 @@ fn faults_are_reported_and_survived() {
         demo(&["--size", "8M", "--fault", fault])
             .assert()
             .success()
-            .stdout(contains(text))
+            .stdout(is_match(text).expect("a good pattern"))
             .stdout(contains("VERIFIED"));
     }
 }
