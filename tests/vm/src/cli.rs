@@ -55,6 +55,8 @@ enum Command {
     },
     /// Measure what migration costs, by count, beside the CPU and the dmaengine migrator
     Bench(bench::Arguments),
+    /// Move a process's memory while it writes to it, by all migrators, and check every byte
+    Demo,
     /// Print where something is, for scripts (builds it first)
     Path {
         /// What
@@ -147,6 +149,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<bool> {
             }
             suite::run(&selection, json)
         }
+        Command::Demo => bench::demo::run(),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Path { what } => {
             println!("{}", build::place(what)?.display());

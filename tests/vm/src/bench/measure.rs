@@ -109,7 +109,7 @@ impl Migrator {
         }
     }
 
-    fn migrated_file(self) -> Option<String> {
+    pub(super) fn migrated_file(self) -> Option<String> {
         self.controls()
             .map(|controls| format!("{}/folios_migrated", controls.folder))
     }

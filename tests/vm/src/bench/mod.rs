@@ -6,6 +6,7 @@
 //! comparable. Throughput is printed too, and means nothing: the processor is emulated
 //! and the device is native.
 
+pub(crate) mod demo;
 mod machine;
 mod measure;
 mod report;
