@@ -29,6 +29,8 @@ pub(crate) struct Check {
     pub(crate) spoils: bool,
     /// Part of the long runs only (`--soak`).
     pub(crate) soak: bool,
+    /// Runs on the fast kernel only, whatever the suite does.
+    pub(crate) fast_only: bool,
 }
 
 impl Check {
@@ -39,6 +41,18 @@ impl Check {
             run,
             spoils: false,
             soak: false,
+            fast_only: false,
+        }
+    }
+
+    /// A check that the debug kernel cannot pass for a reason of its own; say which beside it.
+    pub(crate) const fn fast_only(
+        name: &'static str,
+        run: fn(&mut Guest) -> Result<String>,
+    ) -> Self {
+        Self {
+            fast_only: true,
+            ..Self::new(name, run)
         }
     }
 

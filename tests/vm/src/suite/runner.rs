@@ -67,6 +67,7 @@ fn select(selection: &Selection) -> Vec<Plan> {
                 .checks
                 .iter()
                 .filter(|check| selection.soak || !check.soak)
+                .filter(|check| kernel == Variant::Fast || !check.fast_only)
                 .filter(|check| full_name(suite, kernel, check).contains(&selection.filter))
                 .collect();
             if !checks.is_empty() {
