@@ -484,8 +484,9 @@ fn churn(guest: &mut Guest) -> Result<String> {
     let text = guest.wait_ok(&job)?;
     set(guest, MAX_BATCH, "0")?;
     let moved = parse("mover", &text)?.folios_moved()?;
+    // Hundreds on the fast kernel; on the debug one a batch takes as long as many registrations.
     ensure!(
-        calls > 100 && moved > 0,
+        calls > 10 && moved > 0,
         "{calls} batches while registering, {moved} folios moved"
     );
     deactivate(guest)?;
