@@ -59,7 +59,9 @@ const MISBEHAVING: Suite = Suite {
         Check::fast_only("compaction", compaction),
         Check::new("numa-balancing", balancing),
         Check::new("hot-unplug", hot_unplug),
-        Check::new("registration-churn", churn),
+        // Under the debug kernel a batch takes as long as many registrations, so that a thousand
+        // of these meet some 5 to 35 batches: too few to prove anything.
+        Check::fast_only("registration-churn", churn),
         Check::new("module-removal", removal),
         Check::soak("long-mix", long_mix),
     ],
@@ -484,9 +486,8 @@ fn churn(guest: &mut Guest) -> Result<String> {
     let text = guest.wait_ok(&job)?;
     set(guest, MAX_BATCH, "0")?;
     let moved = parse("mover", &text)?.folios_moved()?;
-    // Hundreds on the fast kernel; on the debug one a batch takes as long as many registrations.
     ensure!(
-        calls > 10 && moved > 0,
+        calls > 100 && moved > 0,
         "{calls} batches while registering, {moved} folios moved"
     );
     deactivate(guest)?;
