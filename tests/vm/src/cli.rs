@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::kernel::Variant;
 use crate::machine::{Iommu, Options};
-use crate::suite::{self, Selection};
+use crate::suite::{self, Manner, Part, Selection};
 use crate::{bench, build, clean, doctor, shell, tools};
 
 /// Real Linux on the emulated PTDMA device.
@@ -43,13 +43,19 @@ enum Command {
         /// Only on this kernel
         #[arg(long)]
         kernel: Option<Variant>,
+        /// Which set of them [default: quick; with a filter: all]
+        #[arg(long)]
+        set: Option<Part>,
         /// Also the long runs
         #[arg(long)]
         soak: bool,
+        /// Run checks that fail again, this often; who passes then is reported as flaky
+        #[arg(long, default_value_t = 0)]
+        retry: u32,
         /// Name the checks and do nothing
         #[arg(long)]
         list: bool,
-        /// Print the results as JSON
+        /// Print the results, or the names, as JSON
         #[arg(long)]
         json: bool,
     },
@@ -134,20 +140,23 @@ pub(crate) fn dispatch(cli: Cli) -> Result<bool> {
         Command::Test {
             filter,
             kernel,
+            set,
             soak,
+            retry,
             list,
             json,
         } => {
             let selection = Selection {
                 filter,
                 kernel,
+                part: set,
                 soak,
             };
             if list {
-                suite::list(&selection);
+                suite::list(&selection, json)?;
                 return Ok(true);
             }
-            suite::run(&selection, json)
+            suite::run(&selection, Manner { retry, json })
         }
         Command::Demo => bench::demo::run(),
         Command::Bench(arguments) => bench::run(&arguments),

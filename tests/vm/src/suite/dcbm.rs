@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 
 use super::mover::{FOLIO_KIB, PROGRAM_LIMIT, Report, get, mover, parse, refuses, run, set};
-use super::{BOTH, Check, Suite};
+use super::{BOTH, Check, FAST, Suite};
 use crate::machine::{Guest, Iommu, Options};
 
 const OFFLOADING: &str = "/sys/kernel/dcbm/offloading";
@@ -27,15 +27,15 @@ pub(super) const SUITES: &[Suite] = &[
             ..Options::default()
         },
         checks: &[
-            Check::new("controls", controls),
-            Check::new("every-size", every_size),
-            Check::new("reasons", reasons),
-            Check::new("writers-and-movers", writers_and_movers),
+            Check::new("controls", controls).quick(BOTH),
+            Check::new("every-size", every_size).quick(FAST),
+            Check::new("reasons", reasons).quick(FAST),
+            Check::new("writers-and-movers", writers_and_movers).quick(FAST),
             Check::new("other-migrations", other_migrations),
             Check::new("slow-engine", slow_engine),
             Check::new("stalled-engine", stalled_engine),
             Check::new("module-removal", module_removal),
-            Check::new("swallowed-errors", swallowed_errors),
+            Check::new("swallowed-errors", swallowed_errors).quick(FAST),
         ],
     },
     Suite {
@@ -48,7 +48,7 @@ pub(super) const SUITES: &[Suite] = &[
             modules: vec!["dcbm"],
             ..Options::default()
         },
-        checks: &[Check::new("every-size", every_size)],
+        checks: &[Check::new("every-size", every_size).quick(FAST)],
     },
     // Not behind AMD's IOMMU: QEMU 11.1 stops at an assertion (amdvi_notify_iommu) when a
     // scatter table of the usual size is unmapped, with any page size and flush mode.

@@ -38,19 +38,19 @@ pub(super) const SUITES: &[Suite] = &[
             ..Options::default()
         },
         checks: &[
-            Check::new("self-test", self_test),
-            Check::new("controls", controls),
-            Check::new("every-size", every_size),
-            Check::new("one-huge-folio", one_huge_folio),
-            Check::new("reasons", reasons),
-            Check::new("writers-and-movers", writers_and_movers),
+            Check::new("self-test", self_test).quick(BOTH),
+            Check::new("controls", controls).quick(BOTH),
+            Check::new("every-size", every_size).quick(FAST),
+            Check::new("one-huge-folio", one_huge_folio).quick(FAST),
+            Check::new("reasons", reasons).quick(FAST),
+            Check::new("writers-and-movers", writers_and_movers).quick(FAST),
             Check::new("other-migrations", other_migrations),
-            Check::new("failed-descriptors", failed_descriptors),
-            Check::new("faults", faults),
-            Check::new("hangs", hangs),
+            Check::new("failed-descriptors", failed_descriptors).quick(FAST),
+            Check::new("faults", faults).quick(FAST),
+            Check::new("hangs", hangs).quick(FAST),
             Check::new("quarantine", quarantine),
             Check::new("reset-and-rebind", reset_and_rebind),
-            Check::new("module-removal", module_removal),
+            Check::new("module-removal", module_removal).quick(FAST),
             Check::new("two-minutes", two_minutes),
             Check::soak("load-1000-times", load_1000_times),
             Check::soak("two-hours", two_hours),
@@ -68,7 +68,7 @@ pub(super) const SUITES: &[Suite] = &[
         },
         checks: &[
             Check::new("unplug", unplug),
-            Check::spoiling("kill-one", kill_one),
+            Check::spoiling("kill-one", kill_one).quick(FAST),
             Check::spoiling("kill-all", kill_all),
         ],
     },
@@ -83,9 +83,9 @@ pub(super) const SUITES: &[Suite] = &[
             ..Options::default()
         },
         checks: &[
-            Check::new("self-test", self_test),
+            Check::new("self-test", self_test).quick(FAST),
             Check::new("every-size", every_size),
-            Check::new("contiguous", contiguous),
+            Check::new("contiguous", contiguous).quick(FAST),
             Check::new("failed-descriptors", failed_descriptors),
         ],
     },
@@ -100,9 +100,9 @@ pub(super) const SUITES: &[Suite] = &[
             ..Options::default()
         },
         checks: &[
-            Check::new("self-test", self_test),
+            Check::new("self-test", self_test).quick(FAST),
             Check::new("every-size", every_size),
-            Check::new("contiguous", contiguous),
+            Check::new("contiguous", contiguous).quick(FAST),
         ],
     },
 ];

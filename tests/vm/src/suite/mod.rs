@@ -8,18 +8,22 @@ mod dcbm;
 mod kshim;
 mod migration;
 pub(crate) mod mover;
+mod report;
 mod runner;
+mod selection;
 mod smoke;
 mod stock;
 
 use anyhow::Result;
 
-pub(crate) use runner::{Selection, list, run};
+pub(crate) use runner::{Manner, run};
+pub(crate) use selection::{Part, Selection, list};
 
 use crate::kernel::Variant;
 use crate::machine::{Guest, Options};
 
 /// One named check.
+#[derive(Debug)]
 pub(crate) struct Check {
     /// Shown as `suite/check`.
     pub(crate) name: &'static str,
@@ -29,6 +33,8 @@ pub(crate) struct Check {
     pub(crate) spoils: bool,
     /// Part of the long runs only (`--soak`).
     pub(crate) soak: bool,
+    /// The kernels on which it is of the everyday set.
+    pub(crate) quick: &'static [Variant],
     /// Runs on the fast kernel only, whatever the suite does.
     pub(crate) fast_only: bool,
 }
@@ -41,8 +47,16 @@ impl Check {
             run,
             spoils: false,
             soak: false,
+            quick: &[],
             fast_only: false,
         }
+    }
+
+    /// The check is of the everyday set on these kernels: the core of what it belongs to,
+    /// and done in seconds.
+    pub(crate) const fn quick(mut self, kernels: &'static [Variant]) -> Self {
+        self.quick = kernels;
+        self
     }
 
     /// A check that the debug kernel cannot pass for a reason of its own; say which beside it.
@@ -77,6 +91,7 @@ impl Check {
 }
 
 /// A machine and what is checked on it.
+#[derive(Debug)]
 pub(crate) struct Suite {
     /// Short, in kebab case.
     pub(crate) name: &'static str,
@@ -90,11 +105,11 @@ pub(crate) struct Suite {
     pub(crate) checks: &'static [Check],
 }
 
-/// For [`Suite::kernels`].
+/// For [`Suite::kernels`] and [`Check::quick`].
 pub(crate) const FAST: &[Variant] = &[Variant::Fast];
 /// For [`Suite::kernels`].
 pub(crate) const DEBUG: &[Variant] = &[Variant::Debug];
-/// For [`Suite::kernels`].
+/// For [`Suite::kernels`] and [`Check::quick`].
 pub(crate) const BOTH: &[Variant] = &[Variant::Fast, Variant::Debug];
 
 /// Every suite, in the order in which they run. Add yours here.

@@ -1,102 +1,33 @@
-//! Selects, runs and reports.
+//! Boots the machines and runs the selected checks on them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
-use comfy_table::{ContentArrangement, Table, presets};
 use indicatif::ProgressBar;
-use serde::Serialize;
 
-use super::{Check, SUITES, Suite};
-use crate::kernel::{Kernel, Variant};
+use super::Check;
+use super::report::{self, Outcome};
+use super::selection::{Entry, Plan, Selection, select};
+use crate::kernel::Kernel;
 use crate::machine::{Guest, Options};
 use crate::{build, run_dir, step};
 
-/// Which checks to run.
-pub(crate) struct Selection {
-    /// `suite/check@kernel` must contain this.
-    pub(crate) filter: String,
-    /// Only this kernel.
-    pub(crate) kernel: Option<Variant>,
-    /// The long runs too.
-    pub(crate) soak: bool,
+/// How a run is made.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Manner {
+    /// How often the checks that fail are run again.
+    pub(crate) retry: u32,
+    /// Print the results as JSON.
+    pub(crate) json: bool,
 }
 
-/// How one check went.
-#[derive(Debug, Serialize)]
-struct Outcome {
-    name: String,
-    passed: bool,
-    seconds: f64,
-    note: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    logs: Option<PathBuf>,
-}
-
-/// A suite on one kernel with the checks that were selected.
-struct Plan {
-    suite: &'static Suite,
-    kernel: Variant,
-    checks: Vec<&'static Check>,
-}
-
-impl Plan {
-    fn name(&self, check: &Check) -> String {
-        full_name(self.suite, self.kernel, check)
-    }
-}
-
-fn full_name(suite: &Suite, kernel: Variant, check: &Check) -> String {
-    format!("{}/{}@{kernel}", suite.name, check.name)
-}
-
-fn select(selection: &Selection) -> Vec<Plan> {
-    let mut plans = Vec::new();
-    // All suites on the fast kernel come first: they are the quickest to fail.
-    for kernel in [Variant::Fast, Variant::Debug] {
-        if selection.kernel.is_some_and(|only| only != kernel) {
-            continue;
-        }
-        for suite in SUITES.iter().copied().flatten() {
-            if !suite.kernels.contains(&kernel) {
-                continue;
-            }
-            let checks: Vec<&Check> = suite
-                .checks
-                .iter()
-                .filter(|check| selection.soak || !check.soak)
-                .filter(|check| kernel == Variant::Fast || !check.fast_only)
-                .filter(|check| full_name(suite, kernel, check).contains(&selection.filter))
-                .collect();
-            if !checks.is_empty() {
-                plans.push(Plan {
-                    suite,
-                    kernel,
-                    checks,
-                });
-            }
-        }
-    }
-    plans
-}
-
-/// Prints the selected names.
-pub(crate) fn list(selection: &Selection) {
-    for plan in select(selection) {
-        println!("{}: {}", plan.suite.name, plan.suite.about);
-        for check in &plan.checks {
-            println!("    {}", plan.name(check));
-        }
-    }
-}
-
-/// Runs the selected checks; returns whether all passed.
-pub(crate) fn run(selection: &Selection, json: bool) -> Result<bool> {
+/// Runs the selected checks; returns whether all passed, be it in a repetition.
+pub(crate) fn run(selection: &Selection, manner: Manner) -> Result<bool> {
     let plans = select(selection);
     if plans.is_empty() {
-        bail!("no check matches; `cargo vm test --list` names them");
+        bail!("no check matches; `cargo vm test --set all --soak --list` names them");
     }
     // Build before the first boot, so that a missing network is told before anything.
     for plan in &plans {
@@ -106,46 +37,77 @@ pub(crate) fn run(selection: &Selection, json: bool) -> Result<bool> {
         build::server()?;
     }
     let logs = run_dir::logs()?;
-    let total = plans.iter().map(|plan| plan.checks.len()).sum::<usize>();
-    let bar = step::bar("guest tests", total as u64);
     let began = Instant::now();
-    let mut outcomes = Vec::new();
-    for plan in &plans {
-        run_plan(plan, &logs, &bar, &mut outcomes);
+    let mut outcomes = round(&plans, &logs.join("1"));
+    for again in 0..manner.retry {
+        let failed = failed(&plans, &outcomes);
+        if failed.is_empty() {
+            break;
+        }
+        let count: usize = failed.iter().map(|plan| plan.checks.len()).sum();
+        eprintln!("\nREPEATING the {count} check(s) that failed, each on a machine of its own:");
+        for repeated in round(&failed, &logs.join((again + 2).to_string())) {
+            if let Some(first) = outcomes.iter_mut().find(|one| one.name == repeated.name) {
+                first.repeated(repeated);
+            }
+        }
     }
-    bar.finish_and_clear();
-    let failed = outcomes.iter().filter(|outcome| !outcome.passed).count();
-    if json {
-        println!("{}", serde_json::to_string_pretty(&outcomes)?);
-    } else {
-        print(&outcomes);
-        println!(
-            "{} passed, {failed} failed in {:.0} s",
-            outcomes.len() - failed,
-            began.elapsed().as_secs_f64()
-        );
-    }
-    if failed == 0 {
+    report::print(&outcomes, began.elapsed().as_secs_f64(), manner.json)?;
+    let passed = outcomes.iter().all(|outcome| outcome.passed);
+    if passed && !outcomes.iter().any(|outcome| outcome.flaky) {
         let _ = std::fs::remove_dir_all(&logs);
     } else {
         eprintln!("logs: {}", logs.display());
     }
-    Ok(failed == 0)
+    Ok(passed)
 }
 
-fn run_plan(plan: &Plan, logs: &Path, bar: &ProgressBar, outcomes: &mut Vec<Outcome>) {
+/// What has failed, each check as a plan of its own, so that it has a machine of its own.
+fn failed(plans: &[Plan], outcomes: &[Outcome]) -> Vec<Plan> {
+    let passed = |entry: &&Entry| {
+        outcomes
+            .iter()
+            .any(|outcome| outcome.passed && outcome.name == entry.name)
+    };
+    plans
+        .iter()
+        .flat_map(|plan| {
+            plan.checks
+                .iter()
+                .filter(move |entry| !passed(entry))
+                .map(|entry| Plan {
+                    checks: vec![entry.clone()],
+                    ..plan.clone()
+                })
+        })
+        .collect()
+}
+
+/// Runs the plans once.
+fn round(plans: &[Plan], logs: &Path) -> Vec<Outcome> {
+    let total: usize = plans.iter().map(|plan| plan.checks.len()).sum();
+    let bar = step::bar("guest tests", total as u64);
+    let outcomes = plans
+        .iter()
+        .flat_map(|plan| run_plan(plan, logs, &bar))
+        .collect();
+    bar.finish_and_clear();
+    outcomes
+}
+
+fn run_plan(plan: &Plan, logs: &Path, bar: &ProgressBar) -> Vec<Outcome> {
     let mut machine: Option<Guest> = None;
     let mut boots = 0;
     let mut folder = logs.to_path_buf();
-    let mut boot_error: Option<String> = None;
-    for check in &plan.checks {
-        let name = plan.name(check);
-        bar.set_message(name.clone());
+    let mut boot_failed = false;
+    let mut outcomes = Vec::new();
+    for entry in &plan.checks {
+        bar.set_message(entry.name.clone());
         let began = Instant::now();
-        let result = match (machine.take(), &boot_error) {
-            (Some(guest), _) => attempt(check, guest, &mut machine),
-            (None, Some(error)) => Err(anyhow!("not run: {error}")),
-            (None, None) => {
+        let result = match machine.take() {
+            Some(guest) => attempt(entry.check, guest, &mut machine),
+            None if boot_failed => Err(anyhow!("not run: the machine did not boot")),
+            None => {
                 boots += 1;
                 let options = Options {
                     kernel: plan.kernel,
@@ -153,25 +115,30 @@ fn run_plan(plan: &Plan, logs: &Path, bar: &ProgressBar, outcomes: &mut Vec<Outc
                 };
                 folder = logs.join(format!("{}@{}-{boots}", plan.suite.name, plan.kernel));
                 match Guest::boot(options, &folder) {
-                    Ok(guest) => attempt(check, guest, &mut machine),
+                    Ok(guest) => attempt(entry.check, guest, &mut machine),
                     Err(error) => {
-                        boot_error = Some("the machine did not boot".into());
+                        boot_failed = true;
                         Err(error)
                     }
                 }
             }
         };
         let outcome = Outcome {
-            name,
+            name: entry.name.clone(),
+            set: entry.set,
             passed: result.is_ok(),
+            flaky: false,
+            attempts: 1,
             seconds: began.elapsed().as_secs_f64(),
             logs: result.is_err().then(|| folder.clone()),
             note: result.unwrap_or_else(|error| format!("{error:#}")),
+            earlier: Vec::new(),
         };
-        report(&outcome, bar);
+        bar.suspend(|| eprintln!("{}", outcome.line()));
         outcomes.push(outcome);
         bar.inc(1);
     }
+    outcomes
 }
 
 /// Runs one check; the machine is handed back when it can be used again.
@@ -196,90 +163,4 @@ fn attempt(check: &Check, mut guest: Guest, back: &mut Option<Guest>) -> Result<
         *back = Some(guest);
     }
     result
-}
-
-/// One line as each check ends: a log of CI has no progress bar.
-fn report(outcome: &Outcome, bar: &ProgressBar) {
-    let verdict = if outcome.passed { "ok  " } else { "FAIL" };
-    let mut line = format!("{verdict} {:6.1} s  {}", outcome.seconds, outcome.name);
-    if outcome.passed {
-        if !outcome.note.is_empty() {
-            line.push_str(&format!("  ({})", outcome.note));
-        }
-    } else {
-        line.push_str(&format!("\n{}", outcome.note));
-        if let Some(logs) = &outcome.logs {
-            line.push_str(&format!("\n  logs: {}", logs.display()));
-        }
-    }
-    bar.suspend(|| eprintln!("{line}"));
-}
-
-fn print(outcomes: &[Outcome]) {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(["check", "result", "s", "measured"]);
-    for outcome in outcomes {
-        let note = if outcome.passed {
-            outcome.note.as_str()
-        } else {
-            outcome.note.lines().next().unwrap_or_default()
-        };
-        table.add_row([
-            outcome.name.clone(),
-            if outcome.passed { "ok" } else { "FAIL" }.into(),
-            format!("{:.1}", outcome.seconds),
-            note.to_owned(),
-        ]);
-    }
-    println!("{table}");
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn selection(filter: &str) -> Selection {
-        Selection {
-            filter: filter.into(),
-            kernel: None,
-            soak: false,
-        }
-    }
-
-    #[test]
-    fn names_are_unique_and_filters_narrow() {
-        let all = select(&selection(""));
-        let mut names: Vec<String> = all
-            .iter()
-            .flat_map(|plan| plan.checks.iter().map(|check| plan.name(check)))
-            .collect();
-        let count = names.len();
-        names.sort();
-        names.dedup();
-        assert_eq!(count, names.len(), "two checks have one name");
-        let one = select(&selection("machine/boot@fast"));
-        assert_eq!(one.len(), 1);
-        assert_eq!(one[0].checks.len(), 1);
-        assert!(select(&selection("no such check")).is_empty());
-    }
-
-    #[test]
-    fn a_kernel_can_be_chosen_and_long_runs_are_left_out() {
-        let only = Selection {
-            kernel: Some(Variant::Debug),
-            ..selection("")
-        };
-        assert!(
-            select(&only)
-                .iter()
-                .all(|plan| plan.kernel == Variant::Debug)
-        );
-        assert!(
-            select(&selection(""))
-                .iter()
-                .all(|plan| plan.checks.iter().all(|check| !check.soak))
-        );
-    }
 }

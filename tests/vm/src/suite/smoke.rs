@@ -19,11 +19,11 @@ pub(super) const SUITES: &[Suite] = &[Suite {
         ..Options::default()
     },
     checks: &[
-        Check::new("boot", boot),
-        Check::new("nodes", nodes),
-        Check::new("commands", commands),
-        Check::new("modules", modules),
-        Check::spoiling("reports-are-seen", reports),
+        Check::new("boot", boot).quick(BOTH),
+        Check::new("nodes", nodes).quick(BOTH),
+        Check::new("commands", commands).quick(BOTH),
+        Check::new("modules", modules).quick(BOTH),
+        Check::spoiling("reports-are-seen", reports).quick(BOTH),
     ],
 }];
 

@@ -42,14 +42,14 @@ pub(super) const SUITES: &[Suite] = &[
         kernels: BOTH,
         machine: || machine(1),
         checks: &[
-            Check::new("ae4dma-leaves-it-alone", ae4dma),
-            Check::new("binds", binds),
-            Check::new("dmatest", dmatest_all),
-            Check::new("cost-per-descriptor", cost),
-            Check::new("reload", reload),
-            Check::new("function-reset", function_reset),
-            Check::new("error-is-logged", error_is_logged),
-            Check::new("error-is-reported-as-success", error_is_swallowed),
+            Check::new("ae4dma-leaves-it-alone", ae4dma).quick(BOTH),
+            Check::new("binds", binds).quick(BOTH),
+            Check::new("dmatest", dmatest_all).quick(FAST),
+            Check::new("cost-per-descriptor", cost).quick(BOTH),
+            Check::new("reload", reload).quick(FAST),
+            Check::new("function-reset", function_reset).quick(BOTH),
+            Check::new("error-is-logged", error_is_logged).quick(BOTH),
+            Check::new("error-is-reported-as-success", error_is_swallowed).quick(BOTH),
         ],
     },
     Suite {
@@ -58,7 +58,7 @@ pub(super) const SUITES: &[Suite] = &[
         // Error code 63 reads beyond the stock driver's table of names.
         kernels: FAST,
         machine: || machine(1),
-        checks: &[Check::spoiling("server-killed", server_killed)],
+        checks: &[Check::spoiling("server-killed", server_killed).quick(FAST)],
     },
     Suite {
         name: "stock-4",
@@ -70,11 +70,11 @@ pub(super) const SUITES: &[Suite] = &[
             ..machine(4)
         },
         checks: &[
-            Check::new("binds", binds),
-            Check::new("nodes", nodes),
-            Check::new("dmatest", dmatest_all),
-            Check::new("removed-and-back", removed),
-            Check::spoiling("one-killed", one_killed),
+            Check::new("binds", binds).quick(FAST),
+            Check::new("nodes", nodes).quick(FAST),
+            Check::new("dmatest", dmatest_all).quick(FAST),
+            Check::new("removed-and-back", removed).quick(FAST),
+            Check::spoiling("one-killed", one_killed).quick(FAST),
         ],
     },
     Suite {
@@ -83,9 +83,9 @@ pub(super) const SUITES: &[Suite] = &[
         kernels: FAST,
         machine: || machine(16),
         checks: &[
-            Check::new("binds", binds),
-            Check::new("nodes", nodes),
-            Check::new("dmatest", dmatest_all),
+            Check::new("binds", binds).quick(FAST),
+            Check::new("nodes", nodes).quick(FAST),
+            Check::new("dmatest", dmatest_all).quick(FAST),
         ],
     },
     Suite {
@@ -97,9 +97,9 @@ pub(super) const SUITES: &[Suite] = &[
             ..machine(2)
         },
         checks: &[
-            Check::new("binds", binds),
-            Check::new("translated", translated),
-            Check::new("dmatest", dmatest_all),
+            Check::new("binds", binds).quick(FAST),
+            Check::new("translated", translated).quick(FAST),
+            Check::new("dmatest", dmatest_all).quick(FAST),
         ],
     },
     Suite {
@@ -111,9 +111,9 @@ pub(super) const SUITES: &[Suite] = &[
             ..machine(2)
         },
         checks: &[
-            Check::new("binds", binds),
-            Check::new("translated", translated),
-            Check::new("dmatest", dmatest_all),
+            Check::new("binds", binds).quick(FAST),
+            Check::new("translated", translated).quick(FAST),
+            Check::new("dmatest", dmatest_all).quick(FAST),
         ],
     },
 ];
