@@ -231,7 +231,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     #[inline]
     pub(crate) fn retire_to_head(&mut self) -> Result<u64, Fault> {
         let head = self.regs.read(Register::Head);
-        match self.ring.locate(head) {
+        match self.locate(head) {
             HeadPosition::Advanced(0) => {
                 self.idle_polls = self.idle_polls.saturating_add(1);
                 Ok(0)
@@ -251,6 +251,28 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             }
             HeadPosition::Garbage => Err(self.bad_head(head)),
         }
+    }
+
+    /// What a head register value means.
+    ///
+    /// A function that was reset behind our back (by firmware, by its link) reads 0 as its head.
+    /// For most rings that is no slot; for one that begins at a multiple of 4 GiB it is slot 0,
+    /// and work would count as done that was lost. There the control register tells: it has
+    /// forgotten where the ring is and how long. (Not at address 0 with 2 entries, for which
+    /// all fields are 0.)
+    #[inline]
+    pub(crate) fn locate(&self, head: u32) -> HeadPosition {
+        if self.ring.is_slot_after_reset(head) && !self.knows_ring() {
+            return HeadPosition::Garbage;
+        }
+        self.ring.locate(head)
+    }
+
+    /// Whether the control register still holds what the queue was programmed with.
+    #[cold]
+    fn knows_ring(&self) -> bool {
+        let fields = QueueControl::SIZE.union(QueueControl::BASE_HIGH).bits();
+        (self.regs.read(Register::Control) ^ self.run) & fields == 0
     }
 
     fn retire_completed(&mut self, count: u64) {
@@ -302,7 +324,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         }
         // The engine stands still: the head is final.
         let head = self.regs.read(Register::Head);
-        let HeadPosition::Advanced(passed) = self.ring.locate(head) else {
+        let HeadPosition::Advanced(passed) = self.locate(head) else {
             return Err(self.bad_head(head));
         };
         let good = match self.error_head {

@@ -98,7 +98,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         let status = self.regs.read(Register::Status);
         let head = self.regs.read(Register::Head);
         let failed = interrupts != ALL_ONES && interrupts & Interrupts::ERROR.bits() != 0;
-        let passed = match self.ring.locate(head) {
+        let passed = match self.locate(head) {
             HeadPosition::Advanced(count) => count,
             // Nothing is known of what was done, so nothing is claimed.
             HeadPosition::Garbage => 0,

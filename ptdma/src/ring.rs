@@ -232,6 +232,13 @@ impl<M: RingMemory> Ring<M> {
         self.register_value(self.issued)
     }
 
+    /// Whether a head register value that was reset, 0, is a slot: only where the low half of the
+    /// base is 0.
+    #[inline]
+    pub(crate) fn is_slot_after_reset(&self, head: u32) -> bool {
+        head == 0 && self.base_low == 0
+    }
+
     /// Where the next slot and the one behind it are. An idle ring has two at least, and the
     /// engine has no business in the second one.
     pub(crate) fn two_slots(&self) -> (DmaAddr, DmaAddr) {

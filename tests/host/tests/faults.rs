@@ -4,12 +4,14 @@
 //! failure is there, a dropped one is not claimed.
 
 use ptdma::{
-    Anomaly, BringUpError, ErrorHead, Failure, Fault, FunctionQuiesced, KnownError, Notify,
-    Signalling,
+    Anomaly, BringUpError, Channel, ChannelConfig, DmaAddr, ErrorHead, Failure, Fault,
+    FunctionQuiesced, KnownError, Notify, Signalling,
 };
 use ptdma_host_tests::rig::{Rig, Setup};
 use ptdma_model::fault::StallFor;
-use ptdma_model::{Fault as Injected, FaultKind, Side, Trigger};
+use ptdma_model::{
+    Access, BusRing, BusSpace, Fault as Injected, FaultKind, Model, ModelConfig, Side, Trigger,
+};
 
 const BURST: usize = 7;
 
@@ -511,6 +513,52 @@ fn a_doorbell_does_not_run_over_an_unseen_failure() {
             assert_eq!(rig.model.run(10), 0, "the engine was set going");
             expect_failures(&mut rig, &[(1, 22)]);
             assert_eq!(rig.model.counters().errors, 1, "it was executed again");
+        }
+    }
+}
+
+/// A reset that nobody told the driver of leaves 0 in the head register. In a ring that begins at
+/// a multiple of 4 GiB that is a slot, and all work before it would count as done.
+#[test]
+fn a_reset_behind_the_drivers_back_completes_nothing() {
+    const ENTRIES: usize = 4;
+    // So far in the ring is the head when the function is reset; what is issued then wraps.
+    for done in 1..ENTRIES {
+        let bus = BusSpace::new();
+        let memory = bus
+            .map_at(DmaAddr::new(1 << 32), ENTRIES * 32, Access::ReadOnly)
+            .unwrap();
+        let model = Model::new(ModelConfig::default(), bus.clone());
+        let ring = BusRing::in_buffer(memory, ENTRIES);
+        let Ok(mut channel) = Channel::bring_up(model.clone(), ring, ChannelConfig::default())
+        else {
+            panic!("bring-up failed")
+        };
+        let submit = |channel: &mut Channel<Model, BusRing>, count: usize| {
+            for _ in 0..count {
+                let src = bus.alloc(64, 4, Access::ReadOnly).unwrap().addr();
+                let dst = bus.alloc(64, 4, Access::ReadWrite).unwrap().addr();
+                let request = channel.prep_copy(src, dst, 64).unwrap();
+                channel.submit(&request, Notify::Silent).unwrap();
+            }
+            channel.issue_pending(Notify::Silent);
+        };
+        submit(&mut channel, done);
+        model.run(100);
+        assert_eq!(channel.poll().unwrap().retired, done as u64);
+
+        submit(&mut channel, ENTRIES - 1);
+        assert!(model.function_reset());
+        assert_eq!(channel.poll(), Err(Fault::BadHead { raw: 0 }), "{done}");
+        assert_eq!(channel.outstanding(), (ENTRIES - 1) as u64);
+        let terminated = channel.recover(FunctionQuiesced::by_owner()).unwrap();
+        assert_eq!((terminated.retired, terminated.dropped), (0, 3));
+
+        // Slot 0 is still a slot for an engine that gets there by working.
+        for _ in 0..2 * ENTRIES {
+            submit(&mut channel, 1);
+            model.run(100);
+            assert_eq!(channel.poll().unwrap().retired, 1);
         }
     }
 }
