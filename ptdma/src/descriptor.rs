@@ -52,13 +52,13 @@ impl CommandWord {
     /// Position of the engine field.
     pub const ENGINE_SHIFT: u32 = 20;
 
-    /// A plain copy without an interrupt: engine 5, function 0, EOM. 0x50_0010, the word that
-    /// the Linux driver has used on silicon.
-    pub const COPY: Self =
-        Self::from_bits_retain((ENGINE_PASS_THROUGH << Self::ENGINE_SHIFT) | Self::EOM.bits());
+    /// A plain copy without an interrupt: engine 5, function 0 and no flag. 0x50_0000, the word
+    /// that the DPDK driver has used on silicon. (Linux never leaves IOC out.)
+    pub const COPY: Self = Self::from_bits_retain(ENGINE_PASS_THROUGH << Self::ENGINE_SHIFT);
 
-    /// A plain copy that interrupts when it completed: 0x50_0012.
-    pub const COPY_IOC: Self = Self::COPY.union(Self::IOC);
+    /// A plain copy that interrupts when it completed: the same with IOC and EOM. 0x50_0012, the
+    /// word that the Linux driver has used on silicon. (DPDK never sets IOC.)
+    pub const COPY_IOC: Self = Self::COPY.union(Self::IOC).union(Self::EOM);
 
     /// The engine number, bits 23:20.
     #[must_use]
@@ -159,7 +159,8 @@ const _: () = {
     assert!(offset_of!(Descriptor, dst_low) == 16);
     assert!(offset_of!(Descriptor, dst_high) == 20);
     assert!(offset_of!(Descriptor, reserved) == 24);
-    assert!(CommandWord::COPY.bits() == 0x0050_0010);
+    // Each is a word that silicon has run; EOM without IOC would be one that it has not.
+    assert!(CommandWord::COPY.bits() == 0x0050_0000);
     assert!(CommandWord::COPY_IOC.bits() == 0x0050_0012);
 };
 
