@@ -7,6 +7,7 @@
 use core::marker::PhantomData;
 use core::mem::{offset_of, size_of};
 use core::ptr::NonNull;
+use core::sync::atomic::{Ordering, fence};
 
 use volatile_register::{RO, RW};
 
@@ -207,8 +208,12 @@ macro_rules! for_field {
 impl RegisterIo for Mmio<'_> {
     #[inline]
     fn read(&self, register: Register) -> u32 {
-        for_field!(self, register, cell!(self, version).read(), |cell| cell
-            .read())
+        let value = for_field!(self, register, cell!(self, version).read(), |cell| cell
+            .read());
+        // A volatile read alone does not keep the compiler from moving ordinary loads of copied
+        // data before it; x86 itself keeps that order.
+        fence(Ordering::Acquire);
+        value
     }
 
     #[inline]
