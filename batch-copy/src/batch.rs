@@ -853,7 +853,8 @@ where
         if matches!(loss.cause, Cause::Failed(_)) {
             self.report.errors = self.report.errors.wrapping_add(1);
         }
-        if burst.lost_bytes >= burst.bytes {
+        // All of it was given up before. Whether it can still be written is another question.
+        if burst.lost_bytes >= burst.bytes && loss.cause != Cause::Unproven {
             return;
         }
         let from = loss.first.since(burst.first);

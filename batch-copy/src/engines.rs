@@ -302,7 +302,7 @@ fn earlier(a: Cookie, b: Cookie) -> Cookie {
 /// How to look at a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Look {
-    /// At what is known: no hardware.
+    /// At what is known: no hardware, unless that is so old that the engine seems to hang.
     Known,
     /// Poll it.
     Poll,
@@ -387,11 +387,12 @@ impl<C: CopyChannel> Port<C> {
                     self.ask(now_ns, C::overdue);
                 }
             }
-            if self.service == Service::Active
-                && self.in_flight() != 0
-                && now_ns.saturating_sub(self.moved_ns) >= hang_ns
-                && !self.log.is_full()
-            {
+            if look == Look::Known && self.stands(now_ns, hang_ns) {
+                // What is known may be old: between interrupts nobody looks.
+                self.stats.polls = self.stats.polls.wrapping_add(1);
+                self.ask(now_ns, C::poll);
+            }
+            if self.stands(now_ns, hang_ns) {
                 self.stats.hangs = self.stats.hangs.wrapping_add(1);
                 self.stop(now_ns, true);
             }
@@ -410,6 +411,14 @@ impl<C: CopyChannel> Port<C> {
             free_slots: self.free_slots(),
             active,
         }
+    }
+
+    /// Whether the engine has work and has not been seen to move for `hang_ns`.
+    fn stands(&self, now_ns: u64, hang_ns: u64) -> bool {
+        self.service == Service::Active
+            && self.in_flight() != 0
+            && now_ns.saturating_sub(self.moved_ns) >= hang_ns
+            && !self.log.is_full()
     }
 
     fn free_slots(&self) -> usize {
@@ -443,8 +452,10 @@ impl<C: CopyChannel> Port<C> {
         let mut rest = copies.iter();
         let prepared = channel.prep_all(copies.len(), || rest.next().copied(), mark);
         accepted.error = prepared.error;
-        // Cookies that are not the next ones would make every later report a guess.
-        if prepared.count != 0 && prepared.first != Some(self.next) {
+        // Cookies that are not the next ones would make every later report a guess; what has them
+        // is not known to any batch, so it must not run.
+        let known = prepared.count == 0 || prepared.first == Some(self.next);
+        if !known {
             accepted.error = Some(PrepError::Faulted);
         } else {
             let count = prepared.count as u64;
@@ -462,7 +473,7 @@ impl<C: CopyChannel> Port<C> {
             stats.bytes = taken.fold(stats.bytes, |sum, c| sum.wrapping_add(c.len_bytes));
         }
         // What was accepted has to run, too, if not all of it was.
-        if announce.ring || accepted.error.is_some() {
+        if known && (announce.ring || accepted.error.is_some()) {
             channel.issue_pending(announce.interrupt || accepted.error.is_some());
             accepted.rang = accepted.count != 0;
             self.stats.doorbells = self.stats.doorbells.wrapping_add(1);

@@ -55,7 +55,7 @@ pub struct PlainRing {
 
 impl PlainRing {
     /// Bus address of every ring of this kind: aligned for the longest one.
-    const BASE: DmaAddr = DmaAddr::new(0x1_0000_0000);
+    const BASE: DmaAddr = DmaAddr::new(0x1_0010_0000);
 
     /// A ring of `entries` slots.
     #[must_use]

@@ -10,7 +10,7 @@ use ptdma::regs::{BAR_LEN_BYTES, Register};
 use ptdma::{Channel, ChannelConfig, CoherentRing, DmaAddr, Mmio, Notify, RegisterIo, Signalling};
 
 /// Bus address of the ring; aligned for the longest one.
-const RING_BASE: u64 = 0x1_0000_0000;
+const RING_BASE: u64 = 0x1_0010_0000;
 
 /// Bytes that each descriptor asks for: a base page.
 const COPY_LEN_BYTES: u64 = 4096;
