@@ -107,17 +107,24 @@ impl Drop for Control {
 fn serve(stream: &UnixStream, server: &Server, quit: &Sender<Quit>) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream);
     let mut writer = stream;
-    let mut line = String::new();
+    let mut line = Vec::new();
     loop {
         line.clear();
         let mut limited = Read::take(&mut reader, MAX_LINE_LEN_BYTES);
-        if limited.read_line(&mut line)? == 0 {
+        if limited.read_until(b'\n', &mut line)? == 0 {
             return Ok(());
         }
-        if line.trim().is_empty() {
+        // What follows an endless line is not the beginning of another: hang up.
+        let too_long = limited.limit() == 0 && !line.ends_with(b"\n");
+        if line.trim_ascii().is_empty() && !too_long {
             continue;
         }
-        let (reply, ends) = answer(server, &line);
+        let (reply, ends) = if too_long {
+            let why = format!("bad request: longer than {MAX_LINE_LEN_BYTES} bytes");
+            (Err(why), false)
+        } else {
+            answer(server, &line)
+        };
         let mut text = match reply {
             Ok(value) => json!({ "ok": value }),
             Err(why) => json!({ "error": why }),
@@ -125,6 +132,9 @@ fn serve(stream: &UnixStream, server: &Server, quit: &Sender<Quit>) -> std::io::
         .to_string();
         text.push('\n');
         writer.write_all(text.as_bytes())?;
+        if too_long {
+            return Ok(());
+        }
         if ends {
             // Nobody listens if the server is ending already.
             let _ending = quit.send(Quit::Command);
@@ -133,8 +143,8 @@ fn serve(stream: &UnixStream, server: &Server, quit: &Sender<Quit>) -> std::io::
 }
 
 /// The reply to one request, and whether it asks for the end.
-fn answer(server: &Server, line: &str) -> (Result<Value, String>, bool) {
-    match serde_json::from_str::<Request>(line) {
+fn answer(server: &Server, line: &[u8]) -> (Result<Value, String>, bool) {
+    match serde_json::from_slice::<Request>(line) {
         Err(e) => (Err(format!("bad request: {e}")), false),
         Ok(Request::Quit) => {
             server.stop();

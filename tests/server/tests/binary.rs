@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -107,6 +107,10 @@ impl Control {
 
     fn raw(&mut self, request: &str) -> Value {
         writeln!(self.stream.get_mut(), "{request}").unwrap();
+        self.reply()
+    }
+
+    fn reply(&mut self) -> Value {
         let mut line = String::new();
         self.stream.read_line(&mut line).unwrap();
         serde_json::from_str(&line).unwrap()
@@ -206,6 +210,29 @@ fn bad_requests_get_a_reason_and_the_connection_goes_on() {
         assert!(reply["error"].is_string(), "{bad}: {reply}");
     }
     control.ask(&json!({"cmd": "counters"}));
+}
+
+#[test]
+fn noise_on_the_control_socket_is_refused_and_an_endless_line_ends_it() {
+    let process = Process::start(&[]);
+    let mut control = process.control();
+    for noise in [&b"\xff\xfe{\"cmd\":\"quit\"}\n"[..], b"\0\0\0\n", b"[1,2\n"] {
+        control.stream.get_mut().write_all(noise).unwrap();
+        assert!(control.reply()["error"].is_string(), "{noise:?}");
+    }
+    assert!(control.ask(&json!({"cmd": "counters"})).is_object());
+
+    // Its end looks like a request, and must not be taken for one.
+    let mut endless = vec![b' '; 64 << 10];
+    endless.extend(b"{\"cmd\":\"quit\"}\n");
+    // The server may hang up before it has read all.
+    let _written = control.stream.get_mut().write_all(&endless);
+    assert!(control.reply()["error"].is_string());
+    let mut rest = Vec::new();
+    let _reset = control.stream.read_to_end(&mut rest);
+    assert!(rest.is_empty(), "{rest:?}");
+    let mut again = process.control();
+    assert!(again.ask(&json!({"cmd": "counters"})).is_object());
 }
 
 #[test]

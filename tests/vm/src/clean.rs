@@ -10,7 +10,17 @@ use crate::paths;
 
 /// What this harness makes in the cache folder; others may use it too.
 const FOLDERS: &[&str] = &[
-    "apt", "apt-own", "busybox", "guest", "kernel", "kvm", "modules", "qemu", "runs", "tools",
+    "apt",
+    "apt-own",
+    "busybox",
+    "guest",
+    "kernel",
+    "kvm",
+    "modules",
+    "qemu",
+    "runs",
+    "selftests",
+    "tools",
 ];
 
 /// Removes everything, or only what nothing uses any more.

@@ -81,16 +81,6 @@ impl Group {
         })
     }
 
-    /// The process id of the leader.
-    pub(crate) fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// The child's pipes, for the caller to take.
-    pub(crate) fn child(&mut self) -> &mut Child {
-        &mut self.child
-    }
-
     /// The exit status, if the leader has ended.
     pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>> {
         if self.status.is_none() {

@@ -12,21 +12,17 @@ mod build;
 mod clean;
 mod cli;
 mod doctor;
-#[allow(dead_code, reason = "what tests may use")]
 mod groups;
 mod image;
 mod kernel;
 mod key;
-#[allow(dead_code, reason = "what tests may use")]
 mod machine;
 mod paths;
 mod qemu;
 mod run_dir;
-#[allow(dead_code, reason = "what tests may use")]
 mod server;
 mod shell;
 mod step;
-#[allow(dead_code, reason = "what tests may use")]
 mod suite;
 mod tools;
 

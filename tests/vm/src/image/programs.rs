@@ -4,12 +4,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::key::Key;
-use crate::step::Step;
+use crate::step::{self, Step};
 use crate::{groups, paths};
 
 const BUILD_LIMIT: Duration = Duration::from_secs(300);
@@ -31,12 +32,26 @@ const FLAGS: &[&str] = &[
 ];
 
 /// What was built.
+#[derive(Debug, Clone)]
 pub(super) struct Programs {
     pub(super) agent: PathBuf,
     pub(super) others: Vec<PathBuf>,
 }
 
+/// Builds all of them, or finds that they are as they should be; once in a run.
 pub(super) fn build() -> Result<Programs> {
+    static BUILT: Mutex<Option<Programs>> = Mutex::new(None);
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = built.as_ref() {
+        return Ok(known.clone());
+    }
+    let bar = step::spinner("guest programs");
+    let programs = build_all();
+    bar.finish_and_clear();
+    Ok(built.insert(programs?).clone())
+}
+
+fn build_all() -> Result<Programs> {
     let mut others = rust()?;
     let agent = others
         .iter()

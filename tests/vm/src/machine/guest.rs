@@ -35,6 +35,10 @@ const DEBUG_FACTOR: u32 = 5;
 /// Writes that are under way are read by the server within this time; a millisecond
 /// is usual.
 const DRAIN: Duration = Duration::from_millis(200);
+/// The console's thread is a few milliseconds behind; a busy host makes it seconds.
+const CONSOLE_LIMIT: Duration = Duration::from_secs(20);
+const CONSOLE_POLL: Duration = Duration::from_millis(5);
+
 /// What a command printed and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Output {
@@ -61,6 +65,8 @@ pub(crate) struct Guest {
     booted_after: Duration,
     /// Length of the kernel log that has been judged already, bytes.
     judged: usize,
+    /// Marks that have been put into the kernel's log.
+    marks: u64,
 }
 
 impl Guest {
@@ -145,6 +151,7 @@ impl Guest {
             release,
             booted_after: began.elapsed(),
             judged: 0,
+            marks: 0,
         })
     }
 
@@ -251,6 +258,7 @@ impl Guest {
 
     /// [`Guest::expect_clean_dmesg`], allowing reports that contain one of `expected`.
     pub(crate) fn expect_clean_dmesg_but(&mut self, expected: &[&str]) -> Result<()> {
+        let settled = self.settle_console();
         // The console's log also has what came before the ring buffer wrapped.
         let bytes = fs::read(self.logs.join("console.log"))?;
         let log = String::from_utf8_lossy(bytes.get(self.judged..).unwrap_or_default());
@@ -265,7 +273,38 @@ impl Guest {
             );
         }
         self.judged = bytes.len();
-        Ok(())
+        // A machine that hangs or is gone is a failure too, but its last words say more.
+        settled
+    }
+
+    /// Waits until the console's log has everything that the kernel has said so far: a thread
+    /// of the guest's kernel writes it, some time after the message.
+    fn settle_console(&mut self) -> Result<()> {
+        self.marks += 1;
+        let mark = format!("ptdma-vm: mark {}.", self.marks);
+        self.ok(&format!("echo '{mark}' > /dev/kmsg"))?;
+        let console = self.logs.join("console.log");
+        let deadline = Instant::now() + self.scaled(CONSOLE_LIMIT);
+        loop {
+            let bytes = fs::read(&console)?;
+            let new = bytes.get(self.judged..).unwrap_or_default();
+            if String::from_utf8_lossy(new).contains(&mark) {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the guest's console is {} s behind its kernel",
+                CONSOLE_LIMIT.as_secs()
+            );
+            std::thread::sleep(CONSOLE_POLL);
+        }
+    }
+
+    /// What the kernel has reported since it was last judged, for a check that has failed.
+    pub(crate) fn first_report(&self) -> Option<String> {
+        let bytes = fs::read(self.logs.join("console.log")).ok()?;
+        let log = String::from_utf8_lossy(bytes.get(self.judged..)?);
+        splats(&log, &[]).first().map(|line| (*line).to_owned())
     }
 
     /// The device server.

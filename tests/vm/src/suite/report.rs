@@ -19,8 +19,11 @@ pub(super) struct Outcome {
     /// Good, but not at the first attempt.
     pub(super) flaky: bool,
     pub(super) attempts: u32,
-    /// Of the last attempt.
+    /// Of the last attempt, without the boot.
     pub(super) seconds: f64,
+    /// What came before it: its machine's image, devices and boot, if it was the first there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) boot_seconds: Option<f64>,
     /// What was measured, or what went wrong, in the last attempt.
     pub(super) note: String,
     /// What went wrong before that.
@@ -40,6 +43,7 @@ impl Outcome {
         self.flaky = again.passed;
         self.attempts += 1;
         self.seconds = again.seconds;
+        self.boot_seconds = again.boot_seconds;
         self.logs = again.logs.or_else(|| self.logs.take());
     }
 
@@ -54,6 +58,9 @@ impl Outcome {
     /// One line as the check ends: a log of CI has no progress bar.
     pub(super) fn line(&self) -> String {
         let mut line = format!("{:<5}{:6.1} s  {}", self.verdict(), self.seconds, self.name);
+        if let Some(boot) = self.boot_seconds {
+            line.push_str(&format!("  [boot {boot:.1} s]"));
+        }
         if !self.passed {
             line.push_str(&format!("\n{}", self.note));
             if let Some(logs) = &self.logs {
@@ -132,6 +139,7 @@ mod tests {
             passed,
             flaky: false,
             attempts: 1,
+            boot_seconds: None,
             seconds: 1.0,
             note: note.into(),
             earlier: Vec::new(),

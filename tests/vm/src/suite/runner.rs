@@ -103,7 +103,8 @@ fn run_plan(plan: &Plan, logs: &Path, bar: &ProgressBar) -> Vec<Outcome> {
     let mut outcomes = Vec::new();
     for entry in &plan.checks {
         bar.set_message(entry.name.clone());
-        let began = Instant::now();
+        let mut began = Instant::now();
+        let mut boot = None;
         let result = match machine.take() {
             Some(guest) => attempt(entry.check, guest, &mut machine),
             None if boot_failed => Err(anyhow!("not run: the machine did not boot")),
@@ -115,7 +116,11 @@ fn run_plan(plan: &Plan, logs: &Path, bar: &ProgressBar) -> Vec<Outcome> {
                 };
                 folder = logs.join(format!("{}@{}-{boots}", plan.suite.name, plan.kernel));
                 match Guest::boot(options, &folder) {
-                    Ok(guest) => attempt(entry.check, guest, &mut machine),
+                    Ok(guest) => {
+                        boot = Some(began.elapsed().as_secs_f64());
+                        began = Instant::now();
+                        attempt(entry.check, guest, &mut machine)
+                    }
                     Err(error) => {
                         boot_failed = true;
                         Err(error)
@@ -129,6 +134,7 @@ fn run_plan(plan: &Plan, logs: &Path, bar: &ProgressBar) -> Vec<Outcome> {
             passed: result.is_ok(),
             flaky: false,
             attempts: 1,
+            boot_seconds: boot,
             seconds: began.elapsed().as_secs_f64(),
             logs: result.is_err().then(|| folder.clone()),
             note: result.unwrap_or_else(|error| format!("{error:#}")),
@@ -159,8 +165,18 @@ fn attempt(check: &Check, mut guest: Guest, back: &mut Option<Guest>) -> Result<
             .unwrap_or("the check panicked");
         Err(anyhow!("{text}"))
     });
-    if result.is_ok() && !check.spoils {
-        *back = Some(guest);
+    match &result {
+        Ok(_) if !check.spoils => *back = Some(guest),
+        Ok(_) => {}
+        // Often the kernel knows why.
+        Err(error) => {
+            if let Some(report) = guest.first_report()
+                && !error.to_string().contains(&report)
+            {
+                return result
+                    .map_err(|error| anyhow!("{error:#}\nthe kernel's log has: {report}"));
+            }
+        }
     }
     result
 }
