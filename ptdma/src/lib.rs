@@ -169,12 +169,21 @@
 //!
 //! # What is known of the hardware, and how
 //!
-//! Registers and descriptors come from two drivers that run on silicon (Linux and DPDK). Three
-//! things are inferred and have been seen on an emulated device only: that the head stays at a
-//! failing descriptor ([`Channel::probe_error_head`] finds out), that HALT reads 1 once an engine
-//! has stopped after RUN was taken away (if it does not, every stop ends in [`NotStopped`], which
-//! is safe, and recovery needs a function reset), and that the interrupt status latches errors
-//! while the interrupt is off (if not, failures are still found by the halted engine, later).
+//! Registers and descriptors come from two drivers that run on silicon (Linux and DPDK); that a
+//! head which has passed a descriptor means that it was copied, from DPDK, which completes by
+//! nothing else. Inferred, and seen on an emulated device only, is
+//!
+//! - that the head stays at a failing descriptor. [`Channel::probe_error_head`] finds out with one
+//!   that the engine refuses; that one which fails while it moves data leaves the head in the same
+//!   place is inferred all the same. If it does not, a failed copy would pass for a good one, and
+//!   the one behind it for failed.
+//! - that HALT reads 1 once an engine has stopped after RUN was taken away. If it does not, every
+//!   stop ends in [`NotStopped`], which is safe, and recovery needs a function reset.
+//! - that the interrupt status latches errors while the interrupt is off. If not, failures are
+//!   still found by the halted engine, later, where the head stays at them.
+//! - that clearing the interrupt status is enough for the next interrupt to come. Linux switches
+//!   the enable register off and on for every one. If it is not, waiters find completions late,
+//!   by [`Channel::check_lost_interrupt`].
 
 #![no_std]
 #![deny(missing_docs, clippy::undocumented_unsafe_blocks)]
