@@ -69,6 +69,38 @@ pub(crate) fn run(only: Option<Variant>, update: bool) -> Result<bool> {
     Ok(true)
 }
 
+/// Makes ready what every machine needs, so that a missing network is told before anything
+/// runs: the emulator, kernels, the guest's programs, the device server.
+///
+/// Fetching waits for the network and compiling for the processors: they go on side by side.
+pub(crate) fn prepare(kernels: &[Variant], with_server: bool) -> Result<()> {
+    let fetched = std::thread::scope(|scope| {
+        let fetching = scope.spawn(|| -> Result<()> {
+            Qemu::get()?;
+            for variant in kernels {
+                if Kernel::find(*variant)?.is_none() {
+                    kernel::fetch_source()?;
+                }
+            }
+            Ok(())
+        });
+        let compiled = image::build_programs().and_then(|()| match with_server {
+            true => server(),
+            false => Ok(()),
+        });
+        match fetching.join() {
+            // What cannot be fetched is the reason that is told.
+            Ok(fetched) => fetched.and(compiled),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    });
+    fetched?;
+    for variant in kernels {
+        Kernel::get(*variant)?;
+    }
+    Ok(())
+}
+
 /// Builds the device server beside this program.
 pub(crate) fn server() -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());

@@ -4,14 +4,18 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::groups::{Group, describe};
+
+/// All bars: steps that run side by side have a line each.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// How many lines of a failed step's log are shown beside its path.
 const TAIL_LINES: usize = 15;
@@ -141,7 +145,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 /// A bar over a known number of things; `indicatif` draws nothing when standard
 /// error is not a terminal, so a plain line says what goes on there.
 pub(crate) fn bar(what: &str, length: u64) -> ProgressBar {
-    let bar = ProgressBar::new(length);
+    let bar = BARS.add(ProgressBar::new(length));
     // The template is a constant: should it not parse, the default style is as good.
     if let Ok(style) =
         ProgressStyle::with_template("{msg:<34} [{bar:28}] {percent:>3}% {elapsed:>4} (eta {eta})")
@@ -154,7 +158,7 @@ pub(crate) fn bar(what: &str, length: u64) -> ProgressBar {
 
 /// A spinner for work of unknown length.
 pub(crate) fn spinner(what: &str) -> ProgressBar {
-    let bar = ProgressBar::new_spinner();
+    let bar = BARS.add(ProgressBar::new_spinner());
     start(&bar, what);
     bar.enable_steady_tick(Duration::from_millis(120));
     bar

@@ -18,6 +18,11 @@ pub(crate) use modules::{MODULES, build as build_module};
 use crate::kernel::Kernel;
 use crate::step;
 
+/// Builds the guest's programs, which every image has.
+pub(crate) fn build_programs() -> Result<()> {
+    programs::build().map(drop)
+}
+
 const DIRECTORY: u32 = 0o040_755;
 const EXECUTABLE: u32 = 0o100_755;
 const PLAIN: u32 = 0o100_644;

@@ -128,6 +128,11 @@ pub(crate) fn unpacked_tree() -> Result<PathBuf> {
     Ok(Source::get()?.tree().to_path_buf())
 }
 
+/// Fetches and unpacks the source, if it is not there.
+pub(crate) fn fetch_source() -> Result<()> {
+    Source::get().map(drop)
+}
+
 /// The unpacked, patched source tree.
 pub(crate) fn source_tree() -> Result<PathBuf> {
     let source = Source::get()?;

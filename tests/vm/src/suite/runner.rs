@@ -10,7 +10,7 @@ use indicatif::ProgressBar;
 use super::Check;
 use super::report::{self, Outcome};
 use super::selection::{Entry, Plan, Selection, select};
-use crate::kernel::Kernel;
+use crate::kernel::Variant;
 use crate::machine::{Guest, Options};
 use crate::{build, run_dir, step};
 
@@ -29,13 +29,10 @@ pub(crate) fn run(selection: &Selection, manner: Manner) -> Result<bool> {
     if plans.is_empty() {
         bail!("no check matches; `cargo vm test --set all --soak --list` names them");
     }
-    // Build before the first boot, so that a missing network is told before anything.
-    for plan in &plans {
-        Kernel::get(plan.kernel)?;
-    }
-    if plans.iter().any(|plan| (plan.suite.machine)().devices > 0) {
-        build::server()?;
-    }
+    let mut kernels: Vec<Variant> = plans.iter().map(|plan| plan.kernel).collect();
+    kernels.dedup();
+    let with_server = plans.iter().any(|plan| (plan.suite.machine)().devices > 0);
+    build::prepare(&kernels, with_server)?;
     let logs = run_dir::logs()?;
     let began = Instant::now();
     let mut outcomes = round(&plans, &logs.join("1"));
