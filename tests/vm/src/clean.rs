@@ -43,10 +43,14 @@ pub(crate) fn run(outdated: bool) -> Result<bool> {
         remove(&cache.join("runs"))?;
         return Ok(true);
     }
+    // Outside the cache, if the cache's path has spaces.
+    let outside = paths::make_root()?;
     for name in FOLDERS {
         remove(&cache.join(name))?;
-        // The same name, outside the cache if the cache's path has spaces.
-        remove(&paths::make_dir(name)?)?;
+        remove(&outside.join(name))?;
+    }
+    if outside != cache {
+        remove(&outside)?;
     }
     Ok(true)
 }

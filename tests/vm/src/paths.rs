@@ -51,14 +51,22 @@ pub(crate) fn cache_dir(name: impl AsRef<Path>) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A folder for builds driven by make, which splits paths at spaces and colons.
+/// A folder for builds driven by make, which splits paths at spaces and colons, and for programs
+/// whose libraries are found through a path, which is split at colons.
 ///
 /// This is a part of the cache, unless the cache's own path has such characters:
 /// then it is a private folder under `/var/tmp`, named after the cache's path.
 pub(crate) fn make_dir(name: &str) -> Result<PathBuf> {
+    let path = make_root()?.join(name);
+    fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    Ok(path)
+}
+
+/// The folder that [`make_dir`]'s are in: the cache, or the private one.
+pub(crate) fn make_root() -> Result<PathBuf> {
     let cache = cache()?;
     if fits_make(&cache) {
-        return cache_dir(name);
+        return Ok(cache);
     }
     let mut key = Key::new("make-root");
     key.text(&cache.to_string_lossy());
@@ -72,9 +80,7 @@ pub(crate) fn make_dir(name: &str) -> Result<PathBuf> {
         root.display()
     );
     fs::set_permissions(&root, fs::Permissions::from_mode(0o700))?;
-    let path = root.join(name);
-    fs::create_dir_all(&path)?;
-    Ok(path)
+    Ok(root)
 }
 
 /// Whether make takes this path as one word.

@@ -40,10 +40,10 @@ impl Qemu {
         {
             return Ok(Some(found));
         }
-        let Ok(name) = fs::read_to_string(paths::cache_dir("qemu")?.join("current")) else {
+        let Ok(name) = fs::read_to_string(paths::make_dir("qemu")?.join("current")) else {
             return Ok(None);
         };
-        let prefix = paths::cache_dir("qemu")?.join(name.trim());
+        let prefix = paths::make_dir("qemu")?.join(name.trim());
         Ok(Self::in_prefix(prefix).ok())
     }
 
@@ -52,7 +52,7 @@ impl Qemu {
         if let Some(found) = Self::find()? {
             return Ok(found);
         }
-        let folder = paths::cache_dir("qemu")?;
+        let folder = paths::make_dir("qemu")?;
         let _lock = step::lock(&folder.join("lock"))?;
         if let Some(found) = Self::find()? {
             return Ok(found);

@@ -114,6 +114,10 @@ impl Options {
             // on a busy host misses that.
             "no_timer_check",
         ];
+        if self.kernel == Variant::Debug {
+            // By itself KASAN reports once and is silent for the rest of the boot.
+            words.push("kasan_multi_shot");
+        }
         match self.iommu {
             Iommu::None => {}
             Iommu::Intel => words.extend(["intel_iommu=on", "iommu.passthrough=0"]),

@@ -56,12 +56,12 @@ const MISBEHAVING: Suite = Suite {
         Check::new("batch-size", batch_size).quick(FAST),
         // Under the debug kernel the huge pages are found without a migration, or compaction
         // gives up (compact_fail), before the migrator is asked; why is not known yet.
-        Check::fast_only("compaction", compaction),
+        Check::new("compaction", compaction).only_fast(),
         Check::new("numa-balancing", balancing).quick(FAST),
         Check::new("hot-unplug", hot_unplug).quick(FAST),
         // Under the debug kernel a batch takes as long as many registrations, so that a thousand
         // of these meet some 5 to 35 batches: too few to prove anything.
-        Check::fast_only("registration-churn", churn),
+        Check::new("registration-churn", churn).only_fast(),
         Check::new("module-removal", removal),
         Check::soak("long-mix", long_mix),
     ],
