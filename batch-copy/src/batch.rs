@@ -3,11 +3,12 @@
 use heapless::Vec;
 use ptdma::{DmaAddr, Lock};
 
-use crate::channel::{CopyChannel, PrepError};
+use crate::channel::{CopyChannel, Limits, PrepError};
 use crate::cursor::{Cursor, Place};
-use crate::engines::{Accepted, Announce, Cause, Choice, Engines, Look, Loss, Losses, Port, Watch};
+use crate::engines::{Cause, Choice, Engines, Look, Loss, Losses, Port, Watch};
 use crate::folio::{FailReason, Outcome, SkipReason};
 use crate::gather::{CHUNK, Chunk, Ended, Gather, Refused, Target};
+use crate::hand_out::Order;
 use crate::host::{CpuCopier, Host, Rescue};
 use crate::lane::{Burst, Lane};
 use crate::map::{Mapper, Piece};
@@ -26,8 +27,8 @@ pub const CPU_CHUNK_BYTES: u64 = 64 << 10;
 /// of sleeping, minutes of spinning.
 const MAX_IDLE_TURNS: u32 = 1 << 28;
 
-/// While it polls, a batch looks at the one channel that it needs next; every so many turns
-/// without progress it looks at all, because another one may wait behind a failure.
+/// While it polls, a batch looks at one channel until that is done, then at the next; every so
+/// many turns without progress it looks at all, because another one may wait behind a failure.
 const LOOK_AT_ALL: u32 = 8;
 
 /// How a batch is to be run.
@@ -232,6 +233,21 @@ enum Fate {
     Quarantine { channel: usize },
 }
 
+/// What came of a look at a lane.
+#[derive(Clone, Copy, Debug)]
+struct Serviced {
+    /// Whether anything happened.
+    moved: bool,
+    /// Whether nothing is left of the lane, for certain.
+    done: bool,
+}
+
+impl Serviced {
+    const fn more(moved: bool) -> Self {
+        Self { moved, done: false }
+    }
+}
+
 /// A batch in work.
 struct Run<'a, S: ?Sized, C, L, W, M, K, R, const N: usize> {
     state: &'a mut Batch<N>,
@@ -268,11 +284,11 @@ where
             self.options.only,
             &mut self.state.choice,
         );
-        let engine_bytes = self.cut_cpu_share();
+        let end = self.cut_cpu_share();
         if self.state.choice.is_empty() {
             self.orphan(Stretch {
                 start: 0,
-                end: engine_bytes,
+                end: end.position,
             });
             return;
         }
@@ -280,7 +296,7 @@ where
         state.plan.cut(
             self.source,
             &state.survey,
-            engine_bytes,
+            end,
             state.choice.len(),
             &self.rules,
         );
@@ -296,31 +312,32 @@ where
                 continue;
             }
             let index = self.state.lanes.len();
-            let lane = Lane::new(channel, start, stretch.end);
+            let lane = Lane::new(channel, start, self.state.plan.end(number));
             if self.state.lanes.push(lane).is_err() {
                 self.orphan(stretch);
                 continue;
             }
             // Usually all of the ring is free; if it is not, it takes what it can.
-            let slots = self.engines.limits(channel).map_or(0, |l| l.ring_slots);
-            self.refill(index, slots, now_ns);
+            if let Some(limits) = self.engines.limits(channel) {
+                self.refill(index, &limits, limits.ring_slots, now_ns);
+            }
             self.report.channels = self.report.channels.wrapping_add(1);
         }
     }
 
-    /// Sets the CPU's share aside at the end of the stream; returns the bytes before it.
-    fn cut_cpu_share(&mut self) -> u64 {
+    /// Sets the CPU's share aside at the end of the stream; returns where it begins.
+    fn cut_cpu_share(&mut self) -> Place {
         let share = self.options.cpu_share_bytes.min(self.state.survey.bytes);
         let bytes = self.state.survey.bytes;
         self.cpu = Share::default();
-        if !K::AVAILABLE || share == 0 {
-            return bytes;
-        }
         let mut place = Place {
             folio: self.state.survey.folios,
             offset_bytes: 0,
             position: bytes,
         };
+        if !K::AVAILABLE || share == 0 {
+            return place;
+        }
         let target = bytes.saturating_sub(share);
         while place.position > target {
             let index = place.folio.saturating_sub(1);
@@ -352,7 +369,7 @@ where
             next: place,
             end: bytes,
         };
-        place.position
+        place
     }
 
     /// Hands out, watches and collects until nothing is left.
@@ -365,24 +382,45 @@ where
             if fresh {
                 // Everything was submitted a moment ago.
                 fresh = false;
-                if let Some(focus) = self.first_in_flight() {
+                if let Some(focus) = self.last_in_flight() {
                     wake = self.wait(Some(focus), self.host.wait.now_ns());
                 }
             }
             let now_ns = self.host.wait.now_ns();
             self.keep_time(now_ns, idle);
-            let focus = self.first_in_flight();
             let mut moved = false;
-            for index in 0..self.state.lanes.len() {
+            // From the lane that was filled last: when that is over, the others usually are, and
+            // one turn is enough for all.
+            let mut in_turn = true;
+            let mut done = true;
+            let mut losses = Losses::new();
+            for index in (0..self.state.lanes.len()).rev() {
+                let Some(lane) = self.state.lanes.get(index) else {
+                    break;
+                };
+                if lane.is_done() {
+                    continue;
+                }
+                let rest = lane.rest() != 0;
                 let look = match wake {
                     Wake::Interrupted => Look::Known,
                     Wake::Overdue => Look::Overdue,
-                    Wake::Poll if Some(index) == focus || self.rest_of(index) != 0 => Look::Poll,
-                    Wake::Poll if idle % LOOK_AT_ALL == LOOK_AT_ALL - 1 => Look::Poll,
+                    Wake::Poll if rest || in_turn || idle % LOOK_AT_ALL == LOOK_AT_ALL - 1 => {
+                        Look::Poll
+                    }
                     // Its channel would have to be asked; that is for later.
-                    Wake::Poll => continue,
+                    Wake::Poll => {
+                        done = false;
+                        continue;
+                    }
                 };
-                moved |= self.service(index, look, now_ns);
+                let serviced = self.service(index, look, now_ns, &mut losses);
+                moved |= serviced.moved;
+                in_turn &= serviced.moved;
+                done &= serviced.done;
+            }
+            if done && self.state.orphans.is_empty() && self.cpu.rest() == 0 {
+                return;
             }
             moved |= self.adopt();
             if wake == Wake::Overdue {
@@ -452,10 +490,6 @@ where
         lanes.rposition(|lane| !lane.bursts.is_empty())
     }
 
-    fn rest_of(&self, index: usize) -> u64 {
-        self.state.lanes.get(index).map_or(0, Lane::rest)
-    }
-
     fn has_rest(&self) -> bool {
         self.state.lanes.iter().any(|lane| lane.rest() != 0)
     }
@@ -508,61 +542,82 @@ where
             start: lane.next.position,
             end: lane.end,
         };
-        lane.end = lane.next.position;
+        lane.end_at(lane.next);
         (stretch.len_bytes() != 0).then_some(stretch)
     }
 
-    /// Looks at one lane: takes note of losses, lets go of what is over, hands out more. Returns
-    /// whether anything happened.
-    fn service(&mut self, index: usize, mut look: Look, now_ns: u64) -> bool {
+    /// Looks at one lane: takes note of losses, lets go of what is over, hands out more. Says
+    /// what came of it.
+    fn service(
+        &mut self,
+        index: usize,
+        mut look: Look,
+        now_ns: u64,
+        losses: &mut Losses,
+    ) -> Serviced {
         let mut moved = false;
         let mut free_slots = None;
-        let mut losses = Losses::new();
         loop {
             let Some(lane) = self.state.lanes.get_mut(index) else {
-                return moved;
+                return Serviced::more(moved);
             };
             let channel = lane.channel;
-            let Some(burst) = lane.bursts.front().copied() else {
+            let Some(&Burst { first, end, .. }) = lane.bursts.front() else {
                 break;
             };
             let watch = Watch {
-                first: burst.first,
-                end: burst.end,
+                first,
+                end,
                 now_ns,
                 hang_ns: self.options.hang_ns,
             };
-            let Some(sight) = self.engines.look(channel, &watch, look, &mut losses) else {
-                return moved;
+            let Some(sight) = self.engines.look(channel, &watch, look, losses) else {
+                return Serviced::more(moved);
             };
             look = Look::Known;
             free_slots = Some(sight.free_slots);
             lane.dead |= !sight.active;
-            let lossless = losses.is_empty();
-            while let Some(loss) = losses.pop() {
-                self.lose(index, loss);
+            let lane = if losses.is_empty() {
+                if !sight.over {
+                    break;
+                }
+                lane
+            } else {
                 moved = true;
-            }
-            if !sight.over {
-                break;
-            }
-            if !lossless {
-                self.engines.let_go(channel, burst.end.since(burst.first));
-            }
+                while let Some(loss) = losses.pop() {
+                    self.lose(index, loss);
+                }
+                if !sight.over {
+                    break;
+                }
+                self.engines.let_go(channel, end.since(first));
+                let Some(lane) = self.state.lanes.get_mut(index) else {
+                    return Serviced::more(moved);
+                };
+                lane
+            };
             moved = true;
-            if let Some(lane) = self.state.lanes.get_mut(index)
-                && let Some(burst) = lane.bursts.pop_front()
+            if let Some(&Burst {
+                bytes, lost_bytes, ..
+            }) = lane.bursts.front()
             {
-                let copied = burst.bytes.saturating_sub(burst.lost_bytes);
+                lane.bursts.pop_front();
+                let copied = bytes.saturating_sub(lost_bytes);
                 self.report.dma_bytes = self.report.dma_bytes.wrapping_add(copied);
-                self.engines.sub_load(channel, burst.bytes);
+                self.engines.sub_load(channel, bytes);
+            }
+            if lane.is_done() {
+                return Serviced { moved, done: true };
             }
         }
         let Some(lane) = self.state.lanes.get_mut(index) else {
-            return moved;
+            return Serviced::more(moved);
         };
         if lane.rest() == 0 {
-            return moved;
+            return Serviced {
+                moved,
+                done: lane.bursts.is_empty(),
+            };
         }
         let channel = lane.channel;
         lane.dead |= !self.engines.is_active(channel);
@@ -571,31 +626,27 @@ where
                 self.report.moved_bytes = self.report.moved_bytes.wrapping_add(stretch.len_bytes());
                 self.orphan(stretch);
             }
-            return true;
+            let done = self.state.lanes.get(index).is_none_or(Lane::is_done);
+            return Serviced { moved: true, done };
         }
         let free = match free_slots {
             Some(free) => free,
             None => self.engines.free_slots(channel),
         };
-        let ring_slots = self.engines.limits(channel).map_or(0, |l| l.ring_slots);
+        let Some(limits) = self.engines.limits(channel) else {
+            return Serviced::more(moved);
+        };
+        let ring_slots = limits.ring_slots;
         // Refill by halves: fewer doorbells, and the other half keeps the engine busy meanwhile.
         let enough = free >= ring_slots / 2 || (lane.bursts.is_empty() && free != 0);
         if enough && !lane.bursts.is_full() {
-            moved |= self.refill(index, free, now_ns);
+            moved |= self.refill(index, &limits, free, now_ns);
         }
-        moved
+        Serviced::more(moved)
     }
 
     /// Gives a lane's channel up to `free` descriptors. Returns whether it took any.
-    fn refill(&mut self, index: usize, free: usize, now_ns: u64) -> bool {
-        let Some(limits) = self
-            .state
-            .lanes
-            .get(index)
-            .and_then(|lane| self.engines.limits(lane.channel))
-        else {
-            return false;
-        };
+    fn refill(&mut self, index: usize, limits: &Limits, free: usize, now_ns: u64) -> bool {
         let interrupts = self.host.wait.wants_interrupts();
         // If this fills the ring and work is left, an interrupt is wanted when half is drained.
         let mark_at = if interrupts && free > limits.ring_slots / 2 {
@@ -621,10 +672,6 @@ where
             if budget == 0 || lane.rest() == 0 || lane.bursts.is_full() {
                 break;
             }
-            let target = Target {
-                channel: lane.channel,
-                max_len_bytes: limits.max_len_bytes,
-            };
             let start = lane.next;
             let most = budget.min(CHUNK);
             let mark = mark_at
@@ -634,74 +681,63 @@ where
                     let beyond = at.saturating_add(limits.ring_slots / 2);
                     more_than(self.source, start, lane.end, beyond)
                 });
-            let mut gather = Gather::new(
-                self.source,
-                start,
-                lane.end,
-                target,
-                &mut self.host.mapper,
-                refused,
-            );
-            gather.fill(chunk, most);
-            let ended = gather.ended();
-            let gathered = chunk.as_slice().len();
-            let last = ended != Ended::Enough || submitted.saturating_add(gathered) >= free;
-            let announce = Announce {
-                // The first chunk does not wait for the others to be prepared.
-                ring: last || (submitted == 0 && gathered == CHUNK),
-                interrupt: interrupts && last,
-                bytes: gather.bytes(),
-                coalesced: gather.pieces().saturating_sub(gathered as u64),
+            let order = Order {
+                most,
+                max_len_bytes: limits.max_len_bytes,
+                mark,
+                // One doorbell for all that fits into the ring.
+                ring_at: budget,
+                interrupts,
+                now_ns,
             };
-            let accepted = if gathered == 0 {
-                Accepted::nothing()
-            } else {
-                self.engines
-                    .submit(lane.channel, chunk.as_slice(), mark, announce, now_ns)
-            };
+            let (accepted, mut walked, all) =
+                if M::TRIVIAL && refused.is_empty() && order.suits(self.source, lane) {
+                    order.give_scattered(self.engines, self.source, lane)
+                } else {
+                    let mapper = &mut self.host.mapper;
+                    order.give_gathered(self.engines, self.source, lane, mapper, refused, chunk)
+                };
             let taken = accepted.count;
-            let all = taken == gathered;
             let mut rejected = None;
             if !all {
-                gather = Gather::new(
+                let mut gather = Gather::new(
                     self.source,
                     start,
-                    lane.end,
-                    target,
+                    (lane.end, start.folio),
+                    order.target(lane),
                     &mut self.host.mapper,
                     refused,
                 );
                 gather.by_ref().take(taken).for_each(drop);
+                walked = gather.walked();
                 going = accepted.error == Some(PrepError::Rejected);
+                if going {
+                    rejected = gather.next().map(|segment| {
+                        let end = gather.walked().place.position;
+                        Stretch {
+                            start: end.saturating_sub(segment.len_bytes),
+                            end,
+                        }
+                    });
+                    going = rejected.is_some();
+                }
             }
-            let next = gather.place();
             let burst = Burst {
                 first: accepted.first,
                 end: accepted.first.after(taken as u64),
                 start,
-                end_position: next.position,
-                bytes: gather.bytes(),
+                end_position: walked.place.position,
+                bytes: walked.bytes,
                 lost_bytes: 0,
-                digest: gather.digest(),
+                digest: walked.digest,
             };
-            let burst_pieces = gather.pieces();
-            let ended = gather.ended();
-            if !all && going {
-                rejected = gather.next().map(|segment| {
-                    let end = gather.place().position;
-                    Stretch {
-                        start: end.saturating_sub(segment.len_bytes),
-                        end,
-                    }
-                });
-                going = rejected.is_some();
-            }
-            lane.next = next;
+            lane.next = walked.place;
+            let lane_done = lane.rest() == 0;
             if taken != 0 {
-                lane.add(burst);
+                lane.bursts.add(burst);
             }
             bytes = bytes.wrapping_add(burst.bytes);
-            let coalesced = burst_pieces.saturating_sub(taken as u64);
+            let coalesced = walked.pieces.saturating_sub(taken as u64);
             self.report.coalesced = self.report.coalesced.wrapping_add(coalesced);
             submitted = submitted.saturating_add(taken);
             if accepted.rang {
@@ -710,12 +746,14 @@ where
             }
             if let Some(stretch) = rejected {
                 self.refuse(index, stretch, SkipReason::Rejected);
-            } else if let Ended::Refused(stretch) = ended
+            } else if let Ended::Refused(stretch) = walked.ended
                 && all
             {
                 self.refuse(index, stretch, SkipReason::Unmapped);
-            } else if accepted.error == Some(PrepError::Full) {
+            } else if matches!(accepted.error, Some(PrepError::Full | PrepError::Faulted)) {
                 going = false;
+            } else if lane_done {
+                break;
             }
         }
         if rang_for != submitted {
@@ -741,11 +779,17 @@ where
         {
             // No room to remember one more: the lane ends here.
             given_up.end = lane.end;
-            lane.end = stretch.start;
+            // How many folios lie before that does not matter: with a part refused, none are
+            // taken as they are.
+            let end = Place {
+                position: stretch.start,
+                ..lane.next
+            };
+            lane.end_at(end);
             if lane.next.position < stretch.start {
                 // Everything before the part was submitted, or is part of what is given up.
                 given_up.start = lane.next.position;
-                lane.end = lane.next.position;
+                lane.end_at(lane.next);
             }
         }
         self.account(given_up, Fate::Skip(reason), true);
@@ -789,7 +833,7 @@ where
             if state.lanes.iter().all(|lane| lane.channel != channel)
                 && state
                     .lanes
-                    .push(Lane::new(channel, Place::default(), 0))
+                    .push(Lane::new(channel, Place::default(), Place::default()))
                     .is_err()
             {
                 break;
@@ -835,7 +879,8 @@ where
             let mut cursor = Cursor::at(self.source, Place::default());
             cursor.seek_forward(stretch.start);
             lane.next = cursor.place();
-            lane.end = stretch.end;
+            cursor.seek_forward(stretch.end);
+            lane.end_at(cursor.place());
             adopted = true;
         }
         adopted
@@ -924,7 +969,7 @@ where
         let mut gather = Gather::new(
             self.source,
             burst.start,
-            burst.end_position,
+            (burst.end_position, burst.start.folio),
             target,
             &mut self.host.mapper,
             &self.state.refused,
@@ -934,13 +979,13 @@ where
         while let Some(segment) = gather.next() {
             if ordinal >= from && ordinal.wrapping_sub(from) < count {
                 bytes = bytes.wrapping_add(segment.len_bytes);
-                let end = gather.place().position;
+                let end = gather.walked().place.position;
                 let start = end.saturating_sub(segment.len_bytes);
                 found.get_or_insert(Stretch { start, end }).end = end;
             }
             ordinal = ordinal.wrapping_add(1);
         }
-        let digest = gather.digest();
+        let digest = gather.walked().digest;
         let same = digest == burst.digest && ordinal == burst.end.since(burst.first);
         found.filter(|_| same).map(|stretch| (stretch, bytes))
     }
@@ -1104,7 +1149,7 @@ where
             next: cursor.place(),
             end: lane.end,
         };
-        lane.end = cut;
+        lane.end_at(cursor.place());
         true
     }
 

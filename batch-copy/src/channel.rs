@@ -44,6 +44,8 @@ pub struct Prepared {
     pub first: Option<Cookie>,
     /// How many were accepted.
     pub count: usize,
+    /// Bytes of those.
+    pub bytes: u64,
     /// Why the one behind them was not, if there was one.
     pub error: Option<PrepError>,
 }
@@ -125,29 +127,19 @@ pub trait CopyChannel {
     /// [`PrepError`]; then nothing changed.
     fn prep(&mut self, copy: Segment, interrupt: bool) -> Result<Cookie, PrepError>;
 
-    /// Puts copies that `next` gives into the ring: `most`, or until there are no more, or one is
-    /// not accepted, or the ring is full; a copy for which there is no slot is not taken. With a `mark`, the one with that
-    /// index raises an interrupt when it is done.
+    /// Puts copies into the ring, until one is not accepted or the ring is full. With a `mark`,
+    /// the one with that index raises an interrupt when it is done.
     ///
     /// What [`prep`](Self::prep) does one at a time; engines that can do better should.
     #[inline]
-    fn prep_all(
-        &mut self,
-        most: usize,
-        mut next: impl FnMut() -> Option<Segment>,
-        mark: Option<usize>,
-    ) -> Prepared {
+    fn prep_all(&mut self, copies: impl Iterator<Item = Segment>, mark: Option<usize>) -> Prepared {
         let mut prepared = Prepared::default();
-        while prepared.count < most {
-            if self.free_slots() == 0 {
-                prepared.error = Some(PrepError::Full);
-                break;
-            }
-            let Some(copy) = next() else { break };
+        for copy in copies {
             match self.prep(copy, mark == Some(prepared.count)) {
                 Ok(cookie) => {
                     prepared.first.get_or_insert(cookie);
                     prepared.count = prepared.count.wrapping_add(1);
+                    prepared.bytes = prepared.bytes.wrapping_add(copy.len_bytes);
                 }
                 Err(error) => {
                     prepared.error = Some(error);

@@ -29,18 +29,6 @@ pub(crate) struct Cursor<'s, S: ?Sized> {
     place: Place,
 }
 
-// Not derived: that would ask for `S: Clone`.
-impl<S: ?Sized> Clone for Cursor<'_, S> {
-    #[inline(always)]
-    fn clone(&self) -> Self {
-        Self {
-            source: self.source,
-            left: self.left,
-            place: self.place,
-        }
-    }
-}
-
 impl<'s, S: FolioSource + ?Sized> Cursor<'s, S> {
     /// The place where an earlier walk ended; the default is the beginning.
     #[inline]
@@ -53,6 +41,12 @@ impl<'s, S: FolioSource + ?Sized> Cursor<'s, S> {
         }
     }
 
+    /// What is walked.
+    #[inline(always)]
+    pub(crate) const fn source(&self) -> &'s S {
+        self.source
+    }
+
     /// Where this is.
     #[inline]
     pub(crate) const fn place(&self) -> Place {
@@ -63,31 +57,6 @@ impl<'s, S: FolioSource + ?Sized> Cursor<'s, S> {
     #[inline]
     pub(crate) const fn position(&self) -> u64 {
         self.place.position
-    }
-
-    /// What is left of the current folio; of no length at the end of the stream.
-    #[inline(always)]
-    pub(crate) const fn left(&self) -> Folio {
-        self.left
-    }
-
-    /// The folio behind the current one; of no length if there is none.
-    #[inline(always)]
-    pub(crate) fn next_folio(&self) -> Folio {
-        let next = self.place.folio.wrapping_add(1);
-        self.source.folio(next).unwrap_or_default()
-    }
-
-    /// Goes on to the beginning of `next`, the [next folio](Self::next_folio), over the
-    /// `left_bytes` that were left of the current one.
-    #[inline(always)]
-    pub(crate) const fn enter(&mut self, next: Folio, left_bytes: u64) {
-        self.place = Place {
-            folio: self.place.folio.wrapping_add(1),
-            offset_bytes: 0,
-            position: self.place.position.wrapping_add(left_bytes),
-        };
-        self.left = next;
     }
 
     /// What is left of the current folio, but at most up to `end` in the stream. `None` there.

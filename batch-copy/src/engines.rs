@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering
 use heapless::Vec;
 use ptdma::{Cookie, Lock};
 
-use crate::channel::{CopyChannel, Failure, Health, Limits, PrepError, Progress, Segment};
+use crate::channel::{CopyChannel, Failure, Health, Limits, PrepError, Prepared, Progress};
 use crate::stats::{ChannelStats, Totals};
 
 /// Losses that a channel remembers until their owners have taken note. While it is full the
@@ -336,18 +336,21 @@ pub(crate) struct Accepted {
     pub(crate) first: Cookie,
     /// So many were accepted, from the first of the chunk on.
     pub(crate) count: usize,
+    /// Bytes of those.
+    pub(crate) bytes: u64,
     /// Why the next one was not.
     pub(crate) error: Option<PrepError>,
     pub(crate) rang: bool,
 }
 
 impl Accepted {
-    /// Nothing was offered, or there is no such channel.
-    pub(crate) const fn nothing() -> Self {
+    /// Nothing, and why.
+    pub(crate) const fn nothing(error: Option<PrepError>) -> Self {
         Self {
             first: Cookie::new(0),
             count: 0,
-            error: None,
+            bytes: 0,
+            error,
             rang: false,
         }
     }
@@ -360,8 +363,8 @@ pub(crate) struct Announce {
     pub(crate) ring: bool,
     /// The last descriptor shall interrupt.
     pub(crate) interrupt: bool,
-    /// Bytes of all copies.
-    pub(crate) bytes: u64,
+    /// Copies that were offered to the channel.
+    pub(crate) offered: usize,
     /// Parts of folios that have no copy of their own.
     pub(crate) coalesced: u64,
 }
@@ -428,18 +431,17 @@ impl<C: CopyChannel> Port<C> {
         }
     }
 
-    /// Prepares `copies` and makes them known.
+    /// Has copies prepared and makes them known.
     #[inline]
     fn submit(
         &mut self,
-        copies: &[Segment],
-        mark: Option<usize>,
-        announce: Announce,
         now_ns: u64,
+        prepare: impl FnOnce(&mut C) -> (Prepared, Announce),
     ) -> Accepted {
         let mut accepted = Accepted {
             first: self.next,
             count: 0,
+            bytes: 0,
             error: Some(PrepError::Faulted),
             rang: false,
         };
@@ -449,8 +451,7 @@ impl<C: CopyChannel> Port<C> {
         if self.done_before == self.next {
             self.moved_ns = now_ns;
         }
-        let mut rest = copies.iter();
-        let prepared = channel.prep_all(copies.len(), || rest.next().copied(), mark);
+        let (prepared, announce) = prepare(channel);
         accepted.error = prepared.error;
         // Cookies that are not the next ones would make every later report a guess; what has them
         // is not known to any batch, so it must not run.
@@ -460,17 +461,15 @@ impl<C: CopyChannel> Port<C> {
         } else {
             let count = prepared.count as u64;
             accepted.count = prepared.count;
+            accepted.bytes = prepared.bytes;
             self.next = self.next.after(count);
             self.held = self.held.wrapping_add(count);
-            self.stats.submitted = self.stats.submitted.wrapping_add(count);
-        }
-        let stats = &mut self.stats;
-        if accepted.count == copies.len() {
-            stats.bytes = stats.bytes.wrapping_add(announce.bytes);
-            stats.coalesced = stats.coalesced.wrapping_add(announce.coalesced);
-        } else {
-            let taken = copies.iter().take(accepted.count);
-            stats.bytes = taken.fold(stats.bytes, |sum, c| sum.wrapping_add(c.len_bytes));
+            let stats = &mut self.stats;
+            stats.submitted = stats.submitted.wrapping_add(count);
+            stats.bytes = stats.bytes.wrapping_add(prepared.bytes);
+            if accepted.count == announce.offered {
+                stats.coalesced = stats.coalesced.wrapping_add(announce.coalesced);
+            }
         }
         // What was accepted has to run, too, if not all of it was.
         if known && (announce.ring || accepted.error.is_some()) {
@@ -865,27 +864,19 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
         });
     }
 
+    /// Has descriptors prepared, with the channel's lock held.
     #[inline]
     pub(crate) fn submit(
         &self,
         number: usize,
-        copies: &[Segment],
-        mark: Option<usize>,
-        announce: Announce,
         now_ns: u64,
+        prepare: impl FnOnce(&mut C) -> (Prepared, Announce),
     ) -> Accepted {
         let Some(slot) = self.slots.get(number) else {
-            return Accepted::nothing();
+            return Accepted::nothing(Some(PrepError::Faulted));
         };
-        slot.load_bytes.fetch_add(announce.bytes, Ordering::Relaxed);
-        let accepted = slot
-            .port
-            .with(|port| port.submit(copies, mark, announce, now_ns));
-        if accepted.count != copies.len() {
-            let left = copies.iter().skip(accepted.count);
-            let bytes = left.fold(0_u64, |sum, copy| sum.wrapping_add(copy.len_bytes));
-            slot.load_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        }
+        let accepted = slot.port.with(|port| port.submit(now_ns, prepare));
+        slot.load_bytes.fetch_add(accepted.bytes, Ordering::Relaxed);
         accepted
     }
 

@@ -7,6 +7,7 @@ use crate::channel::Segment;
 use crate::cursor::{Cursor, Place};
 use crate::map::{MapError, Mapper};
 use crate::plan::Stretch;
+use crate::scattered::scattered;
 use crate::source::FolioSource;
 
 /// Most descriptors that are prepared while a channel's lock is held: about a microsecond, so
@@ -50,17 +51,31 @@ impl Default for Chunk {
     }
 }
 
-/// A sum over the places in the stream where descriptors begin. Two walks that come to the same
+/// A sum over the places in the batch where descriptors begin. Two walks that come to the same
 /// sum, the same number and the same end have found the same descriptors; it does not matter in
 /// which chunks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Digest(u64);
 
 impl Digest {
-    #[inline(always)]
-    const fn add_start(&mut self, position: u64) {
-        // Squared, so that two places that moved in opposite directions do not cancel out.
-        self.0 = self.0.wrapping_add(position.wrapping_mul(position));
+    /// A place weighs the difference of two cubes for its folio, so that places that moved in
+    /// opposite directions do not cancel out, and many folios need no loop; and a square inside.
+    #[inline]
+    const fn add_start(&mut self, place: Place) {
+        let offset = place.offset_bytes;
+        let inside = Self(offset.wrapping_mul(offset));
+        *self = self.plus(Self::of_folios(place.folio, 1)).plus(inside);
+    }
+
+    /// Of `count` whole folios.
+    #[inline]
+    pub(crate) const fn of_folios(first: usize, count: usize) -> Self {
+        const fn cube(number: u64) -> u64 {
+            number.wrapping_mul(number).wrapping_mul(number)
+        }
+        let first = first as u64;
+        let end = first.wrapping_add(count as u64);
+        Self(cube(end).wrapping_sub(cube(first)))
     }
 
     #[inline]
@@ -81,6 +96,20 @@ pub(crate) enum Ended {
     Refused(Stretch),
 }
 
+/// What a walk came to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Walked {
+    /// Behind the last descriptor.
+    pub(crate) place: Place,
+    /// Why there was no further descriptor.
+    pub(crate) ended: Ended,
+    /// Of so many parts of folios do the descriptors consist.
+    pub(crate) pieces: u64,
+    /// What the descriptors copy.
+    pub(crate) bytes: u64,
+    pub(crate) digest: Digest,
+}
+
 /// The channel that descriptors are gathered for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Target {
@@ -96,6 +125,8 @@ pub(crate) struct Gather<'a, S: ?Sized, M> {
     at: Cursor<'a, S>,
     begin: Place,
     end: u64,
+    /// Folios before this one end before that; see [`Lane::whole_until`](crate::lane::Lane).
+    whole_until: usize,
     target: Target,
     mapper: &'a mut M,
     refused: &'a Refused,
@@ -117,7 +148,7 @@ where
     pub(crate) fn new(
         source: &'a S,
         begin: Place,
-        end: u64,
+        (end, whole_until): (u64, usize),
         target: Target,
         mapper: &'a mut M,
         refused: &'a Refused,
@@ -126,6 +157,7 @@ where
             at: Cursor::at(source, begin),
             begin,
             end,
+            whole_until,
             target: Target {
                 max_len_bytes: target.max_len_bytes.max(1),
                 ..target
@@ -140,41 +172,23 @@ where
         }
     }
 
-    /// Where the walk stands: behind the last descriptor.
+    /// What the walk came to so far.
     #[inline(always)]
-    pub(crate) const fn place(&self) -> Place {
-        self.at.place()
-    }
-
-    /// Why there was no further descriptor.
-    #[inline(always)]
-    pub(crate) const fn ended(&self) -> Ended {
-        match self.refuses {
-            Some(stretch) => Ended::Refused(stretch),
-            None if self.at.position() >= self.end => Ended::AtEnd,
-            None => Ended::Enough,
+    pub(crate) const fn walked(&self) -> Walked {
+        let place = self.at.place();
+        let whole = place.folio.wrapping_sub(self.begin.folio) as u64;
+        let passed = place.position.wrapping_sub(self.begin.position);
+        Walked {
+            place,
+            ended: match self.refuses {
+                Some(stretch) => Ended::Refused(stretch),
+                None if place.position >= self.end => Ended::AtEnd,
+                None => Ended::Enough,
+            },
+            pieces: whole.wrapping_add((place.offset_bytes != 0) as u64),
+            bytes: passed.wrapping_sub(self.skipped_bytes),
+            digest: self.digest,
         }
-    }
-
-    /// Of so many parts of folios do the descriptors consist.
-    #[inline(always)]
-    pub(crate) const fn pieces(&self) -> u64 {
-        let whole = self.place().folio.wrapping_sub(self.begin.folio) as u64;
-        whole.wrapping_add((self.place().offset_bytes != 0) as u64)
-    }
-
-    /// What the descriptors copy.
-    #[inline(always)]
-    pub(crate) const fn bytes(&self) -> u64 {
-        self.at
-            .position()
-            .wrapping_sub(self.begin.position)
-            .wrapping_sub(self.skipped_bytes)
-    }
-
-    #[inline(always)]
-    pub(crate) const fn digest(&self) -> Digest {
-        self.digest
     }
 
     /// Gathers up to `most` descriptors into `chunk`.
@@ -199,38 +213,33 @@ where
         }
     }
 
-    /// What [`next`](Iterator::next) does, in a tight loop, for as long as folios are whole
-    /// descriptors: not contiguous with the next one, within the limit and the stretch.
+    /// What [`next`](Iterator::next) does, for folios that are descriptors as they are.
     #[inline(always)]
     fn fill_scattered(&mut self, chunk: &mut Chunk, most: usize) {
-        let max = self.target.max_len_bytes;
-        // All of it lives in registers.
-        let mut at = self.at.clone();
-        let mut digest = self.digest;
-        let mut room = self.end.saturating_sub(at.position());
-        let mut filled: usize = 0;
-        let places = chunk.items.get_mut(chunk.len..most).unwrap_or_default();
-        for place in places {
-            let this = at.left();
-            let len_bytes = this.len_bytes;
-            let next = at.next_folio();
-            let contiguous = next.src.get() == this.src.get().wrapping_add(len_bytes);
-            if contiguous || len_bytes > max || len_bytes > room || len_bytes == 0 {
-                break;
-            }
-            *place = Segment {
-                src: this.src,
-                dst: this.dst,
-                len_bytes,
-            };
-            digest.add_start(at.position());
-            room = room.wrapping_sub(len_bytes);
-            at.enter(next, len_bytes);
-            filled = filled.wrapping_add(1);
+        let begin = self.at.place();
+        if begin.offset_bytes != 0 {
+            return;
         }
-        chunk.len = chunk.len.wrapping_add(filled);
-        self.at = at;
-        self.digest = digest;
+        let source = self.at.source();
+        let places = chunk.items.get_mut(chunk.len..most).unwrap_or_default();
+        let most = places
+            .len()
+            .min(self.whole_until.saturating_sub(begin.folio));
+        let (mut position, mut count) = (begin.position, 0_usize);
+        let copies = scattered(source, begin.folio, most, self.target.max_len_bytes);
+        for (place, segment) in places.iter_mut().zip(copies) {
+            *place = segment;
+            position = position.wrapping_add(segment.len_bytes);
+            count = count.wrapping_add(1);
+        }
+        chunk.len = chunk.len.wrapping_add(count);
+        self.digest = self.digest.plus(Digest::of_folios(begin.folio, count));
+        let place = Place {
+            folio: begin.folio.wrapping_add(count),
+            offset_bytes: 0,
+            position,
+        };
+        self.at = Cursor::at(source, place);
     }
 
     /// What the channel can be given from here on; `None` at the end, or if the mapper refuses.
@@ -317,7 +326,7 @@ where
             self.note_refusal();
             return None;
         };
-        self.digest.add_start(self.at.position());
+        self.digest.add_start(self.at.place());
         let max = self.target.max_len_bytes;
         segment.len_bytes = segment.len_bytes.min(max);
         self.take(segment.len_bytes);

@@ -1,15 +1,9 @@
 //! One channel's share of a batch, and what of it is in the ring.
 
-use heapless::Deque;
 use ptdma::Cookie;
 
 use crate::cursor::Place;
 use crate::gather::Digest;
-
-/// Bursts of one batch in one ring at the same time: one runs, one waits. A chunk of another batch
-/// in between breaks a burst in two; then less of this batch is in the ring, and the engine works
-/// on the other one.
-pub(crate) const BURSTS: usize = 2;
 
 /// Descriptors of one batch that follow each other in a ring and in the stream.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +24,79 @@ pub(crate) struct Burst {
     pub(crate) digest: Digest,
 }
 
+impl Burst {
+    fn is_continued_by(&self, next: &Self) -> bool {
+        self.end == next.first && self.end_position == next.start.position && self.lost_bytes == 0
+    }
+}
+
+/// Bursts of one batch in one ring at the same time. A chunk of another batch in between breaks a
+/// burst in two; then less of this batch is in the ring, and the engine works on the other one.
+#[derive(Clone, Debug)]
+pub(crate) struct Bursts {
+    running: Option<Burst>,
+    /// Only if one is running.
+    waiting: Option<Burst>,
+}
+
+impl Bursts {
+    const fn new() -> Self {
+        Self {
+            running: None,
+            waiting: None,
+        }
+    }
+
+    #[inline]
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.running.is_none()
+    }
+
+    #[inline]
+    pub(crate) const fn is_full(&self) -> bool {
+        self.waiting.is_some()
+    }
+
+    /// The oldest.
+    #[inline]
+    pub(crate) const fn front(&self) -> Option<&Burst> {
+        self.running.as_ref()
+    }
+
+    #[inline]
+    pub(crate) const fn front_mut(&mut self) -> Option<&mut Burst> {
+        self.running.as_mut()
+    }
+
+    /// Lets go of the oldest.
+    #[inline]
+    pub(crate) const fn pop_front(&mut self) {
+        if self.waiting.is_some() {
+            self.running = self.waiting.take();
+        } else {
+            self.running = None;
+        }
+    }
+
+    /// Adds descriptors that were accepted: to the newest burst if they continue it, else as a new
+    /// one, for which the caller has made sure that there is room.
+    #[inline]
+    pub(crate) fn add(&mut self, burst: Burst) {
+        if let Some(newest) = self.waiting.as_mut().or(self.running.as_mut()) {
+            if newest.is_continued_by(&burst) {
+                newest.end = burst.end;
+                newest.end_position = burst.end_position;
+                newest.bytes = newest.bytes.wrapping_add(burst.bytes);
+                newest.digest = newest.digest.plus(burst.digest);
+            } else {
+                self.waiting = Some(burst);
+            }
+        } else {
+            self.running = Some(burst);
+        }
+    }
+}
+
 /// A stretch of the stream on its way through one channel.
 #[derive(Clone, Debug)]
 pub(crate) struct Lane {
@@ -42,21 +109,24 @@ pub(crate) struct Lane {
     pub(crate) next: Place,
     /// ... and ends here.
     pub(crate) end: u64,
+    /// Folios before this one end before that, or at it. There may be more that do.
+    pub(crate) whole_until: usize,
     /// Submitted and not over.
-    pub(crate) bursts: Deque<Burst, BURSTS>,
+    pub(crate) bursts: Bursts,
     /// When the newest burst should be over.
     pub(crate) expected_ns: u64,
 }
 
 impl Lane {
-    pub(crate) const fn new(channel: usize, next: Place, end: u64) -> Self {
+    pub(crate) const fn new(channel: usize, next: Place, end: Place) -> Self {
         Self {
             channel,
             dead: false,
             suspect: false,
             next,
-            end,
-            bursts: Deque::new(),
+            end: end.position,
+            whole_until: end.folio,
+            bursts: Bursts::new(),
             expected_ns: 0,
         }
     }
@@ -67,21 +137,15 @@ impl Lane {
         self.end.saturating_sub(self.next.position)
     }
 
-    /// Adds descriptors that were accepted: to the newest burst if they continue it, else as a new
-    /// one, for which the caller has made sure that there is room.
+    /// Whether nothing of it is left, and nothing in flight.
     #[inline]
-    pub(crate) fn add(&mut self, burst: Burst) {
-        if let Some(newest) = self.bursts.back_mut()
-            && newest.end == burst.first
-            && newest.end_position == burst.start.position
-            && newest.lost_bytes == 0
-        {
-            newest.end = burst.end;
-            newest.end_position = burst.end_position;
-            newest.bytes = newest.bytes.wrapping_add(burst.bytes);
-            newest.digest = newest.digest.plus(burst.digest);
-            return;
-        }
-        let _ = self.bursts.push_back(burst);
+    pub(crate) const fn is_done(&self) -> bool {
+        self.bursts.is_empty() && self.rest() == 0
+    }
+
+    /// Ends at `end` from now on.
+    pub(crate) const fn end_at(&mut self, end: Place) {
+        self.end = end.position;
+        self.whole_until = end.folio;
     }
 }

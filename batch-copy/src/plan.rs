@@ -77,7 +77,9 @@ impl<const N: usize> Plan<N> {
         rules: &CutRules,
     ) -> Self {
         let mut plan = Self::empty();
-        plan.cut(source, survey, bytes, channels, rules);
+        let mut cursor = Cursor::at(source, Place::default());
+        cursor.seek_forward(bytes.min(survey.bytes));
+        plan.cut(source, survey, cursor.place(), channels, rules);
         plan
     }
 
@@ -86,17 +88,18 @@ impl<const N: usize> Plan<N> {
         Self { ends: Vec::new() }
     }
 
-    /// [`new`](Self::new) in place: it is large for a kernel's stack.
+    /// [`new`](Self::new) in place, because it is large for a kernel's stack, for everything
+    /// before `end`.
     pub(crate) fn cut<S: FolioSource + ?Sized>(
         &mut self,
         source: &S,
         survey: &Survey,
-        bytes: u64,
+        end: Place,
         channels: usize,
         rules: &CutRules,
     ) {
         self.ends.clear();
-        let bytes = bytes.min(survey.bytes);
+        let bytes = end.position;
         let stretches = (channels.min(N) as u64).min(survey.parts);
         let Some(share) = bytes.checked_div(stretches) else {
             return;
@@ -117,11 +120,6 @@ impl<const N: usize> Plan<N> {
             low = cutter.cut(ideal.unwrap_or(bytes), low);
             let _ = self.ends.push(low);
         }
-        let end = Place {
-            folio: survey.folios,
-            offset_bytes: 0,
-            position: bytes,
-        };
         let _ = self.ends.push(end);
     }
 
@@ -141,6 +139,11 @@ impl<const N: usize> Plan<N> {
     pub(crate) fn start(&self, index: usize) -> Place {
         let before = index.checked_sub(1).and_then(|i| self.ends.get(i));
         before.copied().unwrap_or_default()
+    }
+
+    /// Where stretch number `index` ends.
+    pub(crate) fn end(&self, index: usize) -> Place {
+        self.ends.get(index).copied().unwrap_or_default()
     }
 
     /// Stretch number `index`; an empty one if there is none.
@@ -216,12 +219,25 @@ impl<S: FolioSource + ?Sized> Cutter<'_, S> {
             cursor.advance(piece.len_bytes);
             here = cursor.place();
         }
+        // Between two folios, the second of which begins a run: nothing gets shorter there.
+        if here.position == ideal && here.offset_bytes == 0 && self.begins_run(here.folio) {
+            return here;
+        }
         // Inside a folio that was cut before, `here` is that cut.
         let inside = ideal.saturating_sub(here.position) & !self.align_mask;
         let aligned = here.position.saturating_add(inside);
         let run = self.run_around(here, low);
         let chosen = self.place(aligned, run);
         self.walk_to(chosen, here)
+    }
+
+    /// Whether a folio does not continue the one before it.
+    fn begins_run(&self, folio: usize) -> bool {
+        let before = folio.checked_sub(1).and_then(|b| self.source.folio(b));
+        match (before, self.source.folio(folio)) {
+            (Some(before), Some(this)) => !before.is_followed_by(&this),
+            _ => true,
+        }
     }
 
     /// The run that `here` is in, as far as it matters: not before the last cut, and no further

@@ -127,20 +127,13 @@ impl<R: RegisterIo, M: RingMemory> CopyChannel for PtdmaQueue<R, M> {
     }
 
     #[inline]
-    fn prep_all(
-        &mut self,
-        most: usize,
-        mut next: impl FnMut() -> Option<Segment>,
-        mark: Option<usize>,
-    ) -> Prepared {
-        let submitted = self.channel.submit_all(
-            most,
-            || next().map(|copy| (copy.src, copy.dst, copy.len_bytes)),
-            mark,
-        );
+    fn prep_all(&mut self, copies: impl Iterator<Item = Segment>, mark: Option<usize>) -> Prepared {
+        let copies = copies.map(|copy| (copy.src, copy.dst, copy.len_bytes));
+        let submitted = self.channel.submit_all(copies, mark);
         Prepared {
             first: Some(submitted.first),
             count: submitted.count,
+            bytes: submitted.bytes,
             error: submitted.error.map(prep_error),
         }
     }

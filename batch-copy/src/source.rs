@@ -25,6 +25,13 @@ pub trait FolioSource {
             next: 0,
         }
     }
+
+    /// At most `most` folios from `first` on, in order: what is walked again and again, so worth
+    /// an implementation of its own where one index is not as good as the next.
+    #[inline]
+    fn range(&self, first: usize, most: usize) -> impl Iterator<Item = Folio> + '_ {
+        (first..first.saturating_add(most)).map_while(|index| self.folio(index))
+    }
 }
 
 struct Folios<'a, S: ?Sized> {
@@ -62,6 +69,12 @@ impl FolioSource for [Folio] {
     #[inline]
     fn folios(&self) -> impl Iterator<Item = Folio> + Clone + '_ {
         self.iter().copied()
+    }
+
+    #[inline]
+    fn range(&self, first: usize, most: usize) -> impl Iterator<Item = Folio> + '_ {
+        let rest = self.get(first..).unwrap_or_default();
+        rest.get(..most).unwrap_or(rest).iter().copied()
     }
 }
 

@@ -120,8 +120,9 @@ pub struct Bounds {
 /// within 64 KiB.
 const LANDMARKS: usize = 16;
 
-/// Folios between two landmarks at first; doubled whenever all are used up.
-const FIRST_STRIDE: usize = 8;
+/// Folios between two landmarks at first, so that 512 folios need none twice; doubled whenever
+/// all are used up.
+const FIRST_STRIDE: usize = 32;
 
 /// Longest stride: so few folios of at most 2^48 bytes that their sum does not wrap before it is
 /// looked at. Batches of more than two million folios have no landmarks in their rear part.
@@ -177,35 +178,33 @@ impl Survey {
         let survey = self;
         survey.landmarks.clear();
         survey.stride = FIRST_STRIDE;
-        let mut check = Check {
-            collected: 0,
-            aligned: 0,
-            sound: true,
-        };
-        let mut bytes = 0_u64;
+        let mut check = Check::default();
         let mut count: usize = 0;
-        let mut next_mark: usize = 0;
-        for folio in source.folios() {
-            if count == next_mark {
-                // Whatever is done here costs next to nothing per folio.
-                next_mark = survey.mark(count, bytes);
-                // A sum over 2^56 is caught before it can wrap: while it is not, a stride adds at
-                // most 2^48 for each of its folios, or a length too long was collected.
-                if bytes > MAX_BATCH_BYTES || count > bounds.max_folios || check.hopeless() {
-                    check.sound = false;
-                    break;
-                }
+        // Whatever is done here, and not for each folio, costs next to nothing.
+        loop {
+            // A sum over 2^56 is caught before it can wrap: while it is not, a stride adds at
+            // most 2^48 for each of its folios, or a length too long was collected.
+            if check.bytes > MAX_BATCH_BYTES || count > bounds.max_folios || check.hopeless() {
+                check.overlaps = true;
+                break;
             }
-            check.folio(&folio);
-            bytes = bytes.wrapping_add(folio.len_bytes);
-            count = count.wrapping_add(1);
+            // No landmark behind the last folio: it would cost the others every second one.
+            if count != 0 && source.folio(count).is_none() {
+                break;
+            }
+            let most = survey.mark(count, check.bytes).wrapping_sub(count);
+            let taken = check.folios(source.range(count, most));
+            count = count.wrapping_add(taken);
+            if taken < most {
+                break;
+            }
         }
         survey.folios = count;
-        survey.bytes = bytes;
+        survey.bytes = check.bytes;
         survey.parts = count_parts(source, bounds);
-        let sound = check.sound
-            && check.collected < plain_limit(bounds.addr_limit)
-            && check.aligned & bounds.align_bytes.wrapping_sub(1) == 0
+        let sound = !check.overlaps
+            && check.collected | check.spans < plain_limit(bounds.addr_limit)
+            && check.collected & bounds.align_bytes.wrapping_sub(1) == 0
             && survey.folios <= bounds.max_folios
             && survey.bytes <= MAX_BATCH_BYTES;
         if !sound {
@@ -256,34 +255,53 @@ const fn plain_limit(addr_limit: u64) -> u64 {
     }
 }
 
-/// What all folios are checked for, collected so that a sound batch costs no branches.
+/// What all folios are checked for, collected so that a sound batch costs one branch a folio.
+#[derive(Default)]
 struct Check {
-    /// All bits of starts, ends, and lengths less one. If none is at or over the limit, nothing
-    /// was out of range, no length was zero, and no sum wrapped.
+    /// All bits of starts and ends. If all are aligned, so are lengths.
     collected: u64,
-    /// All bits that have to be aligned.
-    aligned: u64,
-    sound: bool,
+    /// All bits of lengths less one: a length of zero becomes all ones. If none of these and none
+    /// of starts and ends is at or over the limit, nothing was out of range and no sum wrapped.
+    spans: u64,
+    bytes: u64,
+    /// Whether a folio's source and destination overlap.
+    overlaps: bool,
 }
 
 impl Check {
+    /// Looks at folios until they end or one overlaps itself; returns how many there were, unless
+    /// one did.
     #[inline(always)]
-    fn folio(&mut self, folio: &Folio) {
-        let (src, dst, len) = (folio.src.get(), folio.dst.get(), folio.len_bytes);
-        let starts = src | dst;
-        // A length of zero becomes all ones.
-        let span = len.wrapping_sub(1);
-        self.collected |= starts | span | src.wrapping_add(len) | dst.wrapping_add(len);
-        self.aligned |= starts | len;
-        // |src - dst| < len, in one comparison.
-        if src.wrapping_sub(dst).wrapping_add(span) <= span.wrapping_mul(2) {
-            self.sound = false;
+    fn folios(&mut self, folios: impl Iterator<Item = Folio>) -> usize {
+        let (mut collected, mut spans) = (self.collected, self.spans);
+        let (mut bytes, mut count) = (self.bytes, 0_usize);
+        // Whoever knows how many there are need not have them counted.
+        let known = match folios.size_hint() {
+            (least, Some(most)) if least == most => Some(most),
+            _ => None,
+        };
+        for folio in folios {
+            let (src, dst, len) = (folio.src.get(), folio.dst.get(), folio.len_bytes);
+            let span = len.wrapping_sub(1);
+            collected |= src | dst | src.wrapping_add(len) | dst.wrapping_add(len);
+            spans |= span;
+            // |src - dst| < len, in one comparison.
+            if src.wrapping_sub(dst).wrapping_add(span) <= span.wrapping_mul(2) {
+                self.overlaps = true;
+                break;
+            }
+            bytes = bytes.wrapping_add(len);
+            count = count.wrapping_add(1);
         }
+        self.collected = collected;
+        self.spans = spans;
+        self.bytes = bytes;
+        known.unwrap_or(count)
     }
 
     /// Whether there is no use in looking any further.
     fn hopeless(&self) -> bool {
-        self.collected == u64::MAX || !self.sound
+        self.spans == u64::MAX || self.overlaps
     }
 }
 
@@ -295,6 +313,7 @@ fn count_parts<S: FolioSource + ?Sized>(source: &S, bounds: &Bounds) -> u64 {
         short if short < min_bytes => 1,
         long => long.checked_div(min_bytes).unwrap_or(1),
     };
+    let enough_bytes = min_bytes.saturating_mul(bounds.parts_enough);
     let (mut next_src, mut next_dst) = (0, 0);
     let (mut parts, mut run_bytes) = (0_u64, 0_u64);
     for folio in source.folios().take(bounds.max_folios) {
@@ -306,7 +325,7 @@ fn count_parts<S: FolioSource + ?Sized>(source: &S, bounds: &Bounds) -> u64 {
         next_src = src.wrapping_add(folio.len_bytes);
         next_dst = dst.wrapping_add(folio.len_bytes);
         run_bytes = run_bytes.saturating_add(folio.len_bytes);
-        if parts.saturating_add(run_bytes / min_bytes) >= bounds.parts_enough {
+        if parts >= bounds.parts_enough || run_bytes >= enough_bytes {
             break;
         }
     }

@@ -59,6 +59,8 @@ pub struct Submitted {
     pub first: Cookie,
     /// How many copies were submitted.
     pub count: usize,
+    /// Bytes of those.
+    pub bytes: u64,
     /// Why the next one was not, or would not be.
     pub error: Option<SubmitError>,
 }
@@ -312,22 +314,22 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         }
     }
 
-    /// [`submit`](Self::submit) for many copies, which `next` gives as source, destination and
-    /// length in bytes: what is the same for all is looked at once, which halves the instructions for each.
+    /// [`submit`](Self::submit) for many copies, each given as source, destination and length in
+    /// bytes: what is the same for all is looked at once, which halves the instructions for each.
     ///
-    /// Takes `most` copies, or until there are no more, one is refused (it is taken, too), or the ring is
-    /// full; a copy for which there is no slot is not taken. With a `mark`, the copy with that
-    /// index interrupts on completion.
+    /// Ends at the first that is refused, or when the ring is full; a copy for which there is no
+    /// slot is not taken from `copies`. With a `mark`, the copy with that index interrupts on
+    /// completion.
     #[inline]
     pub fn submit_all(
         &mut self,
-        most: usize,
-        mut next: impl FnMut() -> Option<(DmaAddr, DmaAddr, u64)>,
+        copies: impl Iterator<Item = (DmaAddr, DmaAddr, u64)>,
         mark: Option<usize>,
     ) -> Submitted {
         let mut submitted = Submitted {
             first: self.ring.next(),
             count: 0,
+            bytes: 0,
             error: None,
         };
         if let State::Faulted(fault) = self.state {
@@ -336,25 +338,20 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         }
         let limits = self.limits;
         let mut bytes = 0_u64;
-        let mut refused = None;
-        let count = self.ring.fill_all(most, || {
-            let (src, dst, len_bytes) = next()?;
-            match CopyRequest::new(src, dst, len_bytes, limits) {
-                Ok(request) => {
-                    bytes = bytes.wrapping_add(len_bytes);
-                    Some(request.descriptor(Notify::Silent))
-                }
-                Err(error) => {
-                    refused = Some(SubmitError::Request(error));
-                    None
-                }
-            }
+        let (count, refused) = self.ring.fill_all(copies, |(src, dst, len_bytes)| {
+            let request = CopyRequest::new(src, dst, len_bytes, limits).ok()?;
+            bytes = bytes.wrapping_add(len_bytes);
+            Some(request.descriptor(Notify::Silent))
         });
+        // Found out again: nothing is carried along for the copies that are in order.
+        let refused = refused
+            .and_then(|(src, dst, len_bytes)| CopyRequest::new(src, dst, len_bytes, limits).err());
         if let Some(mark) = mark.filter(|&mark| mark < count) {
             self.ring.flag(submitted.first.after(mark as u64));
         }
         submitted.count = count;
-        submitted.error = refused.or_else(|| {
+        submitted.bytes = bytes;
+        submitted.error = refused.map(SubmitError::Request).or_else(|| {
             (self.ring.free() == 0).then(|| SubmitError::RingFull {
                 capacity: self.ring.capacity(),
             })

@@ -118,10 +118,13 @@ impl CopyRequest {
     ) -> Result<Self, RequestError> {
         // One comparison a condition, for the way that every copy goes; which of them failed, and
         // on what, is found out in the other.
-        let len_fits = len_bytes.wrapping_sub(1) < limits.max_len_bytes as u64;
+        let span = len_bytes.wrapping_sub(1);
+        let len_fits = span < limits.max_len_bytes as u64;
         let highest_start = DmaAddr::LIMIT.wrapping_sub(len_bytes);
         let in_reach = src.get() <= highest_start && dst.get() <= highest_start;
-        if len_fits && in_reach && src.get().abs_diff(dst.get()) >= len_bytes {
+        // |src - dst| > span, of a span that fits.
+        let shifted = src.get().wrapping_sub(dst.get()).wrapping_add(span);
+        if len_fits && in_reach && shifted > span.wrapping_mul(2) {
             return Ok(Self {
                 src,
                 dst,
@@ -177,7 +180,7 @@ impl CopyRequest {
             Notify::Silent => CommandWord::COPY,
             Notify::Interrupt => CommandWord::COPY_IOC,
         };
-        Descriptor::copy(command, self.src, self.dst, self.len_bytes)
+        Descriptor::of_checked(command, self.src, self.dst, self.len_bytes)
     }
 }
 

@@ -167,26 +167,29 @@ impl<M: RingMemory> Ring<M> {
         Some(Cookie::new(cookie))
     }
 
-    /// Fills `most` slots with what `next` gives, or until it gives none or the ring is full;
-    /// returns how many.
+    /// Fills slots with what `describe` makes of `items`, until there are no more, or it makes
+    /// nothing of one, or the ring is full. Returns how many, and the one that nothing was made of.
     #[inline]
-    pub(crate) fn fill_all(
+    pub(crate) fn fill_all<T: Copy>(
         &mut self,
-        most: usize,
-        mut next: impl FnMut() -> Option<Descriptor>,
-    ) -> usize {
-        let count = self.free().min(most);
-        let first = self.filled;
+        mut items: impl Iterator<Item = T>,
+        mut describe: impl FnMut(T) -> Option<Descriptor>,
+    ) -> (usize, Option<T>) {
+        let (first, mask) = (self.filled, self.mask);
+        let full = first.wrapping_add(self.free() as u64);
         let mut filled = first;
-        let full = first.wrapping_add(count as u64);
+        // An item for which there is no slot is not taken.
         while filled != full {
-            let Some(descriptor) = next() else { break };
-            self.memory
-                .store((filled & self.mask) as usize, &descriptor);
+            let Some(item) = items.next() else { break };
+            let Some(descriptor) = describe(item) else {
+                self.filled = filled;
+                return (filled.wrapping_sub(first) as usize, Some(item));
+            };
+            self.memory.store((filled & mask) as usize, &descriptor);
             filled = filled.wrapping_add(1);
         }
         self.filled = filled;
-        filled.wrapping_sub(first) as usize
+        (filled.wrapping_sub(first) as usize, None)
     }
 
     /// Makes the slot of a descriptor that is not issued interrupt on completion.

@@ -50,7 +50,7 @@ impl RegisterIo for PlainRegisters {
 /// A ring in plain memory.
 #[derive(Debug)]
 pub struct PlainRing {
-    slots: Box<[Descriptor]>,
+    slots: Box<[[u64; 4]]>,
 }
 
 impl PlainRing {
@@ -60,10 +60,8 @@ impl PlainRing {
     /// A ring of `entries` slots.
     #[must_use]
     pub fn new(entries: usize) -> Self {
-        let zero = DmaAddr::new(0);
-        let empty = Descriptor::copy(CommandWord::COPY, zero, zero, 0);
         Self {
-            slots: vec![empty; entries].into(),
+            slots: vec![[0; 4]; entries].into(),
         }
     }
 }
@@ -80,14 +78,16 @@ impl RingMemory for PlainRing {
     #[inline]
     fn store(&mut self, slot: usize, descriptor: &Descriptor) {
         if let Some(place) = self.slots.get_mut(slot) {
-            *place = *descriptor;
+            // As the ring in coherent memory does.
+            *place = descriptor.to_quads();
         }
     }
 
     #[inline]
     fn store_command(&mut self, slot: usize, command: CommandWord) {
         if let Some(place) = self.slots.get_mut(slot) {
-            place.command.set(command.bits());
+            let [first, ..] = place;
+            *first = *first & !u64::from(u32::MAX) | u64::from(command.bits());
         }
     }
 
