@@ -44,7 +44,7 @@ pub struct Prepared {
     pub first: Option<Cookie>,
     /// How many were accepted.
     pub count: usize,
-    /// Bytes of those.
+    /// Bytes of those, exactly: the batch goes on behind them.
     pub bytes: u64,
     /// Why the one behind them was not, if there was one.
     pub error: Option<PrepError>,

@@ -97,8 +97,10 @@ impl Order {
             let copies = scattered(source, begin.folio, most, self.max_len_bytes);
             let prepared = channel.prep_all(copies, self.mark);
             found = walked(prepared.count, prepared.bytes);
-            all = prepared.error != Some(PrepError::Rejected);
-            let refused = usize::from(!all);
+            let rejected = prepared.error == Some(PrepError::Rejected);
+            // Nor does anybody believe in more than was offered.
+            all = !rejected && prepared.count <= most;
+            let refused = usize::from(rejected);
             let offered = prepared.count.wrapping_add(refused);
             (prepared, self.announce(&found, offered))
         });

@@ -180,14 +180,14 @@ impl CopyChannel for WrongCookies {
     }
     fn prep_all(
         &mut self,
-        most: usize,
-        mut next: impl FnMut() -> Option<Segment>,
+        copies: impl Iterator<Item = Segment>,
         _mark: Option<usize>,
     ) -> Prepared {
-        let count = (0..most).map_while(|_| next()).count();
+        let lens: Vec<u64> = copies.map(|copy| copy.len_bytes).collect();
         Prepared {
             first: Some(Cookie::new(7)),
-            count,
+            count: lens.len(),
+            bytes: lens.iter().sum(),
             error: None,
         }
     }
