@@ -104,9 +104,10 @@ impl<const N: usize> Plan<N> {
         let Some(share) = bytes.checked_div(stretches) else {
             return;
         };
-        let cutter = Cutter {
+        let mut cutter = Cutter {
             source,
             survey,
+            landmark: 0,
             min_part_bytes: rules.min_part_bytes.max(1),
             align_mask: rules.align_bytes.max(1).wrapping_sub(1),
             tolerance: share / BALANCE_DIVISOR,
@@ -180,6 +181,8 @@ where
 struct Cutter<'a, S: ?Sized> {
     source: &'a S,
     survey: &'a Survey,
+    /// The landmark before the last cut.
+    landmark: usize,
     min_part_bytes: u64,
     align_mask: u64,
     /// How far a cut may be moved without harm to balance.
@@ -192,11 +195,12 @@ struct Cutter<'a, S: ?Sized> {
 
 impl<S: FolioSource + ?Sized> Cutter<'_, S> {
     /// Where to cut, given that balance wants `ideal` and that the last cut was at `low`.
-    fn cut(&self, ideal: u64, low: Place) -> Place {
+    fn cut(&mut self, ideal: u64, low: Place) -> Place {
         if ideal <= low.position {
             return low;
         }
-        let (folio, position) = self.survey.landmark(ideal);
+        let (landmark, folio, position) = self.survey.landmark(self.landmark, ideal);
+        self.landmark = landmark;
         let mut cursor = if low.position > position {
             Cursor::at(self.source, low)
         } else {

@@ -255,10 +255,16 @@ impl Policy {
 
     /// What to do with a batch of `folios` folios, `bytes` bytes in all, given `active` channels.
     #[must_use]
+    #[inline]
     pub fn decide(&self, folios: usize, bytes: u64, active: usize) -> Decision {
         if active == 0 || !self.admits(folios, bytes) {
             return Decision::Decline;
         }
+        self.weigh(folios, bytes, active)
+    }
+
+    /// The closer look at a batch that is [admitted](Self::admits).
+    fn weigh(&self, folios: usize, bytes: u64, active: usize) -> Decision {
         let capped = Self {
             max_channels: self.max_channels.min(active),
             ..*self
@@ -295,6 +301,7 @@ impl Policy {
     /// [`decide`](Self::decide), as options for [`Batch::run`](crate::Batch::run); `None` to
     /// decline. What the policy does not know is taken from `base`.
     #[must_use]
+    #[inline]
     pub fn options(
         &self,
         folios: usize,
@@ -302,7 +309,21 @@ impl Policy {
         active: usize,
         base: &Options,
     ) -> Option<Options> {
-        match self.decide(folios, bytes, active) {
+        // Here and not in what is called: a tiny batch is declined in a few instructions.
+        if active == 0 || !self.admits(folios, bytes) {
+            return None;
+        }
+        self.weighed_options(folios, bytes, active, base)
+    }
+
+    fn weighed_options(
+        &self,
+        folios: usize,
+        bytes: u64,
+        active: usize,
+        base: &Options,
+    ) -> Option<Options> {
+        match self.weigh(folios, bytes, active) {
             Decision::Decline => None,
             Decision::Engines {
                 channels,

@@ -232,16 +232,18 @@ impl Survey {
         count.saturating_add(self.stride)
     }
 
-    /// The last landmark at or before `position`, as the index of a folio and the bytes before it.
-    pub(crate) fn landmark(&self, position: u64) -> (usize, u64) {
-        let count = self
-            .landmarks
-            .iter()
-            .take_while(|&&mark| mark <= position)
-            .count();
-        let index = count.saturating_sub(1);
-        let bytes = self.landmarks.get(index).copied().unwrap_or(0);
-        (index.saturating_mul(self.stride), bytes)
+    /// The last landmark at or before `position`: its number, its folio, and the bytes before that.
+    /// Looked for from number `from` on, which is known to be before `position`, or is 0.
+    #[inline]
+    pub(crate) fn landmark(&self, from: usize, position: u64) -> (usize, usize, u64) {
+        let (mut number, mut bytes) = (from, self.landmarks.get(from).copied().unwrap_or(0));
+        while let Some(&next) = self.landmarks.get(number.wrapping_add(1))
+            && next <= position
+        {
+            number = number.wrapping_add(1);
+            bytes = next;
+        }
+        (number, number.saturating_mul(self.stride), bytes)
     }
 }
 

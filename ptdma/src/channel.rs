@@ -65,6 +65,16 @@ pub struct Submitted {
     pub error: Option<SubmitError>,
 }
 
+impl Submitted {
+    /// Says why a copy is refused: apart, so that those that are in order carry nothing along.
+    #[cold]
+    #[inline(never)]
+    fn refuse(&mut self, src: DmaAddr, dst: DmaAddr, len_bytes: u64, limits: Limits) {
+        let refused = CopyRequest::new(src, dst, len_bytes, limits).err();
+        self.error = refused.map(SubmitError::Request);
+    }
+}
+
 /// The first cookie of a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CookieStart(pub Cookie);
@@ -338,24 +348,24 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         }
         let limits = self.limits;
         let mut bytes = 0_u64;
-        let (count, refused) = self.ring.fill_all(copies, |(src, dst, len_bytes)| {
-            let request = CopyRequest::new(src, dst, len_bytes, limits).ok()?;
+        let count = self.ring.fill_all(copies, |(src, dst, len_bytes)| {
+            let Ok(request) = CopyRequest::new(src, dst, len_bytes, limits) else {
+                submitted.refuse(src, dst, len_bytes, limits);
+                return None;
+            };
             bytes = bytes.wrapping_add(len_bytes);
             Some(request.descriptor(Notify::Silent))
         });
-        // Found out again: nothing is carried along for the copies that are in order.
-        let refused = refused
-            .and_then(|(src, dst, len_bytes)| CopyRequest::new(src, dst, len_bytes, limits).err());
         if let Some(mark) = mark.filter(|&mark| mark < count) {
             self.ring.flag(submitted.first.after(mark as u64));
         }
         submitted.count = count;
         submitted.bytes = bytes;
-        submitted.error = refused.map(SubmitError::Request).or_else(|| {
-            (self.ring.free() == 0).then(|| SubmitError::RingFull {
+        if submitted.error.is_none() && self.ring.free() == 0 {
+            submitted.error = Some(SubmitError::RingFull {
                 capacity: self.ring.capacity(),
-            })
-        });
+            });
+        }
         self.stats.submitted = self.stats.submitted.wrapping_add(count as u64);
         self.stats.submitted_bytes = self.stats.submitted_bytes.wrapping_add(bytes);
         submitted

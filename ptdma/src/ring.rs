@@ -168,28 +168,26 @@ impl<M: RingMemory> Ring<M> {
     }
 
     /// Fills slots with what `describe` makes of `items`, until there are no more, or it makes
-    /// nothing of one, or the ring is full. Returns how many, and the one that nothing was made of.
+    /// nothing of one, or the ring is full; returns how many. An item for which there is no slot
+    /// is not taken.
     #[inline]
-    pub(crate) fn fill_all<T: Copy>(
+    pub(crate) fn fill_all<T>(
         &mut self,
         mut items: impl Iterator<Item = T>,
         mut describe: impl FnMut(T) -> Option<Descriptor>,
-    ) -> (usize, Option<T>) {
+    ) -> usize {
         let (first, mask) = (self.filled, self.mask);
         let full = first.wrapping_add(self.free() as u64);
         let mut filled = first;
-        // An item for which there is no slot is not taken.
         while filled != full {
-            let Some(item) = items.next() else { break };
-            let Some(descriptor) = describe(item) else {
-                self.filled = filled;
-                return (filled.wrapping_sub(first) as usize, Some(item));
+            let Some(descriptor) = items.next().and_then(&mut describe) else {
+                break;
             };
             self.memory.store((filled & mask) as usize, &descriptor);
             filled = filled.wrapping_add(1);
         }
         self.filled = filled;
-        (filled.wrapping_sub(first) as usize, None)
+        filled.wrapping_sub(first) as usize
     }
 
     /// Makes the slot of a descriptor that is not issued interrupt on completion.

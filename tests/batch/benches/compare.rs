@@ -10,44 +10,41 @@
 use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
-use batch_copy::{
-    Batch, Engines, Host, Options, Outcome, OverlapCheck, Port, PtdmaQueue, Report, Wait, WaitFor,
-    Wake,
-};
-use ptdma::{Channel, ChannelConfig, Signalling};
+use batch_copy::{Batch, Host, Options, Outcome, OverlapCheck, Policy};
+use ptdma_batch_tests::contest::{Contest, ENTRIES, Strategy};
 use ptdma_batch_tests::memory::Memory;
-use ptdma_batch_tests::plain::{PlainRegisters, PlainRing};
 use ptdma_batch_tests::published::{self, STOCK_ENTRIES, StockQueue};
-use ptdma_batch_tests::rig::{MAX_CHANNELS, Rig, Setup};
+use ptdma_batch_tests::rig::{MAX_CHANNELS, Rig, RigEngines, Setup};
 use ptdma_batch_tests::workload::{WORKLOADS, Workload};
 use ptdma_model::{BusRing, Counters, Model, ModelConfig};
 use serde::Serialize;
 
-/// Ring entries on our side: a usual batch is one burst.
-const ENTRIES: usize = 512;
-
 /// Batches of the longer run under callgrind; the shorter one has half.
 const BATCHES: u64 = 40;
 
-#[derive(Clone, Copy, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Strategy {
-    Published,
-    Polled,
-    Interrupts,
-}
+/// Declined batches of the longer run.
+const DECLINES: u64 = 2000;
 
-const STRATEGIES: [(Strategy, &str); 3] = [
-    (Strategy::Published, "published"),
-    (Strategy::Polled, "polled"),
-    (Strategy::Interrupts, "interrupts"),
-];
+/// A migration reason of the kernel: memory compaction.
+const COMPACTION: u32 = 0;
+
+/// Most instructions per scattered 4 KiB folio, for plan, submit and complete.
+const MOST_PER_FOLIO: f64 = 100.0;
+
+/// Most instructions for declining a batch.
+const MOST_PER_DECLINE: f64 = 50.0;
+
+#[derive(Serialize)]
+struct Figures {
+    batches: Vec<Row>,
+    decline_instructions: Option<f64>,
+}
 
 #[derive(Serialize)]
 struct Row {
     workload: &'static str,
     channels: usize,
-    strategy: Strategy,
+    strategy: &'static str,
     channels_used: usize,
     descriptors: u64,
     doorbells: u64,
@@ -63,31 +60,33 @@ fn main() -> anyhow::Result<()> {
     if let [mode, strategy, workload, channels, batches] = args.as_slice()
         && mode == "--workload"
     {
-        let strategy = STRATEGIES.iter().find(|(_, name)| name == strategy);
+        let strategy = Strategy::ALL.into_iter().find(|one| one.name() == strategy);
         let workload = WORKLOADS.get(workload.parse::<usize>()?);
-        let ((strategy, _), workload) = strategy.zip(workload).context("unknown workload")?;
-        on_plain_memory(*strategy, workload, channels.parse()?, batches.parse()?)?;
-        return Ok(());
+        let (strategy, workload) = strategy.zip(workload).context("unknown workload")?;
+        return on_plain_memory(strategy, workload, channels.parse()?, batches.parse()?);
+    }
+    if let [mode, times] = args.as_slice()
+        && mode == "--decline"
+    {
+        return declines(times.parse()?);
     }
     let valgrind = Command::new("valgrind").arg("--version").output().is_ok();
     let mut rows = Vec::new();
     for (index, workload) in WORKLOADS.iter().enumerate() {
         for channels in [1, 4, 16] {
-            for (strategy, name) in STRATEGIES {
+            for strategy in Strategy::ALL {
                 let (counters, channels_used) = on_model(strategy, workload, channels)?;
                 let allocations = allocations(strategy, workload, channels)?;
                 let instructions_per_folio = if valgrind {
-                    let long = instructions(name, index, channels, BATCHES)?;
-                    let short = instructions(name, index, channels, BATCHES / 2)?;
-                    let folios = workload.lens().len() as u64 * (BATCHES - BATCHES / 2);
-                    Some((long - short) as f64 / folios as f64)
+                    let batch = instructions(strategy, index, channels)?;
+                    Some(batch / workload.lens().len() as f64)
                 } else {
                     None
                 };
                 rows.push(Row {
                     workload: workload.name,
                     channels,
-                    strategy,
+                    strategy: strategy.name(),
                     channels_used,
                     descriptors: counters.descriptors,
                     doorbells: counters.doorbells,
@@ -100,24 +99,35 @@ fn main() -> anyhow::Result<()> {
             }
         }
     }
+    let figures = Figures {
+        batches: rows,
+        decline_instructions: valgrind.then(decline_instructions).transpose()?,
+    };
     if args.iter().any(|arg| arg == "--json") {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
+        println!("{}", serde_json::to_string_pretty(&figures)?);
     } else {
-        print(&rows);
+        print(&figures);
     }
     if !valgrind {
         eprintln!(
             "SKIPPED: instructions were not counted: install valgrind (apt install valgrind)"
         );
     }
-    check(&rows)
+    check(&figures)
 }
 
 /// What the project promises about these figures.
-fn check(rows: &[Row]) -> anyhow::Result<()> {
-    for row in rows
+fn check(figures: &Figures) -> anyhow::Result<()> {
+    if let Some(count) = figures.decline_instructions {
+        ensure!(
+            count < MOST_PER_DECLINE,
+            "declining a batch: {count:.1} instructions, under {MOST_PER_DECLINE} wanted"
+        );
+    }
+    for row in figures
+        .batches
         .iter()
-        .filter(|row| row.strategy != Strategy::Published)
+        .filter(|row| row.strategy != Strategy::Published.name())
     {
         let (what, mmio) = (row.workload, row.mmio_reads + row.mmio_writes);
         ensure!(
@@ -125,6 +135,26 @@ fn check(rows: &[Row]) -> anyhow::Result<()> {
             "{what}: {} allocations",
             row.allocations
         );
+        if let Some(count) = row.instructions_per_folio
+            && what == "512 x 4K scattered"
+        {
+            ensure!(
+                count <= MOST_PER_FOLIO,
+                "{what}, {} channels, {}: {count:.1} instructions per folio, at most \
+                 {MOST_PER_FOLIO} wanted",
+                row.channels,
+                row.strategy
+            );
+        }
+        // What is within the rings takes one doorbell for each channel.
+        if row.descriptors <= ((ENTRIES - 1) * row.channels) as u64 {
+            ensure!(
+                row.doorbells <= row.channels as u64,
+                "{what}, {} channels: {} doorbells",
+                row.channels,
+                row.doorbells
+            );
+        }
         if row.channels != 16 {
             continue;
         }
@@ -136,9 +166,6 @@ fn check(rows: &[Row]) -> anyhow::Result<()> {
                     "{what}: {} interrupts",
                     row.interrupts
                 );
-                if let Some(count) = row.instructions_per_folio {
-                    ensure!(count <= 180.0, "{what}: {count:.1} instructions per folio");
-                }
             }
             "512 x 4K contiguous" => {
                 ensure!(
@@ -158,7 +185,7 @@ fn check(rows: &[Row]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print(rows: &[Row]) {
+fn print(figures: &Figures) {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::ASCII_MARKDOWN);
     table.set_header([
@@ -173,14 +200,13 @@ fn print(rows: &[Row]) {
         "allocations",
         "instructions/folio",
     ]);
-    for row in rows {
+    for row in &figures.batches {
         table.add_row([
             row.workload.to_owned(),
             row.channels.to_string(),
             match row.strategy {
-                Strategy::Published => "published".to_owned(),
-                Strategy::Polled => "ours, polled".to_owned(),
-                Strategy::Interrupts => "ours, interrupts".to_owned(),
+                "published" => row.strategy.to_owned(),
+                ours => format!("ours, {ours}"),
             },
             row.channels_used.to_string(),
             row.descriptors.to_string(),
@@ -196,12 +222,8 @@ fn print(rows: &[Row]) {
         column.set_cell_alignment(comfy_table::CellAlignment::Right);
     }
     println!("{table}");
-}
-
-fn signalling(strategy: Strategy) -> Signalling {
-    match strategy {
-        Strategy::Polled => Signalling::Polled,
-        Strategy::Published | Strategy::Interrupts => Signalling::Interrupts,
+    if let Some(count) = figures.decline_instructions {
+        println!("Declining a batch of one 4K folio: {count:.1} instructions.");
     }
 }
 
@@ -217,7 +239,7 @@ fn on_model(
     let rig = Rig::new(Setup {
         channels,
         entries: ENTRIES,
-        signalling: signalling(strategy),
+        signalling: strategy.signalling(),
         ..Setup::default()
     });
     let memory = Memory::new(&rig.bus, &workload.lens(), workload.layout, 1);
@@ -284,154 +306,82 @@ fn used(models: &[Model]) -> usize {
     with_work.count()
 }
 
-type PlainQueue = PtdmaQueue<PlainRegisters, PlainRing>;
-type PlainEngines = Engines<PlainQueue, spin::Mutex<Port<PlainQueue>>, MAX_CHANNELS>;
-
-/// Plain functions are done when one looks.
-struct Immediate<'a> {
-    interrupts: bool,
-    engines: &'a PlainEngines,
-    registers: &'a [PlainRegisters],
-}
-
-impl Wait for Immediate<'_> {
-    #[inline]
-    fn now_ns(&self) -> u64 {
-        0
-    }
-
-    fn wants_interrupts(&self) -> bool {
-        self.interrupts
-    }
-
-    fn wait(&mut self, _wait: &WaitFor) -> Wake {
-        if !self.interrupts {
-            return Wake::Poll;
-        }
-        for (number, registers) in self.registers.iter().enumerate() {
-            for _ in 0..registers.take_interrupts() {
-                self.engines.interrupt(number, 0);
-            }
-        }
-        Wake::Interrupted
-    }
-}
-
-/// What allocations and instructions are counted of.
-struct Plain {
-    ours: PlainEngines,
-    registers: Vec<PlainRegisters>,
-    theirs: Vec<StockQueue<PlainRegisters, PlainRing>>,
-    strategy: Strategy,
-    batch: Batch<MAX_CHANNELS>,
-    folios: Vec<batch_copy::Folio>,
-    outcomes: Vec<Outcome>,
-}
-
-impl Plain {
-    fn new(strategy: Strategy, workload: &Workload, channels: usize) -> anyhow::Result<Self> {
-        let folios = workload.folios();
-        let mut plain = Self {
-            ours: Engines::new(),
-            registers: Vec::new(),
-            theirs: Vec::new(),
-            strategy,
-            batch: Batch::new(),
-            outcomes: vec![Outcome::Dma; folios.len()],
-            folios,
-        };
-        for _ in 0..channels {
-            let registers = PlainRegisters::default();
-            if strategy == Strategy::Published {
-                let queue = StockQueue::new(registers.clone(), PlainRing::new(STOCK_ENTRIES));
-                plain.theirs.push(queue);
-            } else {
-                let config = ChannelConfig {
-                    signalling: signalling(strategy),
-                    ..ChannelConfig::default()
-                };
-                let ring = PlainRing::new(ENTRIES);
-                let channel = Channel::bring_up(registers.clone(), ring, config)
-                    .map_err(|(error, ..)| error)?;
-                let lock = spin::Mutex::new(Port::new(PtdmaQueue::new(channel, None)));
-                ensure!(plain.ours.add(lock).is_ok(), "too many channels");
-            }
-            let _ = registers.take_interrupts();
-            plain.registers.push(registers);
-        }
-        Ok(plain)
-    }
-
-    #[inline(never)]
-    fn run(&mut self) -> anyhow::Result<()> {
-        if self.strategy == Strategy::Published {
-            let remaining = published::start(&self.theirs, &self.folios);
-            while remaining.get() != 0 {
-                for (queue, registers) in self.theirs.iter().zip(&self.registers) {
-                    for _ in 0..registers.take_interrupts() {
-                        queue.interrupt();
-                    }
-                }
-            }
-            return Ok(());
-        }
-        let mut host = Host::new(Immediate {
-            interrupts: self.strategy == Strategy::Interrupts,
-            engines: &self.ours,
-            registers: &self.registers,
-        });
-        let report: Report = self.batch.run(
-            &self.ours,
-            &self.folios[..],
-            OverlapCheck::CallerKnows,
-            &Options::default(),
-            &mut host,
-            &mut self.outcomes,
-        )?;
-        ensure!(report.is_complete(), "not everything was copied");
-        Ok(())
-    }
-}
-
 fn on_plain_memory(
     strategy: Strategy,
     workload: &Workload,
     channels: usize,
     batches: u64,
 ) -> anyhow::Result<()> {
-    let mut plain = Plain::new(strategy, workload, channels)?;
+    let mut contest = Contest::new(strategy, workload, channels);
     for _ in 0..batches {
-        plain.run()?;
+        ensure!(contest.run()?, "not everything was copied");
     }
+    Ok(())
+}
+
+/// What a caller does about a batch that is too small: asks the policy, and counts it.
+#[inline(never)]
+fn decline(policy: &Policy, engines: &RigEngines, folios: usize, bytes: u64) -> bool {
+    let wanted = policy.should_batch(std::hint::black_box(COMPACTION));
+    let base = Options::default();
+    if wanted && policy.options(folios, bytes, MAX_CHANNELS, &base).is_some() {
+        return false;
+    }
+    engines.count_declined(folios);
+    true
+}
+
+fn declines(times: u64) -> anyhow::Result<()> {
+    let policy = Policy::default();
+    let engines = RigEngines::new();
+    for _ in 0..times {
+        let (folios, bytes) = std::hint::black_box((1, 4096));
+        ensure!(decline(&policy, &engines, folios, bytes), "not declined");
+    }
+    ensure!(engines.totals().declined == times, "not counted");
     Ok(())
 }
 
 /// Allocations of one batch, once everything is warm.
 fn allocations(strategy: Strategy, workload: &Workload, channels: usize) -> anyhow::Result<u64> {
-    let mut plain = Plain::new(strategy, workload, channels)?;
-    plain.run()?;
-    let mut result = Ok(());
-    let info = allocation_counter::measure(|| result = plain.run());
-    result?;
+    let mut contest = Contest::new(strategy, workload, channels);
+    ensure!(contest.run()?, "not everything was copied");
+    let mut result = Ok(false);
+    let info = allocation_counter::measure(|| result = contest.run());
+    ensure!(result?, "not everything was copied");
     Ok(info.count_total)
 }
 
-/// Instructions of a whole run of this program with that workload.
-fn instructions(
-    strategy: &str,
-    workload: usize,
-    channels: usize,
-    batches: u64,
-) -> anyhow::Result<u64> {
-    let output = Command::new("valgrind")
-        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-        .arg(std::env::current_exe()?)
-        .args(["--workload", strategy])
-        .args([
+/// Instructions of one batch.
+fn instructions(strategy: Strategy, workload: usize, channels: usize) -> anyhow::Result<f64> {
+    let run = |batches: u64| {
+        let numbers = [
             workload.to_string(),
             channels.to_string(),
             batches.to_string(),
-        ])
+        ];
+        let mut args = vec!["--workload".to_owned(), strategy.name().to_owned()];
+        args.extend(numbers);
+        callgrind(&args)
+    };
+    // The difference of two runs: only what every batch costs.
+    let (long, short) = (run(BATCHES)?, run(BATCHES / 2)?);
+    Ok((long - short) as f64 / (BATCHES - BATCHES / 2) as f64)
+}
+
+/// Instructions of declining one batch.
+fn decline_instructions() -> anyhow::Result<f64> {
+    let run = |times: u64| callgrind(&["--decline".to_owned(), times.to_string()]);
+    let (long, short) = (run(DECLINES)?, run(DECLINES / 2)?);
+    Ok((long - short) as f64 / (DECLINES - DECLINES / 2) as f64)
+}
+
+/// Instructions of a whole run of this program with these arguments.
+fn callgrind(args: &[String]) -> anyhow::Result<u64> {
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(std::env::current_exe()?)
+        .args(args)
         .output()
         .context("starting valgrind")?;
     let text = String::from_utf8_lossy(&output.stderr);

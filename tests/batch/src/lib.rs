@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod contest;
 pub mod memory;
 pub mod plain;
 pub mod published;
