@@ -39,13 +39,21 @@ static bool ptdma_chan_absent(struct pci_dev *pdev)
 
 static int ptdma_chan_reset(struct pci_dev *pdev)
 {
+	bool quiet;
 	int tries, rc;
 
 	/* Whoever empties reset_method in sysfs knows why. */
 	if (!pdev->reset_methods[0])
 		return -ENOTTY;
 
+	/*
+	 * Keeps user space from reading the configuration space of a function
+	 * that is being reset.  Only tried, for the reason given above.
+	 */
+	quiet = pci_cfg_access_trylock(pdev);
 	rc = pcie_reset_flr(pdev, false);
+	if (quiet)
+		pci_cfg_access_unlock(pdev);
 	if (rc != -ENOTTY)
 		return rc;
 
@@ -69,7 +77,9 @@ static int ptdma_chan_reset(struct pci_dev *pdev)
  * its engine was at.  After success the function is a bus master again, with
  * its queue not set up.
  *
- * Context: Process context, ptdma_topology held; sleeps, up to about a second.
+ * Context: Process context, ptdma_topology held; sleeps, for 0.1 s if all is well
+ * and for a minute if the function does not come back from its reset, which is
+ * how long the PCI core waits.
  * Return: Whether it is proved.
  */
 bool ptdma_chan_prove_stopped(struct ptdma_chan *chan)
@@ -124,11 +134,14 @@ bool ptdma_k_prove_stopped(struct ptdma_batch *batch, u32 index)
 	proved = chan->proofs != before;
 	if (!proved && ptdma_chan_prove_stopped(chan)) {
 		WRITE_ONCE(chan->proofs, chan->proofs + 1);
+		/*
+		 * Only here: what another batch puts into quarantine after this
+		 * proof, because of a later hang, is not covered by it.
+		 */
+		ptdma_quarantine_release(BIT_ULL(index));
 		proved = true;
 	}
 	mutex_unlock(&chan->reset_lock);
 
-	if (proved)
-		ptdma_quarantine_release(BIT_ULL(index));
 	return proved;
 }
