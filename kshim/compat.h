@@ -12,7 +12,11 @@
 #include <linux/migrate_copy_offload.h>
 
 /* Every reason there is; both shapes number them by enum migrate_reason. */
+#ifdef MIGRATE_OFFLOAD_ALL_REASONS
+#define PTDMA_ALL_REASONS	MIGRATE_OFFLOAD_ALL_REASONS
+#else
 #define PTDMA_ALL_REASONS	GENMASK(MR_TYPES - 1, 0)
+#endif
 
 #ifdef PTDMA_NO_MARK_HELPER
 static inline void folio_mark_content_copied(struct folio *dst)

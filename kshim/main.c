@@ -36,13 +36,17 @@ static int __init ptdma_init(void)
 
 out_unregister:
 	ptdma_params_exit();
+	/* The parameters were there all the time: somebody may have used them. */
+	ptdma_migrator_stop();
 	pci_unregister_driver(&ptdma_pci_driver);
 	ptdma_quarantine_abandon();
 out_pool:
 	ptdma_params_exit();
+	ptdma_migrator_stop();
 	ptdma_pool_exit();
 out_free:
 	ptdma_params_exit();
+	ptdma_migrator_stop();
 	kvfree(system);
 	return rc;
 }

@@ -145,6 +145,8 @@ static int ptdma_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 		ptdma_chans[chan->index] = NULL;
 	} else {
 		pci_set_drvdata(pdev, chan);
+		/* What ptdma_slot_reset() restores: enabled, with its MSI-X. */
+		pci_save_state(pdev);
 	}
 	up_write(&ptdma_topology);
 	if (rc) {
