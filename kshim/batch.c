@@ -135,10 +135,15 @@ int ptdma_batch_round(struct ptdma_batch *batch, unsigned int nr, int only,
 	return rc;
 }
 
+/* What a batch has copied and marked. */
+struct ptdma_copied {
+	unsigned int folios;
+	u64 bytes;
+};
+
 static void ptdma_mark_round(struct ptdma_batch *batch, unsigned int nr,
-			     struct folio *dst, unsigned int *copied)
+			     struct folio *dst, struct ptdma_copied *copied)
 {
-	u64 bytes = 0;
 	unsigned int i;
 
 	for (i = 0; i < nr; i++, dst = list_next_entry(dst, lru)) {
@@ -146,16 +151,16 @@ static void ptdma_mark_round(struct ptdma_batch *batch, unsigned int nr,
 		    batch->outcomes[i] != PTDMA_OUTCOME_CPU)
 			continue;
 		folio_mark_content_copied(dst);
-		bytes += batch->folios[i].len;
-		(*copied)++;
+		copied->bytes += batch->folios[i].len;
+		copied->folios++;
 	}
-	atomic64_add(bytes, &ptdma_totals.bytes);
 }
 
 static int ptdma_copy_rounds(struct ptdma_batch *batch,
 			     struct list_head *dst_list,
 			     struct list_head *src_list,
-			     unsigned int folio_cnt, unsigned int *copied)
+			     unsigned int folio_cnt,
+			     struct ptdma_copied *copied)
 {
 	struct folio *src = list_first_entry(src_list, struct folio, lru);
 	struct folio *dst = list_first_entry(dst_list, struct folio, lru);
@@ -222,7 +227,7 @@ int ptdma_offload_copy(struct list_head *dst_list, struct list_head *src_list,
 		       unsigned int folio_cnt)
 {
 	struct ptdma_batch *batch;
-	unsigned int copied = 0;
+	struct ptdma_copied copied = {};
 	u64 start;
 	int rc;
 
@@ -249,12 +254,16 @@ int ptdma_offload_copy(struct list_head *dst_list, struct list_head *src_list,
 	start = ptdma_k_now_ns();
 	batch->sleeps = 0;
 	rc = ptdma_copy_rounds(batch, dst_list, src_list, folio_cnt, &copied);
-	trace_ptdma_batch_end(folio_cnt, copied, batch->sleeps,
+	/* The marks of earlier rounds are not trusted either. */
+	if (rc)
+		copied = (struct ptdma_copied){};
+	trace_ptdma_batch_end(folio_cnt, copied.folios, batch->sleeps,
 			      ptdma_k_now_ns() - start, rc);
 
 	atomic64_inc(&ptdma_totals.batches);
-	atomic64_add(copied, &ptdma_totals.folios_migrated);
-	atomic64_add(folio_cnt - copied, &ptdma_totals.folios_failures);
+	atomic64_add(copied.folios, &ptdma_totals.folios_migrated);
+	atomic64_add(folio_cnt - copied.folios, &ptdma_totals.folios_failures);
+	atomic64_add(copied.bytes, &ptdma_totals.bytes);
 	if (rc != -EOWNERDEAD)
 		ptdma_batch_put(batch);
 	up_read(&ptdma_topology);
