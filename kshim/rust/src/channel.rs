@@ -1,6 +1,8 @@
 //! A PTDMA channel as `batch-copy` wants it, with events for the kernel's tracepoints.
 
-use batch_copy::{CopyChannel, Failure, Health, Limits, PrepError, Progress, Segment, Stopped};
+use batch_copy::{
+    CopyChannel, Failure, Health, Limits, PrepError, Prepared, Progress, Segment, Stopped,
+};
 use ptdma::{
     Anomaly, BringUpError, Channel, ChannelConfig, Clock, CoherentRing, Cookie, CookieStart,
     Deadline, DmaAddr, ErrorHead, Fault, FunctionQuiesced, Mmio, Notify, ProbeError, Signalling,
@@ -170,11 +172,26 @@ impl CopyChannel for KernelChannel {
             .prep_copy(copy.src, copy.dst, copy.len_bytes)
             .map_err(|_| PrepError::Rejected)?;
         let notify = notify(interrupt);
-        self.engine.submit(&request, notify).map_err(|e| match e {
-            SubmitError::Request(_) => PrepError::Rejected,
-            SubmitError::RingFull { .. } => PrepError::Full,
-            _ => PrepError::Faulted,
-        })
+        self.engine.submit(&request, notify).map_err(prep_error)
+    }
+
+    #[inline]
+    fn prep_all(
+        &mut self,
+        most: usize,
+        mut next: impl FnMut() -> Option<Segment>,
+        mark: Option<usize>,
+    ) -> Prepared {
+        let submitted = self.engine.submit_all(
+            most,
+            || next().map(|copy| (copy.src, copy.dst, copy.len_bytes)),
+            mark,
+        );
+        Prepared {
+            first: Some(submitted.first),
+            count: submitted.count,
+            error: submitted.error.map(prep_error),
+        }
     }
 
     #[inline]
@@ -221,6 +238,14 @@ impl CopyChannel for KernelChannel {
                 }
             }
         }
+    }
+}
+
+fn prep_error(error: SubmitError) -> PrepError {
+    match error {
+        SubmitError::Request(_) => PrepError::Rejected,
+        SubmitError::RingFull { .. } => PrepError::Full,
+        _ => PrepError::Faulted,
     }
 }
 
