@@ -176,20 +176,13 @@ impl CopyChannel for KernelChannel {
     }
 
     #[inline]
-    fn prep_all(
-        &mut self,
-        most: usize,
-        mut next: impl FnMut() -> Option<Segment>,
-        mark: Option<usize>,
-    ) -> Prepared {
-        let submitted = self.engine.submit_all(
-            most,
-            || next().map(|copy| (copy.src, copy.dst, copy.len_bytes)),
-            mark,
-        );
+    fn prep_all(&mut self, copies: impl Iterator<Item = Segment>, mark: Option<usize>) -> Prepared {
+        let copies = copies.map(|copy| (copy.src, copy.dst, copy.len_bytes));
+        let submitted = self.engine.submit_all(copies, mark);
         Prepared {
             first: Some(submitted.first),
             count: submitted.count,
+            bytes: submitted.bytes,
             error: submitted.error.map(prep_error),
         }
     }
