@@ -84,7 +84,7 @@ pub(crate) fn make_root() -> Result<PathBuf> {
 }
 
 /// Whether make takes this path as one word.
-fn fits_make(path: &Path) -> bool {
+pub(crate) fn fits_make(path: &Path) -> bool {
     path.to_str().is_some_and(|text| {
         !text
             .chars()

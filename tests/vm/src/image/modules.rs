@@ -104,7 +104,12 @@ pub(crate) fn build(name: &str, kernel: &Kernel) -> Result<Vec<PathBuf>> {
     let (source, output) = if module.in_place {
         let output = work.join(format!("out-{name}-{}", kernel.key()));
         fs::create_dir_all(&output)?;
-        (root.join(module.folder), output)
+        let tree = if paths::fits_make(&root) {
+            root
+        } else {
+            copy_of_tree(&root, &work)?
+        };
+        (tree.join(module.folder), output)
     } else {
         let copy = work.join(format!("src-{name}"));
         for input in module.inputs {
@@ -157,6 +162,18 @@ fn objects(folder: &Path) -> Result<Vec<PathBuf>> {
         .collect();
     found.sort();
     Ok(found)
+}
+
+/// The whole tree, without what was built from it, where make can take its path.
+fn copy_of_tree(root: &Path, work: &Path) -> Result<PathBuf> {
+    let copy = work.join("tree");
+    mirror(root, &copy)?;
+    for file in files_below(&copy)? {
+        if !root.join(file.strip_prefix(&copy)?).is_file() {
+            fs::remove_file(file)?;
+        }
+    }
+    Ok(copy)
 }
 
 /// Brings a copy up to date, rewriting only what differs, so that make and cargo
@@ -226,6 +243,20 @@ mod tests {
         mirror(&from, &to)?;
         assert_eq!(fs::read_to_string(to.join("x/1"))?, "uno");
         assert_eq!(before, stamp()?);
+        Ok(())
+    }
+
+    #[test]
+    fn a_copy_of_the_tree_follows_it() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let root = folder.path().join("a b");
+        fs::create_dir_all(root.join("x"))?;
+        fs::write(root.join("x/old"), "1")?;
+        let copy = copy_of_tree(&root, folder.path())?;
+        assert!(copy.join("x/old").is_file());
+        fs::rename(root.join("x/old"), root.join("x/new"))?;
+        copy_of_tree(&root, folder.path())?;
+        assert!(!copy.join("x/old").exists() && copy.join("x/new").is_file());
         Ok(())
     }
 }

@@ -115,8 +115,9 @@ impl Options {
             "no_timer_check",
         ];
         if self.kernel == Variant::Debug {
-            // By itself KASAN reports once and is silent for the rest of the boot.
-            words.push("kasan_multi_shot");
+            // By itself KASAN reports once and is silent for the rest of the boot. A report is
+            // five KiB of log, and the stock driver causes hundreds.
+            words.extend(["kasan_multi_shot", "log_buf_len=8M"]);
         }
         match self.iommu {
             Iommu::None => {}

@@ -6,7 +6,8 @@
 //! On the debug kernel KASAN finds a use after free in the stock driver, seen with this
 //! model: `pt_dma_start_desc` (inlined in `pt_cmd_callback`) stores a result in the
 //! descriptor after it rang the doorbell, and the interrupt on the other processor may
-//! have completed and freed it by then. That report, and no other, is let pass.
+//! have completed and freed it by then. That kind of report from that function of that module is
+//! let pass, and no other; hundreds were seen in the runs of dmatest on 1 to 16 channels.
 
 use std::time::Duration;
 
@@ -174,7 +175,8 @@ fn dmatest(guest: &mut Guest, copies: u64, more: &str) -> Result<(Summary, Strin
         ),
         DMATEST_LIMIT,
     )?;
-    let log = guest.ok("dmesg")?;
+    // Without the reports of the debug kernel, which are judged from the console.
+    let log = guest.ok("dmesg | grep -e dmatest: -e 'ptdma 0'")?;
     guest.ok("rmmod dmatest")?;
     Ok((summary(&log), log))
 }
