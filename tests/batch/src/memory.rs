@@ -161,6 +161,27 @@ impl Memory {
         Ok(())
     }
 
+    /// For each folio whether its destination holds the source's bytes.
+    ///
+    /// # Panics
+    ///
+    /// If the destination holds neither those nor nothing.
+    #[must_use]
+    pub fn arrived(&self) -> Vec<bool> {
+        let (src, dst) = (self.src.to_vec(), self.dst.to_vec());
+        let folios = self.folios.iter().map(|folio| {
+            let len = folio.len_bytes as usize;
+            let s = (folio.src.get() - self.src.addr().get()) as usize;
+            let d = (folio.dst.get() - self.dst.addr().get()) as usize;
+            let there = &dst[d..d + len];
+            let copied = src[s..s + len] == *there;
+            let untouched = there.iter().all(|&byte| byte == UNTOUCHED);
+            assert!(copied || untouched, "only a part of a folio arrived");
+            copied
+        });
+        folios.collect()
+    }
+
     /// A CPU that copies in this memory.
     #[must_use]
     pub fn cpu(&self) -> Cpu<'_> {
