@@ -2,12 +2,13 @@
 
 use ptdma::{DmaAddr, Lock};
 
-use crate::batch::{Batch, CPU_CHUNK_BYTES, Options};
+use crate::batch::{Batch, CPU_CHUNK_BYTES};
 use crate::channel::CopyChannel;
 use crate::engines::{Engines, Port};
 use crate::folio::{Folio, Outcome, SkipReason};
 use crate::host::{CpuCopier, Host, Rescue};
 use crate::map::{Mapper, Piece};
+use crate::options::Options;
 use crate::overlap::OverlapCheck;
 use crate::policy::CostModel;
 use crate::survey::BadInput;

@@ -102,6 +102,7 @@ mod hand_out;
 mod host;
 mod lane;
 mod map;
+mod options;
 mod overlap;
 mod plan;
 mod policy;
@@ -113,7 +114,7 @@ mod stats;
 mod survey;
 mod wait;
 
-pub use batch::{Batch, CPU_CHUNK_BYTES, Options};
+pub use batch::{Batch, CPU_CHUNK_BYTES};
 pub use calibrate::{CALIBRATION_BYTES, CalibrationError, calibrate};
 pub use channel::{
     CopyChannel, Failure, Health, Limits, PrepError, Prepared, Progress, Segment, Stopped,
@@ -124,6 +125,7 @@ pub use folio::{FailReason, Folio, LengthMismatch, Outcome, SkipReason};
 pub use gather::CHUNK;
 pub use host::{CpuCopier, CpuCopyError, Host, NoCpu, NoRescue, Rescue};
 pub use map::{Identity, MapError, Mapper, Piece};
+pub use options::Options;
 pub use overlap::{Interval, OverlapCheck};
 pub use plan::{CutRules, Plan, Stretch, pieces};
 pub use policy::{CostModel, Decision, Policy};

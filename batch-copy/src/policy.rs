@@ -2,7 +2,7 @@
 //!
 //! All times are whole nanoseconds and nanoseconds per MiB: kernels have no floating point.
 
-use crate::batch::Options;
+use crate::options::Options;
 use crate::plan::CutRules;
 use crate::reason::Reasons;
 

@@ -1,0 +1,319 @@
+//! A lane looked after: what is over is let go of, and more is handed out in its place.
+
+use ptdma::Lock;
+
+use super::account::Fate;
+use super::{Batch, Run};
+
+use crate::channel::{CopyChannel, Limits, PrepError};
+use crate::cursor::{Cursor, Place};
+use crate::engines::{Look, Losses, Port, Watch};
+use crate::folio::SkipReason;
+use crate::gather::{CHUNK, Ended, Gather};
+use crate::hand_out::Order;
+use crate::host::{CpuCopier, Rescue};
+use crate::lane::{Burst, Lane};
+use crate::map::Mapper;
+use crate::plan::Stretch;
+use crate::source::FolioSource;
+use crate::wait::Wait;
+
+/// What came of a look at a lane.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Serviced {
+    /// Whether anything happened.
+    pub(super) moved: bool,
+    /// Whether nothing is left of the lane, for certain.
+    pub(super) done: bool,
+}
+
+impl Serviced {
+    pub(super) const fn more(moved: bool) -> Self {
+        Self { moved, done: false }
+    }
+}
+
+impl<S, C, L, W, M, K, R, const N: usize> Run<'_, S, C, L, W, M, K, R, N>
+where
+    S: FolioSource + ?Sized,
+    C: CopyChannel,
+    L: Lock<Port<C>>,
+    W: Wait,
+    M: Mapper,
+    K: CpuCopier,
+    R: Rescue,
+{
+    /// Looks at one lane: takes note of losses, lets go of what is over, hands out more. Says
+    /// what came of it.
+    pub(super) fn service(
+        &mut self,
+        index: usize,
+        mut look: Look,
+        now_ns: u64,
+        losses: &mut Losses,
+    ) -> Serviced {
+        let mut moved = false;
+        let mut free_slots = None;
+        loop {
+            let Some(lane) = self.state.lanes.get_mut(index) else {
+                return Serviced::more(moved);
+            };
+            let channel = lane.channel;
+            let Some(&Burst { first, end, .. }) = lane.bursts.front() else {
+                break;
+            };
+            let watch = Watch {
+                first,
+                end,
+                now_ns,
+                hang_ns: self.options.hang_ns,
+            };
+            let Some(sight) = self.engines.look(channel, &watch, look, losses) else {
+                return Serviced::more(moved);
+            };
+            look = Look::Known;
+            free_slots = Some(sight.free_slots);
+            lane.dead |= !sight.active;
+            let lane = if losses.is_empty() {
+                if !sight.over {
+                    break;
+                }
+                lane
+            } else {
+                moved = true;
+                while let Some(loss) = losses.pop() {
+                    self.lose(index, loss);
+                }
+                if !sight.over {
+                    break;
+                }
+                self.engines.let_go(channel, end.since(first));
+                let Some(lane) = self.state.lanes.get_mut(index) else {
+                    return Serviced::more(moved);
+                };
+                lane
+            };
+            moved = true;
+            if let Some(&Burst {
+                bytes, lost_bytes, ..
+            }) = lane.bursts.front()
+            {
+                lane.bursts.pop_front();
+                let copied = bytes.saturating_sub(lost_bytes);
+                self.report.dma_bytes = self.report.dma_bytes.wrapping_add(copied);
+                self.engines.sub_load(channel, bytes);
+            }
+            if lane.is_done() {
+                return Serviced { moved, done: true };
+            }
+        }
+        let Some(lane) = self.state.lanes.get_mut(index) else {
+            return Serviced::more(moved);
+        };
+        if lane.rest() == 0 {
+            return Serviced {
+                moved,
+                done: lane.bursts.is_empty(),
+            };
+        }
+        let channel = lane.channel;
+        lane.dead |= !self.engines.is_active(channel);
+        if lane.dead {
+            if let Some(stretch) = self.take_rest(index) {
+                self.report.moved_bytes = self.report.moved_bytes.wrapping_add(stretch.len_bytes());
+                self.orphan(stretch);
+            }
+            let done = self.state.lanes.get(index).is_none_or(Lane::is_done);
+            return Serviced { moved: true, done };
+        }
+        let free = match free_slots {
+            Some(free) => free,
+            None => self.engines.free_slots(channel),
+        };
+        let Some(limits) = self.engines.limits(channel) else {
+            return Serviced::more(moved);
+        };
+        let ring_slots = limits.ring_slots;
+        // Refill by halves: fewer doorbells, and the other half keeps the engine busy meanwhile.
+        let enough = free >= ring_slots / 2 || (lane.bursts.is_empty() && free != 0);
+        if enough && !lane.bursts.is_full() {
+            moved |= self.refill(index, &limits, free, now_ns);
+        }
+        Serviced::more(moved)
+    }
+
+    /// Gives a lane's channel up to `free` descriptors. Returns whether it took any.
+    pub(super) fn refill(
+        &mut self,
+        index: usize,
+        limits: &Limits,
+        free: usize,
+        now_ns: u64,
+    ) -> bool {
+        let interrupts = self.host.wait.wants_interrupts();
+        // If this fills the ring and work is left, an interrupt is wanted when half is drained.
+        let mark_at = if interrupts && free > limits.ring_slots / 2 {
+            free.checked_sub(limits.ring_slots / 2)
+        } else {
+            None
+        };
+        let mut submitted: usize = 0;
+        let mut bytes: u64 = 0;
+        let mut rang_for: usize = 0;
+        let mut going = true;
+        while going {
+            let Batch {
+                lanes,
+                refused,
+                chunk,
+                ..
+            } = &mut *self.state;
+            let Some(lane) = lanes.get_mut(index) else {
+                break;
+            };
+            let budget = free.saturating_sub(submitted);
+            if budget == 0 || lane.rest() == 0 || lane.bursts.is_full() {
+                break;
+            }
+            let start = lane.next;
+            let most = budget.min(CHUNK);
+            let mark = mark_at
+                .and_then(|at| at.checked_sub(submitted))
+                .filter(|&at| at < most)
+                .filter(|&at| {
+                    let beyond = at.saturating_add(limits.ring_slots / 2);
+                    more_than(self.source, start, lane.end, beyond)
+                });
+            let order = Order {
+                most,
+                max_len_bytes: limits.max_len_bytes,
+                mark,
+                // One doorbell for all that fits into the ring.
+                ring_at: budget,
+                interrupts,
+                now_ns,
+            };
+            let (accepted, mut walked, all) =
+                if M::TRIVIAL && refused.is_empty() && order.suits(self.source, lane) {
+                    order.give_scattered(self.engines, self.source, lane)
+                } else {
+                    let mapper = &mut self.host.mapper;
+                    order.give_gathered(self.engines, self.source, lane, mapper, refused, chunk)
+                };
+            let taken = accepted.count;
+            let mut rejected = None;
+            if !all {
+                let mut gather = Gather::new(
+                    self.source,
+                    start,
+                    (lane.end, start.folio),
+                    order.target(lane),
+                    &mut self.host.mapper,
+                    refused,
+                );
+                gather.by_ref().take(taken).for_each(drop);
+                walked = gather.walked();
+                going = accepted.error == Some(PrepError::Rejected);
+                if going {
+                    rejected = gather.next().map(|segment| {
+                        let end = gather.walked().place.position;
+                        Stretch {
+                            start: end.saturating_sub(segment.len_bytes),
+                            end,
+                        }
+                    });
+                    going = rejected.is_some();
+                }
+            }
+            let burst = Burst {
+                first: accepted.first,
+                end: accepted.first.after(taken as u64),
+                start,
+                end_position: walked.place.position,
+                bytes: walked.bytes,
+                lost_bytes: 0,
+                digest: walked.digest,
+            };
+            lane.next = walked.place;
+            let lane_done = lane.rest() == 0;
+            if taken != 0 {
+                lane.bursts.add(burst);
+            }
+            bytes = bytes.wrapping_add(burst.bytes);
+            let coalesced = walked.pieces.saturating_sub(taken as u64);
+            self.report.coalesced = self.report.coalesced.wrapping_add(coalesced);
+            submitted = submitted.saturating_add(taken);
+            if accepted.rang {
+                rang_for = submitted;
+                self.report.doorbells = self.report.doorbells.wrapping_add(1);
+            }
+            if let Some(stretch) = rejected {
+                self.refuse(index, stretch, SkipReason::Rejected);
+            } else if let Ended::Refused(stretch) = walked.ended
+                && all
+            {
+                self.refuse(index, stretch, SkipReason::Unmapped);
+            } else if matches!(accepted.error, Some(PrepError::Full | PrepError::Faulted)) {
+                going = false;
+            } else if lane_done {
+                break;
+            }
+        }
+        if rang_for != submitted {
+            // The last chunks were followed by nothing that could be submitted.
+            if let Some(lane) = self.state.lanes.get(index) {
+                self.engines.ring(lane.channel, interrupts);
+                self.report.doorbells = self.report.doorbells.wrapping_add(1);
+            }
+        }
+        self.report.descriptors = self.report.descriptors.wrapping_add(submitted as u64);
+        if let Some(lane) = self.state.lanes.get_mut(index) {
+            let took_ns = bytes.saturating_mul(self.options.engine_ns_per_mib) >> 20;
+            lane.expected_ns = lane.expected_ns.max(now_ns).saturating_add(took_ns);
+        }
+        submitted != 0
+    }
+
+    /// A part of a lane's rest cannot be given to an engine: remembers and accounts for it.
+    pub(super) fn refuse(&mut self, index: usize, stretch: Stretch, reason: SkipReason) {
+        let mut given_up = stretch;
+        if self.state.refused.push(stretch).is_err()
+            && let Some(lane) = self.state.lanes.get_mut(index)
+        {
+            // No room to remember one more: the lane ends here.
+            given_up.end = lane.end;
+            // How many folios lie before that does not matter: with a part refused, none are
+            // taken as they are.
+            let end = Place {
+                position: stretch.start,
+                ..lane.next
+            };
+            lane.end_at(end);
+            if lane.next.position < stretch.start {
+                // Everything before the part was submitted, or is part of what is given up.
+                given_up.start = lane.next.position;
+                lane.end_at(lane.next);
+            }
+        }
+        self.account(given_up, Fate::Skip(reason), true);
+    }
+}
+
+/// Whether the stream from `place` to `end` needs more than `count` descriptors, as far as the
+/// caller's addresses tell.
+fn more_than<S: FolioSource + ?Sized>(source: &S, place: Place, end: u64, count: usize) -> bool {
+    let mut cursor = Cursor::at(source, place);
+    let (mut next_src, mut next_dst, mut runs) = (0_u64, 0_u64, 0_usize);
+    while let Some(piece) = cursor.piece(end) {
+        if piece.src.get() != next_src || piece.dst.get() != next_dst {
+            runs = runs.wrapping_add(1);
+            if runs > count {
+                return true;
+            }
+        }
+        next_src = piece.src.get().wrapping_add(piece.len_bytes);
+        next_dst = piece.dst.get().wrapping_add(piece.len_bytes);
+        cursor.advance(piece.len_bytes);
+    }
+    false
+}

@@ -1,0 +1,151 @@
+//! The CPU's own share of a batch.
+
+use ptdma::Lock;
+
+use super::{Phase, Run};
+
+use crate::channel::CopyChannel;
+use crate::cursor::{Cursor, Place};
+use crate::engines::Port;
+use crate::host::{CpuCopier, Rescue};
+use crate::map::Mapper;
+use crate::plan::Stretch;
+use crate::source::FolioSource;
+use crate::wait::Wait;
+
+/// Most bytes that the CPU copies between two looks at the engines: some 6 us, about what an
+/// interrupt costs.
+pub const CPU_CHUNK_BYTES: u64 = 64 << 10;
+
+/// The CPU's own stretch.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Share {
+    pub(super) next: Place,
+    pub(super) end: u64,
+}
+
+impl Share {
+    pub(super) const fn rest(&self) -> u64 {
+        self.end.saturating_sub(self.next.position)
+    }
+}
+
+impl<S, C, L, W, M, K, R, const N: usize> Run<'_, S, C, L, W, M, K, R, N>
+where
+    S: FolioSource + ?Sized,
+    C: CopyChannel,
+    L: Lock<Port<C>>,
+    W: Wait,
+    M: Mapper,
+    K: CpuCopier,
+    R: Rescue,
+{
+    /// Sets the CPU's share aside at the end of the stream; returns where it begins.
+    pub(super) fn cut_cpu_share(&mut self) -> Place {
+        let share = self.options.cpu_share_bytes.min(self.state.survey.bytes);
+        let bytes = self.state.survey.bytes;
+        self.cpu = Share::default();
+        let mut place = Place {
+            folio: self.state.survey.folios,
+            offset_bytes: 0,
+            position: bytes,
+        };
+        if !K::AVAILABLE || share == 0 {
+            return place;
+        }
+        let target = bytes.saturating_sub(share);
+        while place.position > target {
+            let index = place.folio.saturating_sub(1);
+            let len = self.source.folio(index).map_or(0, |folio| folio.len_bytes);
+            let start = place.position.saturating_sub(len);
+            let inside = target.saturating_sub(start) & !self.rules.align_bytes.wrapping_sub(1);
+            let long_enough = self.rules.min_part_bytes;
+            if start >= target || len == 0 {
+                place.folio = index;
+                place.position = start;
+                if place.folio == 0 {
+                    break;
+                }
+            } else if inside >= long_enough && len.saturating_sub(inside) >= long_enough {
+                place.folio = index;
+                place.offset_bytes = inside;
+                place.position = start.saturating_add(inside);
+                break;
+            } else {
+                // The cut would leave a short part: round to the nearer end of the folio.
+                if target.saturating_sub(start) < place.position.saturating_sub(target) {
+                    place.folio = index;
+                    place.position = start;
+                }
+                break;
+            }
+        }
+        self.cpu = Share {
+            next: place,
+            end: bytes,
+        };
+        place
+    }
+
+    /// Copies one chunk of the CPU's share. Returns whether there was one.
+    pub(super) fn copy_own_share(&mut self) -> bool {
+        if !K::AVAILABLE || self.options.cpu_share_bytes == 0 {
+            return false;
+        }
+        if self.cpu.rest() == 0 && !self.help_a_lane() {
+            return false;
+        }
+        // Engines that are done before the CPU take half of what it still has.
+        let rest = self.cpu.rest();
+        if rest >= CPU_CHUNK_BYTES.saturating_mul(4)
+            && self.phase == Phase::Running
+            && self.first_in_flight().is_none()
+            && !self.has_rest()
+            && self.engines.active() != 0
+        {
+            let half = (rest / 2) & !self.rules.align_bytes.wrapping_sub(1);
+            let cut = self.cpu.next.position.saturating_add(half);
+            let given = Stretch {
+                start: cut,
+                end: self.cpu.end,
+            };
+            self.cpu.end = cut;
+            self.orphan(given);
+        }
+        let mut cursor = Cursor::at(self.source, self.cpu.next);
+        let Some(mut piece) = cursor.piece(self.cpu.end) else {
+            self.cpu = Share::default();
+            return false;
+        };
+        piece.len_bytes = piece.len_bytes.min(CPU_CHUNK_BYTES);
+        cursor.advance(piece.len_bytes);
+        self.cpu.next = cursor.place();
+        self.copy_with_cpu(&piece);
+        true
+    }
+
+    /// The CPU has copied its share while engines still have more than fits into their rings: it
+    /// takes some of that. Returns whether there was any.
+    pub(super) fn help_a_lane(&mut self) -> bool {
+        if self.phase != Phase::Running {
+            return false;
+        }
+        let Some(lane) = self.state.lanes.iter_mut().max_by_key(|lane| lane.rest()) else {
+            return false;
+        };
+        // Below this the engine is done sooner than the CPU.
+        if lane.rest() < CPU_CHUNK_BYTES.saturating_mul(8) {
+            return false;
+        }
+        let quarter = (lane.rest() / 4) & !self.rules.align_bytes.wrapping_sub(1);
+        let cut = lane.end.saturating_sub(quarter);
+        let mut cursor = Cursor::at(self.source, lane.next);
+        cursor.seek_forward(cut);
+        self.cpu = Share {
+            next: cursor.place(),
+            end: lane.end,
+        };
+        lane.end_at(cursor.place());
+        true
+    }
+}
