@@ -36,7 +36,7 @@ const MAX_IDLE_TURNS: u32 = 1 << 28;
 /// many turns without progress it looks at all, because another one may wait behind a failure.
 const LOOK_AT_ALL: u32 = 8;
 
-/// The state of one batch at a time, for up to `N` channels. Some 4 KiB for 16; it does not grow
+/// The state of one batch at a time, for up to `N` channels. Some 5.5 KiB for 16; it does not grow
 /// with the batch. Kept in a pool by callers whose stack is small.
 #[derive(Debug)]
 pub struct Batch<const N: usize> {

@@ -29,10 +29,10 @@ pub struct Options {
     /// translation.
     pub addr_limit: u64,
     /// Bytes that the CPU copies itself while engines copy the rest; needs a
-    /// [`CpuCopier`]. See [`Policy`](crate::Policy).
+    /// [`CpuCopier`](crate::CpuCopier). See [`Policy`](crate::Policy).
     pub cpu_share_bytes: u64,
     /// Whether the CPU copies what engines failed, were not given, or did not get to for want of
-    /// a channel; needs a [`CpuCopier`]. Otherwise that is left to the caller.
+    /// a channel; needs a [`CpuCopier`](crate::CpuCopier). Otherwise that is left to the caller.
     pub repair: bool,
     /// Time that one channel takes for 1 MiB, to know when looking is worth it. 0: not known.
     pub engine_ns_per_mib: u64,
