@@ -37,7 +37,11 @@ static REPORTS: LazyLock<Option<RegexSet>> = LazyLock::new(|| {
     .ok()
 });
 
-/// The lines that begin a report, less the `expected` ones: a line is expected when it contains
+/// The stock `ptdma` driver's own bug, which KASAN reports whoever uses its channels: it writes to
+/// a descriptor that may have been completed and freed (`suite/stock.rs` has the story).
+const STOCK_DRIVER: &str = "BUG: KASAN: slab-use-after-free in pt_cmd_callback+* [ptdma]";
+
+/// The lines that begin a report, less the stock driver's own and the `expected` ones: a line is expected when it contains
 /// the parts of an entry, which stand between asterisks, in their order.
 ///
 /// Name the kind of report and where it happened, not only a driver: every report about that
@@ -48,6 +52,7 @@ pub(crate) fn splats<'a>(log: &'a str, expected: &[&str]) -> Vec<&'a str> {
             // A broken pattern must not make every log look clean.
             REPORTS.as_ref().is_none_or(|set| set.is_match(line))
         })
+        .filter(|line| !matches(line, STOCK_DRIVER))
         .filter(|line| !expected.iter().any(|known| matches(line, known)))
         .collect()
 }
@@ -85,17 +90,15 @@ mod tests {
     }
 
     #[test]
-    fn an_expected_report_is_of_its_kind_and_place() {
-        let of = |line: &str| splats(line, &["KASAN: slab-use-after-free in f+*[ptdma]"]).len();
-        assert_eq!(
-            of("BUG: KASAN: slab-use-after-free in f+0x1/0x2 [ptdma]"),
-            0
-        );
+    fn the_stock_drivers_bug_is_of_its_kind_and_place() {
+        let of = |line: &str| splats(line, &[]).len();
+        let known = "[ 1.0] BUG: KASAN: slab-use-after-free in pt_cmd_callback+0x1/0x2 [ptdma]";
+        assert_eq!(of(known), 0);
         for other in [
-            "BUG: KASAN: slab-use-after-free in f+0x1/0x2 [ptdma_migrator]",
-            "BUG: KASAN: slab-use-after-free in g+0x1/0x2 [ptdma]",
-            "BUG: KASAN: slab-out-of-bounds in f+0x1/0x2 [ptdma]",
-            "BUG: KASAN: slab-use-after-free in f+0x1/0x2",
+            "BUG: KASAN: slab-use-after-free in pt_cmd_callback+0x1/0x2 [ptdma_migrator]",
+            "BUG: KASAN: slab-use-after-free in pt_issue_pending+0x1/0x2 [ptdma]",
+            "BUG: KASAN: slab-out-of-bounds in pt_cmd_callback+0x1/0x2 [ptdma]",
+            "BUG: KASAN: slab-use-after-free in pt_cmd_callback+0x1/0x2",
         ] {
             assert_eq!(of(other), 1, "{other}");
         }
