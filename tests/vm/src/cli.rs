@@ -1,5 +1,7 @@
 //! The command line.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -52,6 +54,9 @@ enum Command {
         /// Run checks that fail again, this often; who passes then is reported as flaky
         #[arg(long, default_value_t = 0)]
         retry: u32,
+        /// Begin no check after so many minutes, and say which were left out
+        #[arg(long, value_name = "MINUTES")]
+        within: Option<u64>,
         /// Name the checks and do nothing
         #[arg(long)]
         list: bool,
@@ -143,6 +148,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<bool> {
             set,
             soak,
             retry,
+            within,
             list,
             json,
         } => {
@@ -156,7 +162,13 @@ pub(crate) fn dispatch(cli: Cli) -> Result<bool> {
                 suite::list(&selection, json)?;
                 return Ok(true);
             }
-            suite::run(&selection, Manner { retry, json })
+            let within = within.map(|minutes| Duration::from_secs(60 * minutes));
+            let manner = Manner {
+                retry,
+                json,
+                within,
+            };
+            suite::run(&selection, manner)
         }
         Command::Demo => bench::demo::run(),
         Command::Bench(arguments) => bench::run(&arguments),

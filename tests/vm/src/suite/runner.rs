@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 use indicatif::ProgressBar;
@@ -21,6 +21,8 @@ pub(crate) struct Manner {
     pub(crate) retry: u32,
     /// Print the results as JSON.
     pub(crate) json: bool,
+    /// Begin no check after this time.
+    pub(crate) within: Option<Duration>,
 }
 
 /// Runs the selected checks; returns whether all passed, be it in a repetition.
@@ -35,7 +37,8 @@ pub(crate) fn run(selection: &Selection, manner: Manner) -> Result<bool> {
     build::prepare(&kernels, with_server)?;
     let logs = run_dir::logs()?;
     let began = Instant::now();
-    let mut outcomes = round(&plans, &logs.join("1"));
+    let deadline = manner.within.map(|limit| began + limit);
+    let mut outcomes = round(&plans, &logs.join("1"), deadline);
     for again in 0..manner.retry {
         let failed = failed(&plans, &outcomes);
         if failed.is_empty() {
@@ -43,13 +46,29 @@ pub(crate) fn run(selection: &Selection, manner: Manner) -> Result<bool> {
         }
         let count: usize = failed.iter().map(|plan| plan.checks.len()).sum();
         eprintln!("\nREPEATING the {count} check(s) that failed, each on a machine of its own:");
-        for repeated in round(&failed, &logs.join((again + 2).to_string())) {
+        for repeated in round(&failed, &logs.join((again + 2).to_string()), None) {
             if let Some(first) = outcomes.iter_mut().find(|one| one.name == repeated.name) {
                 first.repeated(repeated);
             }
         }
     }
     report::print(&outcomes, began.elapsed().as_secs_f64(), manner.json)?;
+    let left_out: Vec<&str> = plans
+        .iter()
+        .flat_map(|plan| &plan.checks)
+        .map(|entry| entry.name.as_str())
+        .filter(|name| !outcomes.iter().any(|outcome| outcome.name == *name))
+        .collect();
+    if !left_out.is_empty() {
+        eprintln!(
+            "SKIPPED, the time was over: {} check(s): {}",
+            left_out.len(),
+            left_out.join(" ")
+        );
+    }
+    if outcomes.is_empty() {
+        bail!("the time was over before any check began");
+    }
     let passed = outcomes.iter().all(|outcome| outcome.passed);
     if passed && !outcomes.iter().any(|outcome| outcome.flaky) {
         let _ = std::fs::remove_dir_all(&logs);
@@ -61,44 +80,49 @@ pub(crate) fn run(selection: &Selection, manner: Manner) -> Result<bool> {
 
 /// What has failed, each check as a plan of its own, so that it has a machine of its own.
 fn failed(plans: &[Plan], outcomes: &[Outcome]) -> Vec<Plan> {
-    let passed = |entry: &&Entry| {
+    let failed = |entry: &&Entry| {
         outcomes
             .iter()
-            .any(|outcome| outcome.passed && outcome.name == entry.name)
+            .any(|outcome| !outcome.passed && outcome.name == entry.name)
     };
     plans
         .iter()
         .flat_map(|plan| {
-            plan.checks
-                .iter()
-                .filter(move |entry| !passed(entry))
-                .map(|entry| Plan {
-                    checks: vec![entry.clone()],
-                    ..plan.clone()
-                })
+            plan.checks.iter().filter(failed).map(|entry| Plan {
+                checks: vec![entry.clone()],
+                ..plan.clone()
+            })
         })
         .collect()
 }
 
 /// Runs the plans once.
-fn round(plans: &[Plan], logs: &Path) -> Vec<Outcome> {
+fn round(plans: &[Plan], logs: &Path, deadline: Option<Instant>) -> Vec<Outcome> {
     let total: usize = plans.iter().map(|plan| plan.checks.len()).sum();
     let bar = step::bar("guest tests", total as u64);
     let outcomes = plans
         .iter()
-        .flat_map(|plan| run_plan(plan, logs, &bar))
+        .flat_map(|plan| run_plan(plan, logs, &bar, deadline))
         .collect();
     bar.finish_and_clear();
     outcomes
 }
 
-fn run_plan(plan: &Plan, logs: &Path, bar: &ProgressBar) -> Vec<Outcome> {
+fn run_plan(
+    plan: &Plan,
+    logs: &Path,
+    bar: &ProgressBar,
+    deadline: Option<Instant>,
+) -> Vec<Outcome> {
     let mut machine: Option<Guest> = None;
     let mut boots = 0;
     let mut folder = logs.to_path_buf();
     let mut boot_failed = false;
     let mut outcomes = Vec::new();
     for entry in &plan.checks {
+        if deadline.is_some_and(|deadline| Instant::now() > deadline) {
+            break;
+        }
         bar.set_message(entry.name.clone());
         let mut began = Instant::now();
         let mut boot = None;
