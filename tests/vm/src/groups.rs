@@ -19,7 +19,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 static LIVE: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Exit status after Ctrl-C, as shells have it (128 + SIGINT).
+/// Exit status after Ctrl-C (or SIGTERM, SIGHUP), as shells have it (128 + SIGINT).
 const INTERRUPTED_CODE: i32 = 130;
 
 /// How often a bounded wait looks: short beside any step, no load.
