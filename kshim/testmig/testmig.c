@@ -28,6 +28,15 @@
 
 #define TESTMIG_RUBBISH		0xa5
 
+/*
+ * Of so many registrations one waits for a batch to begin.  Where a batch takes as
+ * long as many registrations do, as with the checks of a debug kernel, few of them
+ * would meet one otherwise.
+ */
+#define TESTMIG_CHURN_MEET	8
+/* In case that nobody migrates. */
+#define TESTMIG_CHURN_MEET_MS	1000
+
 enum testmig_mode {
 	TESTMIG_COPY,		/* copy and mark everything */
 	TESTMIG_REFUSE,		/* say no in should_batch() */
@@ -73,6 +82,7 @@ enum testmig_counter {
 
 static atomic64_t counters[TESTMIG_NR_COUNTERS];
 static atomic_t inside;
+static DECLARE_WAIT_QUEUE_HEAD(batch_began);
 
 static atomic_t late_writers;
 static DECLARE_WAIT_QUEUE_HEAD(late_writers_done);
@@ -173,6 +183,7 @@ static int testmig_offload_copy(struct list_head *dst, struct list_head *src,
 		atomic64_set(&counters[TESTMIG_MAX_INSIDE], now);
 	atomic64_inc(&counters[TESTMIG_CALLS]);
 	atomic64_add(folio_cnt, &counters[TESTMIG_FOLIOS]);
+	wake_up(&batch_began);
 
 	if (WARN_ON_ONCE(list_count_nodes(dst) != folio_cnt ||
 			 list_count_nodes(src) != folio_cnt))
@@ -210,17 +221,24 @@ static struct migrator testmig_other = {
 static int testmig_churn(unsigned int times)
 {
 	unsigned int i;
+	s64 calls;
 	int rc;
 
 	for (i = 0; i < times; i++) {
+		calls = atomic64_read(&counters[TESTMIG_CALLS]);
 		/* Both pairs of names. */
 		rc = i & 1 ? migrate_offload_start(&testmig_migrator) :
 			     migrate_offload_register(&testmig_migrator,
 						      MIGRATE_OFFLOAD_ALL_REASONS);
 		if (rc)
 			return rc;
-		/* Usually long enough for a batch to begin. */
-		usleep_range(2000, 4000);
+		if (i % TESTMIG_CHURN_MEET)
+			/* Often long enough for a batch to begin. */
+			usleep_range(2000, 4000);
+		else
+			wait_event_timeout(batch_began,
+					   atomic64_read(&counters[TESTMIG_CALLS]) != calls,
+					   msecs_to_jiffies(TESTMIG_CHURN_MEET_MS));
 		rc = i & 1 ? migrate_offload_stop(&testmig_migrator) :
 			     migrate_offload_unregister(&testmig_migrator);
 		if (rc)

@@ -7,6 +7,12 @@
  * large pieces: by /proc/sys/vm/compact_memory, or by touching memory that wants huge
  * pages, whose faults compact (the kernel's reason for that migration is the same).
  * Optionally a thread hogs the processor meanwhile. Prints one JSON object.
+ *
+ * What is left to chance, compaction avoids. So the rest of the node is taken first, by
+ * huge pages, which compaction leaves where they are: else the pages of the workload
+ * may all be at that end of a zone to which compaction moves, and it finds nothing to
+ * do. And before huge pages are asked for, those that are free already are taken: else
+ * the faults are served from them.
  */
 #include "memory.h"
 
@@ -16,8 +22,14 @@
 
 enum { MAX_COUNTERS = 8 };
 
-/* Left free for the kernel, and for huge pages that need no compaction. */
-#define RESERVE_BYTES (24UL << 20)
+/*
+ * Left free for the kernel, above the watermarks below which compaction finds no free
+ * page (they are up to a tenth of a small node, for the sake of huge pages).
+ */
+#define RESERVE_BYTES (16UL << 20)
+/* Free blocks of this order (2 MiB) and above are huge pages without compaction. */
+#define HUGE_ORDER 9
+#define MAX_ORDERS 16
 
 static struct {
 	size_t bytes, huge_bytes;
@@ -70,6 +82,77 @@ static void cpu_times(unsigned int cpu, unsigned long long times[3])
 	fclose(file);
 }
 
+/* The sum of the high watermarks of a node's zones. */
+static size_t watermark_bytes(int node)
+{
+	FILE *file = fopen("/proc/zoneinfo", "r");
+	size_t pages, sum = 0;
+	int at = -1;
+	char line[256];
+
+	if (!file)
+		fail_errno("/proc/zoneinfo");
+	while (fgets(line, sizeof(line), file)) {
+		sscanf(line, "Node %d, zone", &at);
+		if (at == node && sscanf(line, " high %zu", &pages) == 1)
+			sum += pages * PAGE_BYTES;
+	}
+	fclose(file);
+	return sum;
+}
+
+/* How many huge pages the free memory of a node holds as it is. */
+static size_t free_huge_pages(int node)
+{
+	FILE *file = fopen("/proc/buddyinfo", "r");
+	size_t blocks, found = 0;
+	unsigned int order;
+	char line[512], *at;
+	int of, length;
+
+	if (!file)
+		fail_errno("/proc/buddyinfo");
+	while (fgets(line, sizeof(line), file)) {
+		if (sscanf(line, "Node %d, zone %*s%n", &of, &length) != 1 || of != node)
+			continue;
+		at = line + length;
+		for (order = 0; order < MAX_ORDERS; order++, at += length) {
+			if (sscanf(at, "%zu%n", &blocks, &length) != 1)
+				break;
+			if (order >= HUGE_ORDER)
+				found += blocks << (order - HUGE_ORDER);
+		}
+	}
+	fclose(file);
+	return found;
+}
+
+/* Whether a huge page's fault compacts, or takes only what is there. */
+static void let_faults_compact(bool on)
+{
+	must_write("/sys/kernel/mm/transparent_hugepage/defrag", on ? "always" : "never");
+}
+
+/*
+ * Take free huge pages of the node, without compaction, until all of them are taken or
+ * only so much is free. They are kept until the program ends.
+ */
+static void take_huge_pages(int node, size_t leave_bytes)
+{
+	size_t most = free_huge_pages(node) * HUGE_BYTES, taken;
+	char *memory;
+
+	if (!most)
+		return;
+	memory = make_memory(KIND_ANON, most, HUGE_BYTES, node, NULL);
+	let_faults_compact(false);
+	for (taken = 0; taken < most; taken += HUGE_BYTES) {
+		if (!free_huge_pages(node) || free_on_node(node) < leave_bytes + HUGE_BYTES)
+			break;
+		*(volatile char *)(memory + taken) = 1;
+	}
+}
+
 static const char *const names[] = {
 	"pgmigrate_success", "pgmigrate_fail",	    "compact_stall",	   "compact_success",
 	"compact_fail",	     "compact_isolated",   "compact_migrate_scanned",
@@ -103,6 +186,7 @@ static void parse(int argc, char **argv)
 		default:
 			fputs("usage: compactor [--bytes-mib N] [--huge-mib 0] [--node 0] [--hog]\n"
 			      "                 [--count] [--counter FILE]...\n"
+			      "Fragments so much of the node's memory, and takes what else is free.\n"
 			      "Without --bytes-mib nearly all free memory of the node is fragmented.\n"
 			      "With --huge-mib that much memory is touched as huge pages, else\n"
 			      "/proc/sys/vm/compact_memory is written.\n",
@@ -110,14 +194,38 @@ static void parse(int argc, char **argv)
 			exit(2);
 		}
 	}
-	if (!opt.bytes) {
-		size_t free_bytes = free_on_node(opt.node);
+}
 
-		if (free_bytes < 2 * RESERVE_BYTES)
-			fail("node %d has only %zu MiB free", opt.node, free_bytes >> 20);
-		opt.bytes = free_bytes - RESERVE_BYTES;
-	}
+/* Make the node's memory such that compaction has to work for what follows. */
+static char *fragment(void)
+{
+	size_t free_bytes, keep = RESERVE_BYTES + watermark_bytes(opt.node), page;
+	char *memory;
+
+	/* Clean page cache would be given up for huge pages before anything moves. */
+	must_write("/proc/sys/vm/drop_caches", "1");
+	free_bytes = free_on_node(opt.node);
+	if (free_bytes < keep + (opt.bytes ? opt.bytes : 2 * HUGE_BYTES))
+		fail("node %d has only %zu MiB free, and %zu MiB are kept", opt.node,
+		     free_bytes >> 20, keep >> 20);
+	if (!opt.bytes)
+		opt.bytes = free_bytes - keep;
 	opt.bytes = opt.bytes / HUGE_BYTES * HUGE_BYTES;
+	if (opt.huge_bytes > opt.bytes / 2)
+		fail("%zu MiB of huge pages are more than the half of %zu MiB that will be free",
+		     opt.huge_bytes >> 20, opt.bytes >> 20);
+	take_huge_pages(opt.node, opt.bytes + keep);
+
+	memory = make_memory(KIND_ANON, opt.bytes, PAGE_BYTES, opt.node, NULL);
+	fill_pages(memory, opt.bytes, 7);
+	/* One page of two, evenly: no two free pages are neighbours for long. */
+	for (page = 0; page < opt.bytes / PAGE_BYTES; page += 2)
+		if (madvise(memory + page * PAGE_BYTES, PAGE_BYTES, MADV_DONTNEED))
+			fail_errno("madvise(MADV_DONTNEED)");
+	if (opt.huge_bytes)
+		take_huge_pages(opt.node, 0);
+	let_faults_compact(true);
+	return memory;
 }
 
 int main(int argc, char **argv)
@@ -133,17 +241,11 @@ int main(int argc, char **argv)
 	unsigned int cpu;
 
 	parse(argc, argv);
-	pages = opt.bytes / PAGE_BYTES;
 	try_write("/proc/self/oom_score_adj", "-1000");
 	snprintf(path, sizeof(path), "/sys/devices/system/node/node%d/cpulist", opt.node);
 	cpu = (unsigned int)read_number(path);
-
-	memory = make_memory(KIND_ANON, opt.bytes, PAGE_BYTES, opt.node, NULL);
-	fill_pages(memory, opt.bytes, 7);
-	/* One page of two, evenly: no two free pages are neighbours for long. */
-	for (page = 0; page < pages; page += 2)
-		if (madvise(memory + page * PAGE_BYTES, PAGE_BYTES, MADV_DONTNEED))
-			fail_errno("madvise(MADV_DONTNEED)");
+	memory = fragment();
+	pages = opt.bytes / PAGE_BYTES;
 
 	if (opt.hog && pthread_create(&hog_thread, NULL, hog, NULL))
 		fail("pthread_create");

@@ -29,7 +29,7 @@ static struct {
 	int from, to;
 	unsigned int rounds, writers, movers, pinned;
 	bool overlap, count;
-	const char *path, *kind_name, *call_name;
+	const char *path, *until, *kind_name, *call_name;
 	const char *counters[MAX_COUNTERS];
 	unsigned int nr_counters;
 	uint64_t seed;
@@ -79,8 +79,8 @@ static void usage(void)
 {
 	fputs("usage: mover [--kind anon|shmem|file|hugetlb] [--folio 4K..2M] [--bytes 16M]\n"
 	      "             [--call move_pages|migrate_pages|mbind] [--from 0] [--to 1]\n"
-	      "             [--rounds 1 | --for-ms N] [--writers 0..16] [--movers 1..16]\n"
-	      "             [--overlap] [--pinned PAGES] [--path FILE] [--seed N]\n"
+	      "             [--rounds 1 | --for-ms N [--until FILE]] [--writers 0..16]\n"
+	      "             [--movers 1..16] [--overlap] [--pinned PAGES] [--path FILE] [--seed N]\n"
 	      "             [--count] [--counter FILE]...\n",
 	      stderr);
 	exit(2);
@@ -93,6 +93,7 @@ static void parse(int argc, char **argv)
 		{ "bytes", 1, NULL, 'b' },   { "call", 1, NULL, 'c' },
 		{ "from", 1, NULL, 'F' },    { "to", 1, NULL, 'T' },
 		{ "rounds", 1, NULL, 'r' },  { "for-ms", 1, NULL, 'm' },
+		{ "until", 1, NULL, 'u' },
 		{ "writers", 1, NULL, 'w' }, { "movers", 1, NULL, 'M' },
 		{ "overlap", 0, NULL, 'o' }, { "pinned", 1, NULL, 'p' },
 		{ "path", 1, NULL, 'P' },    { "seed", 1, NULL, 's' },
@@ -112,6 +113,7 @@ static void parse(int argc, char **argv)
 		case 'T': opt.to = atoi(optarg); break;
 		case 'r': opt.rounds = (unsigned int)atoi(optarg); break;
 		case 'm': opt.for_ms = (uint64_t)atoll(optarg); break;
+		case 'u': opt.until = optarg; break;
 		case 'w': opt.writers = (unsigned int)atoi(optarg); break;
 		case 'M': opt.movers = (unsigned int)atoi(optarg); break;
 		case 'o': opt.overlap = true; break;
@@ -130,7 +132,7 @@ static void parse(int argc, char **argv)
 	if (optind != argc || opt.writers > MAX_WRITERS || !opt.movers ||
 	    opt.movers > MAX_MOVERS || !opt.folio_bytes ||
 	    opt.folio_bytes % PAGE_BYTES || opt.from == opt.to ||
-	    (opt.count && opt.movers > 1))
+	    (opt.count && opt.movers > 1) || (opt.until && !opt.for_ms))
 		usage();
 	opt.kind = kind_of(opt.kind_name);
 	for (i = 0; i < 3; i++)
@@ -291,6 +293,12 @@ struct share {
 	bool backwards;
 };
 
+/* Whether rounds that go by time are over: it has passed, or the file is there. */
+static bool time_is_up(uint64_t end)
+{
+	return now_ns() >= end || (opt.until && !access(opt.until, F_OK));
+}
+
 /* Moves its share to and fro. */
 static void *mover(void *argument)
 {
@@ -298,7 +306,7 @@ static void *mover(void *argument)
 	uint64_t end = now_ns() + opt.for_ms * 1000000;
 	unsigned int round;
 
-	for (round = 0; opt.for_ms ? now_ns() < end : round < opt.rounds; round++) {
+	for (round = 0; opt.for_ms ? !time_is_up(end) : round < opt.rounds; round++) {
 		if ((round & 1) ^ share->backwards)
 			share->folios += move_to(share->start, share->bytes, opt.to, opt.from);
 		else

@@ -5,6 +5,7 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 
 use super::mover::{FOLIO_KIB, PROGRAM_LIMIT, Report, get, mover, parse, refuses, run, set};
+use super::workload::{self, Workload};
 use super::{BOTH, Check, FAST, Suite};
 use crate::machine::{Guest, Iommu, Options};
 
@@ -23,6 +24,8 @@ pub(super) const SUITES: &[Suite] = &[
         kernels: BOTH,
         machine: || Options {
             devices: 4,
+            // Half of each node is movable, so that memory blocks can go offline.
+            append: "kernelcore=50%".into(),
             modules: vec!["dcbm"],
             ..Options::default()
         },
@@ -30,8 +33,19 @@ pub(super) const SUITES: &[Suite] = &[
             Check::new("controls", controls).quick(BOTH),
             Check::new("every-size", every_size).quick(FAST),
             Check::new("reasons", reasons).quick(FAST),
-            Check::new("writers-and-movers", writers_and_movers).quick(FAST),
-            Check::new("other-migrations", other_migrations),
+            Check::new("writers-and-movers", |guest| {
+                active(guest, workload::writers_and_movers)
+            })
+            .quick(FAST),
+            Check::new("migrate-pages-and-mbind", |guest| {
+                active(guest, workload::calls)
+            }),
+            Check::new("unmapped-file-systems", |guest| {
+                active(guest, workload::files)
+            }),
+            Check::new("compaction", |guest| active(guest, workload::compaction)),
+            Check::new("numa-balancing", |guest| active(guest, workload::balancing)),
+            Check::new("hot-unplug", |guest| active(guest, workload::hot_unplug)),
             Check::new("slow-engine", slow_engine),
             Check::new("stalled-engine", stalled_engine),
             Check::new("module-removal", module_removal),
@@ -66,6 +80,21 @@ fn start(guest: &mut Guest, channels: usize) -> Result<()> {
 fn stop(guest: &mut Guest) -> Result<()> {
     set(guest, OFFLOADING, "0")?;
     guest.expect_clean_dmesg()
+}
+
+/// A workload with all channels.
+fn active(guest: &mut Guest, workload: Workload) -> Result<String> {
+    start(guest, guest.options().devices)?;
+    let note = workload(guest, MIGRATED)?;
+    stop(guest)?;
+    Ok(note)
+}
+
+fn reasons(guest: &mut Guest) -> Result<String> {
+    start(guest, 2)?;
+    let note = workload::reasons(guest, MIGRATED, REASONS)?;
+    stop(guest)?;
+    Ok(note)
 }
 
 /// Every folio that moved was copied by the device, and nothing else was.
@@ -133,59 +162,6 @@ fn every_size(guest: &mut Guest) -> Result<String> {
         stop(guest)?;
     }
     Ok(format!("{folios} folios"))
-}
-
-fn reasons(guest: &mut Guest) -> Result<String> {
-    start(guest, 2)?;
-    set(guest, REASONS, "compaction,demotion")?;
-    let report = run(guest, &mover(4, "--bytes 4M", &[MIGRATED]))?;
-    ensure!(report.counter(MIGRATED)? == 0, "{report:?}");
-    set(guest, REASONS, "syscall_or_cpuset")?;
-    let report = run(guest, &mover(4, "--bytes 4M", &[MIGRATED]))?;
-    ensure!(report.counter(MIGRATED)? == 1024, "{report:?}");
-    set(guest, REASONS, "all")?;
-    stop(guest)?;
-    Ok(String::new())
-}
-
-fn writers_and_movers(guest: &mut Guest) -> Result<String> {
-    start(guest, 4)?;
-    let mut writes = 0;
-    for (size, more) in [
-        (4, "--writers 2 --movers 2 --rounds 6"),
-        (64, "--writers 2 --movers 4 --overlap --rounds 6"),
-        (2048, "--writers 2 --movers 2 --rounds 8 --kind shmem"),
-    ] {
-        let report = run(
-            guest,
-            &mover(size, &format!("--bytes 8M {more}"), &[MIGRATED]),
-        )?;
-        ensure!(report.counter(MIGRATED)? > 0, "{report:?}");
-        writes += report.number("/writes")?;
-    }
-    stop(guest)?;
-    Ok(format!("{writes} writes"))
-}
-
-fn other_migrations(guest: &mut Guest) -> Result<String> {
-    start(guest, 4)?;
-    for call in ["migrate_pages", "mbind"] {
-        let more = format!("--call {call} --bytes 8M --rounds 2");
-        let report = run(guest, &mover(4, &more, &[MIGRATED]))?;
-        ensure!(report.counter(MIGRATED)? > 0, "{call}: {report:?}");
-    }
-    let report = run(
-        guest,
-        &format!("compactor --huge-mib 64 --counter {MIGRATED}"),
-    )?;
-    ensure!(report.counter(MIGRATED)? > 0, "compaction: {report:?}");
-    let report = run(
-        guest,
-        &format!("balancer --bytes-mib 8 --counter {MIGRATED}"),
-    )?;
-    ensure!(report.number("/counter")? > 0, "balancing: {report:?}");
-    stop(guest)?;
-    Ok(String::new())
 }
 
 /// Each descriptor takes a while; nothing runs out of time.

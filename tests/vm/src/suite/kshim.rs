@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use super::mover::{FOLIO_KIB, PROGRAM_LIMIT, Report, get, mover, parse, refuses, run, set};
+use super::workload::{self, Workload};
 use super::{BOTH, Check, FAST, Suite};
 use crate::machine::{Guest, Iommu, Options};
 
@@ -39,8 +40,10 @@ pub(super) const SUITES: &[Suite] = &[
             Check::new("every-size", every_size).quick(FAST),
             Check::new("one-huge-folio", one_huge_folio).quick(FAST),
             Check::new("reasons", reasons).quick(FAST),
-            Check::new("writers-and-movers", writers_and_movers).quick(FAST),
-            Check::new("other-migrations", other_migrations),
+            Check::new("writers-and-movers", |guest| {
+                active(guest, workload::writers_and_movers)
+            })
+            .quick(FAST),
             Check::new("failed-descriptors", failed_descriptors).quick(FAST),
             Check::new("faults", faults).quick(FAST),
             Check::new("hangs", hangs).quick(FAST),
@@ -50,6 +53,30 @@ pub(super) const SUITES: &[Suite] = &[
             Check::new("two-minutes", two_minutes),
             Check::soak("load-1000-times", load_1000_times),
             Check::soak("two-hours", two_hours),
+        ],
+    },
+    Suite {
+        name: "kshim-migrations",
+        about: "our migrator under every way in which the kernel migrates",
+        kernels: BOTH,
+        machine: || Options {
+            devices: 4,
+            // Half of each node is movable, so that memory blocks can go offline.
+            append: "kernelcore=50%".into(),
+            modules: vec!["kshim"],
+            ..Options::default()
+        },
+        checks: &[
+            Check::new("migrate-pages-and-mbind", |guest| {
+                active(guest, workload::calls)
+            })
+            .quick(FAST),
+            Check::new("unmapped-file-systems", |guest| {
+                active(guest, workload::files)
+            }),
+            Check::new("compaction", |guest| active(guest, workload::compaction)).quick(FAST),
+            Check::new("numa-balancing", |guest| active(guest, workload::balancing)).quick(FAST),
+            Check::new("hot-unplug", |guest| active(guest, workload::hot_unplug)).quick(FAST),
         ],
     },
     Suite {
@@ -117,6 +144,21 @@ fn start(guest: &mut Guest, channels: usize) -> Result<()> {
 fn stop(guest: &mut Guest) -> Result<()> {
     set(guest, OFFLOADING, "0")?;
     guest.expect_clean_dmesg()
+}
+
+/// A workload with all channels.
+fn active(guest: &mut Guest, workload: Workload) -> Result<String> {
+    start(guest, guest.options().devices)?;
+    let note = workload(guest, MIGRATED)?;
+    stop(guest)?;
+    Ok(note)
+}
+
+fn reasons(guest: &mut Guest) -> Result<String> {
+    start(guest, 2)?;
+    let note = workload::reasons(guest, MIGRATED, REASONS)?;
+    stop(guest)?;
+    Ok(note)
 }
 
 /// After faults: the module has complained, and gives everything back when it goes.
@@ -291,50 +333,6 @@ fn contiguous(guest: &mut Guest) -> Result<String> {
         "{} descriptors for {migrated} folios",
         counters.descriptors
     ))
-}
-
-fn reasons(guest: &mut Guest) -> Result<String> {
-    start(guest, 2)?;
-    set(guest, REASONS, "compaction,demotion")?;
-    let report = run(guest, &mover(4, "--bytes 4M", &[MIGRATED]))?;
-    ensure!(report.counter(MIGRATED)? == 0, "{report:?}");
-    set(guest, REASONS, "syscall_or_cpuset")?;
-    let report = run(guest, &mover(4, "--bytes 4M", &[MIGRATED]))?;
-    ensure!(report.counter(MIGRATED)? == 1024, "{report:?}");
-    set(guest, REASONS, "all")?;
-    stop(guest)?;
-    Ok(String::new())
-}
-
-fn writers_and_movers(guest: &mut Guest) -> Result<String> {
-    start(guest, 16)?;
-    let mut writes = 0;
-    for (size, more) in [
-        (4, "--writers 2 --movers 2 --rounds 6"),
-        (64, "--writers 2 --movers 4 --overlap --rounds 6"),
-        (2048, "--writers 2 --movers 2 --rounds 8 --kind shmem"),
-    ] {
-        let command = mover(size, &format!("--bytes 8M {more}"), &[MIGRATED]);
-        let report = run(guest, &command)?;
-        ensure!(report.counter(MIGRATED)? > 0, "{report:?}");
-        writes += report.number("/writes")?;
-    }
-    stop(guest)?;
-    Ok(format!("{writes} writes"))
-}
-
-fn other_migrations(guest: &mut Guest) -> Result<String> {
-    start(guest, 16)?;
-    for call in ["migrate_pages", "mbind"] {
-        let more = format!("--call {call} --bytes 8M --rounds 2");
-        let report = run(guest, &mover(4, &more, &[MIGRATED]))?;
-        ensure!(report.counter(MIGRATED)? > 0, "{call}: {report:?}");
-    }
-    let compactor = format!("compactor --huge-mib 64 --counter {MIGRATED}");
-    let report = run(guest, &compactor)?;
-    ensure!(report.counter(MIGRATED)? > 0, "compaction: {report:?}");
-    stop(guest)?;
-    Ok(String::new())
 }
 
 /// The faults with which the stock path corrupts user memory and reports success: here every

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::mover::{FOLIO_KIB, PROGRAM_LIMIT, get, mover, parse, refuses, run, set};
+use super::workload::{self, Workload};
 use super::{BOTH, Check, DEBUG, FAST, Suite};
 use crate::machine::{Guest, Options};
 
@@ -25,6 +26,8 @@ const MAX_BATCH: &str = "/sys/kernel/mm/migrate_offload/max_batch_pages";
 
 /// Registrations while folios migrate.
 const CHURNS: u64 = 1000;
+/// They and the mover beside them: testmig waits for up to a second for every eighth.
+const CHURN_LIMIT: Duration = Duration::from_secs(330);
 
 pub(super) const SUITES: &[Suite] = &[MISBEHAVING, SELFTESTS, SELFTESTS_DEBUG];
 
@@ -44,7 +47,9 @@ const MISBEHAVING: Suite = Suite {
         Check::new("rules-of-registration", rules).quick(BOTH),
         Check::new("every-size-and-kind", every_size_and_kind).quick(FAST),
         Check::new("hugetlb-is-left-alone", hugetlb),
-        Check::new("unmapped-file-systems", filesystems),
+        Check::new("unmapped-file-systems", |guest| {
+            active(guest, workload::files)
+        }),
         Check::new("refuses", refuses_batches).quick(FAST),
         Check::new("declines-fails-lies", declines_fails_lies).quick(FAST),
         Check::new("half-of-the-folios", half).quick(BOTH),
@@ -52,16 +57,15 @@ const MISBEHAVING: Suite = Suite {
         Check::new("writes-after-return", abandons),
         Check::new("pinned-pages", pinned).quick(BOTH),
         Check::new("writers-and-movers", writers_and_movers).quick(FAST),
-        Check::new("migrate-pages-and-mbind", other_calls).quick(FAST),
+        Check::new("migrate-pages-and-mbind", |guest| {
+            active(guest, workload::calls)
+        })
+        .quick(FAST),
         Check::new("batch-size", batch_size).quick(FAST),
-        // Under the debug kernel the huge pages are found without a migration, or compaction
-        // gives up (compact_fail), before the migrator is asked; why is not known yet.
-        Check::new("compaction", compaction).only_fast(),
-        Check::new("numa-balancing", balancing).quick(FAST),
-        Check::new("hot-unplug", hot_unplug).quick(FAST),
-        // Under the debug kernel a batch takes as long as many registrations, so that a thousand
-        // of these meet some 5 to 35 batches: too few to prove anything.
-        Check::new("registration-churn", churn).only_fast(),
+        Check::new("compaction", |guest| active(guest, workload::compaction)),
+        Check::new("numa-balancing", |guest| active(guest, workload::balancing)).quick(FAST),
+        Check::new("hot-unplug", |guest| active(guest, workload::hot_unplug)).quick(FAST),
+        Check::new("registration-churn", churn),
         Check::new("module-removal", removal),
         Check::soak("long-mix", long_mix),
     ],
@@ -132,6 +136,14 @@ fn deactivate(guest: &mut Guest) -> Result<()> {
     guest.expect_clean_dmesg()
 }
 
+/// A workload with the migrator copying all of it.
+fn active(guest: &mut Guest, workload: Workload) -> Result<String> {
+    activate(guest, "copy")?;
+    let note = workload(guest, COPIED)?;
+    deactivate(guest)?;
+    Ok(note)
+}
+
 fn without_migrator(guest: &mut Guest) -> Result<String> {
     let mut folios = 0;
     for size in FOLIO_KIB {
@@ -194,42 +206,6 @@ fn hugetlb(guest: &mut Guest) -> Result<String> {
     ensure!(seen == 0, "{seen} hugetlb folios were offered");
     deactivate(guest)?;
     Ok(format!("{} folios", report.folios_moved()?))
-}
-
-/// tmpfs migrates by the generic function, ext4 by one that guards buffers.
-fn filesystems(guest: &mut Guest) -> Result<String> {
-    activate(guest, "copy")?;
-    guest.ok("mkdir -p /tmp/tmpfs && mount -t tmpfs none /tmp/tmpfs")?;
-    let report = run(
-        guest,
-        &mover(
-            4,
-            "--kind file --path /tmp/tmpfs/f --bytes 8M --rounds 2",
-            &[COPIED],
-        ),
-    )?;
-    guest.ok("umount /tmp/tmpfs")?;
-    ensure!(report.counter(COPIED)? >= report.folios_moved()?);
-
-    guest.ok(
-        "dd if=/dev/zero of=/tmp/disk bs=1M count=48 2> /dev/null && mke2fs -F /tmp/disk && \
-         mkdir -p /tmp/ext && losetup /dev/loop0 /tmp/disk && mount -t ext4 /dev/loop0 /tmp/ext",
-    )?;
-    let report = run(
-        guest,
-        &mover(
-            4,
-            "--kind file --path /tmp/ext/f --bytes 8M --rounds 2",
-            &[COPIED, FOLIOS],
-        ),
-    )?;
-    guest.ok("umount /tmp/ext && losetup -d /dev/loop0 && rm /tmp/disk")?;
-    deactivate(guest)?;
-    Ok(format!(
-        "ext: {} of {} copied in batches",
-        report.counter(COPIED)?,
-        report.folios_moved()?
-    ))
 }
 
 fn refuses_batches(guest: &mut Guest) -> Result<String> {
@@ -359,20 +335,7 @@ fn pinned(guest: &mut Guest) -> Result<String> {
 
 fn writers_and_movers(guest: &mut Guest) -> Result<String> {
     activate(guest, "copy")?;
-    let mut writes = 0;
-    for (size, more) in [
-        (4, "--writers 2 --movers 2 --rounds 6"),
-        (4, "--writers 2 --movers 4 --overlap --rounds 4"),
-        (64, "--writers 2 --movers 2 --rounds 8 --kind shmem"),
-        (2048, "--writers 2 --movers 2 --rounds 8"),
-    ] {
-        let report = run(
-            guest,
-            &mover(size, &format!("--bytes 8M {more}"), &[COPIED]),
-        )?;
-        ensure!(report.counter(COPIED)? > 0, "{report:?}");
-        writes += report.number("/writes")?;
-    }
+    let note = workload::writers_and_movers(guest, COPIED)?;
     // Half of the folios are left to the processor while writers wait for them.
     set(guest, MODE, "half")?;
     run(
@@ -380,21 +343,7 @@ fn writers_and_movers(guest: &mut Guest) -> Result<String> {
         &mover(4, "--bytes 8M --writers 2 --movers 2 --rounds 4", &[]),
     )?;
     deactivate(guest)?;
-    ensure!(writes > 0, "the writers wrote nothing");
-    Ok(format!("{writes} writes"))
-}
-
-fn other_calls(guest: &mut Guest) -> Result<String> {
-    activate(guest, "copy")?;
-    for call in ["migrate_pages", "mbind"] {
-        for size in [4, 2048] {
-            let more = format!("--call {call} --bytes 8M --rounds 2");
-            let report = run(guest, &mover(size, &more, &[COPIED]))?;
-            ensure!(report.counter(COPIED)? > 0, "{call}: {report:?}");
-        }
-    }
-    deactivate(guest)?;
-    Ok(String::new())
+    Ok(note)
 }
 
 fn batch_size(guest: &mut Guest) -> Result<String> {
@@ -420,54 +369,6 @@ fn batch_size(guest: &mut Guest) -> Result<String> {
     Ok(format!("8 folios in {small} batches or {large}"))
 }
 
-fn compaction(guest: &mut Guest) -> Result<String> {
-    activate(guest, "copy")?;
-    let mut copied = 0;
-    for how in ["--bytes-mib 96", "--huge-mib 48"] {
-        let report = run(guest, &format!("compactor {how} --counter {COPIED}"))?;
-        ensure!(
-            report.counter(COPIED)? > 0,
-            "compaction did not use the migrator: {report:?}"
-        );
-        copied += report.counter(COPIED)?;
-    }
-    deactivate(guest)?;
-    Ok(format!("{copied} folios"))
-}
-
-fn balancing(guest: &mut Guest) -> Result<String> {
-    activate(guest, "copy")?;
-    let report = run(guest, &format!("balancer --bytes-mib 8 --counter {COPIED}"))?;
-    ensure!(
-        report.number("/counter")? > 0,
-        "balancing did not use the migrator: {report:?}"
-    );
-    deactivate(guest)?;
-    Ok(format!(
-        "{} of {} pages",
-        report.number("/moved_here")?,
-        report.number("/pages")?
-    ))
-}
-
-fn hot_unplug(guest: &mut Guest) -> Result<String> {
-    activate(guest, "copy")?;
-    let report = run(
-        guest,
-        &format!("offliner --bytes-mib 32 --counter {COPIED}"),
-    )?;
-    ensure!(
-        report.number("/counter")? > 0,
-        "hot-unplug did not use the migrator: {report:?}"
-    );
-    deactivate(guest)?;
-    Ok(format!(
-        "{} of {} blocks",
-        report.number("/emptied")?,
-        report.number("/blocks")?
-    ))
-}
-
 /// Registers and unregisters while folios migrate.
 fn churn(guest: &mut Guest) -> Result<String> {
     guest.ok("[ -d /sys/kernel/testmig ] || modprobe testmig")?;
@@ -476,12 +377,20 @@ fn churn(guest: &mut Guest) -> Result<String> {
     // Short batches: many of them begin and end while one is registered.
     set(guest, MAX_BATCH, "16")?;
     let before = get(guest, CALLS)?;
+    // The time is a bound: the mover ends when all registrations are done.
+    guest.ok("rm -f /tmp/churned")?;
     let job = guest.start(
-        &mover(4, "--bytes 4M --for-ms 30000 --movers 2 --writers 1", &[]),
-        PROGRAM_LIMIT,
+        &mover(
+            4,
+            "--bytes 4M --for-ms 300000 --until /tmp/churned --movers 2 --writers 1",
+            &[],
+        ),
+        CHURN_LIMIT,
     )?;
-    guest.ok("sleep 0.5")?;
-    guest.ok_within(&format!("echo {CHURNS} > {CHURN}"), PROGRAM_LIMIT)?;
+    guest.ok_within(
+        &format!("sleep 0.5; echo {CHURNS} > {CHURN}; done=$?; touch /tmp/churned; exit $done"),
+        CHURN_LIMIT,
+    )?;
     let calls = get(guest, CALLS)?.saturating_sub(before);
     let text = guest.wait_ok(&job)?;
     set(guest, MAX_BATCH, "0")?;
