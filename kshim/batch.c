@@ -123,7 +123,7 @@ int ptdma_batch_round(struct ptdma_batch *batch, unsigned int nr, int only,
 
 	memset(batch->first_part, 0xff, nr * sizeof(*batch->first_part));
 	memset(batch->outcomes, PTDMA_OUTCOME_NOT_ATTEMPTED, nr);
-	for (i = 0; i < PTDMA_MAX_CHANNELS; i++)
+	for (i = 0; i < ptdma_chans_end; i++)
 		if (ptdma_chans[i])
 			batch->seen[i] = atomic_read(&ptdma_chans[i]->events);
 

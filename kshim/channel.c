@@ -8,6 +8,7 @@
 #include "ptdma_migrator.h"
 
 struct ptdma_chan *ptdma_chans[PTDMA_MAX_CHANNELS];
+unsigned int ptdma_chans_end;
 
 static int ptdma_ring_alloc(struct ptdma_chan *chan)
 {

@@ -174,6 +174,8 @@ int ptdma_k_map(struct ptdma_batch *batch, u32 chan,
 		u64 into;
 
 		part = &batch->parts[i];
+		if (piece->offset >= part->top)
+			break;
 		if (end <= part->offset ||
 		    piece->offset >= (u64)part->offset + part->len)
 			continue;
@@ -203,7 +205,11 @@ int ptdma_k_map(struct ptdma_batch *batch, u32 chan,
 	    !ptdma_map_single(chan, piece, part))
 		return -EIO;
 
-	part->next = batch->first_part[piece->folio];
+	i = batch->first_part[piece->folio];
+	part->top = end;
+	if (i != PTDMA_NO_PART)
+		part->top = max(part->top, batch->parts[i].top);
+	part->next = i;
 	batch->first_part[piece->folio] = batch->nr_parts++;
 	segment->src = part->src;
 	segment->dst = part->dst;

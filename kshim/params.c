@@ -89,28 +89,46 @@ static const struct kernel_param_ops ptdma_knob_ops = {
 	.get = ptdma_knob_get,
 };
 
-#define PTDMA_KNOB(name, reopens, text)					\
-	static struct ptdma_knob ptdma_knob_##name = {			\
-		.offset = offsetof(struct ptdma_settings, name),	\
+#define PTDMA_KNOB(field, reopens)					\
+	static struct ptdma_knob ptdma_knob_##field = {			\
+		.offset = offsetof(struct ptdma_settings, field),	\
 		.reopen = reopens,					\
-	};								\
-	module_param_cb(name, &ptdma_knob_ops, &ptdma_knob_##name, 0644); \
-	MODULE_PARM_DESC(name, text)
+	}
 
-PTDMA_KNOB(nr_dma_chan, false,
-	   "channels that one batch uses, 0 to 64; 0: let the cost model decide (default: 0)");
-PTDMA_KNOB(ring_entries, true,
-	   "descriptors of each ring, a power of two from 32 to 8192 (default: 1024)");
-PTDMA_KNOB(min_batch_kb, false,
-	   "leave batches of less than this many KiB to the CPU; 0: let the cost model decide (default: 0)");
-PTDMA_KNOB(stripe_kb, false,
-	   "shortest part that a folio is cut into, in KiB, 4 to 2048 (default: 64)");
-PTDMA_KNOB(poll_us, false,
-	   "microseconds that a batch spins before it sleeps, 0 to 10000 (default: 10)");
-PTDMA_KNOB(timeout_ms, false,
-	   "milliseconds that a batch may take, 10 to 60000 (default: 2000)");
-PTDMA_KNOB(hybrid_percent, false,
-	   "share of a batch that the CPU copies while it would wait, 0 to 50 (default: 0)");
+PTDMA_KNOB(nr_dma_chan, false);
+module_param_cb(nr_dma_chan, &ptdma_knob_ops, &ptdma_knob_nr_dma_chan, 0644);
+MODULE_PARM_DESC(nr_dma_chan,
+		 "channels that one batch uses, 0 to 64; 0: let the cost model decide (default: 0)");
+
+PTDMA_KNOB(ring_entries, true);
+module_param_cb(ring_entries, &ptdma_knob_ops, &ptdma_knob_ring_entries, 0644);
+MODULE_PARM_DESC(ring_entries,
+		 "descriptors of each ring, a power of two from 32 to 8192 (default: 1024)");
+
+PTDMA_KNOB(min_batch_kb, false);
+module_param_cb(min_batch_kb, &ptdma_knob_ops, &ptdma_knob_min_batch_kb, 0644);
+MODULE_PARM_DESC(min_batch_kb,
+		 "leave batches of less than this many KiB to the CPU; 0: let the cost model decide (default: 0)");
+
+PTDMA_KNOB(stripe_kb, false);
+module_param_cb(stripe_kb, &ptdma_knob_ops, &ptdma_knob_stripe_kb, 0644);
+MODULE_PARM_DESC(stripe_kb,
+		 "shortest part that a folio is cut into, in KiB, 4 to 2048 (default: 64)");
+
+PTDMA_KNOB(poll_us, false);
+module_param_cb(poll_us, &ptdma_knob_ops, &ptdma_knob_poll_us, 0644);
+MODULE_PARM_DESC(poll_us,
+		 "microseconds that a batch spins before it sleeps, 0 to 10000 (default: 10)");
+
+PTDMA_KNOB(timeout_ms, false);
+module_param_cb(timeout_ms, &ptdma_knob_ops, &ptdma_knob_timeout_ms, 0644);
+MODULE_PARM_DESC(timeout_ms,
+		 "milliseconds that a batch may take, 10 to 60000 (default: 2000)");
+
+PTDMA_KNOB(hybrid_percent, false);
+module_param_cb(hybrid_percent, &ptdma_knob_ops, &ptdma_knob_hybrid_percent, 0644);
+MODULE_PARM_DESC(hybrid_percent,
+		 "share of a batch that the CPU copies while it would wait, 0 to 50 (default: 0)");
 
 static int ptdma_offloading_set(const char *val, const struct kernel_param *kp)
 {
@@ -220,21 +238,34 @@ static const struct kernel_param_ops ptdma_total_ops = {
 	.get = ptdma_total_get,
 };
 
-#define PTDMA_TOTAL(name, member, text)					\
-	module_param_cb(name, &ptdma_total_ops, &ptdma_totals.member, 0444); \
-	MODULE_PARM_DESC(name, text)
+module_param_cb(folios_migrated, &ptdma_total_ops,
+		&ptdma_totals.folios_migrated, 0444);
+MODULE_PARM_DESC(folios_migrated, "folios copied (read only)");
 
-PTDMA_TOTAL(folios_migrated, folios_migrated, "folios copied (read only)");
-PTDMA_TOTAL(folios_failures, folios_failures,
-	    "folios of accepted batches that were left to the CPU (read only)");
-PTDMA_TOTAL(bytes_migrated, bytes, "bytes copied (read only)");
-PTDMA_TOTAL(batches, batches, "batches accepted (read only)");
-PTDMA_TOTAL(batches_declined, declined,
-	    "batches left to the CPU for their size (read only)");
-PTDMA_TOTAL(batches_busy, busy,
-	    "batches left to the CPU for want of resources (read only)");
-PTDMA_TOTAL(folios_quarantined, quarantined,
-	    "folios that an engine may still write to (read only)");
+module_param_cb(folios_failures, &ptdma_total_ops,
+		&ptdma_totals.folios_failures, 0444);
+MODULE_PARM_DESC(folios_failures,
+		 "folios of accepted batches that were left to the CPU (read only)");
+
+module_param_cb(bytes_migrated, &ptdma_total_ops, &ptdma_totals.bytes, 0444);
+MODULE_PARM_DESC(bytes_migrated, "bytes copied (read only)");
+
+module_param_cb(batches, &ptdma_total_ops, &ptdma_totals.batches, 0444);
+MODULE_PARM_DESC(batches, "batches accepted (read only)");
+
+module_param_cb(batches_declined, &ptdma_total_ops,
+		&ptdma_totals.declined, 0444);
+MODULE_PARM_DESC(batches_declined,
+		 "batches left to the CPU for their size (read only)");
+
+module_param_cb(batches_busy, &ptdma_total_ops, &ptdma_totals.busy, 0444);
+MODULE_PARM_DESC(batches_busy,
+		 "batches left to the CPU for want of resources (read only)");
+
+module_param_cb(folios_quarantined, &ptdma_total_ops,
+		&ptdma_totals.quarantined, 0444);
+MODULE_PARM_DESC(folios_quarantined,
+		 "folios that an engine may still write to (read only)");
 
 /**
  * ptdma_params_init - Put parameters of the command line into effect.

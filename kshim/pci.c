@@ -62,6 +62,7 @@ static int ptdma_slot_get(struct ptdma_chan *chan)
 			continue;
 		chan->index = i;
 		ptdma_chans[i] = chan;
+		ptdma_chans_end = max(ptdma_chans_end, i + 1);
 		return 0;
 	}
 	return -ENOSPC;

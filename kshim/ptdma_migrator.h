@@ -87,6 +87,8 @@ struct ptdma_chan {
  * @dst: Bus address to write to.
  * @offset: Where in the folio the part begins, in bytes.
  * @len: Bytes.
+ * @top: End of the furthest of this part and those behind it in the list, so that
+ *	a part behind all of them, as most are, is known for a new one at once.
  * @next: Index of the folio's next part, PTDMA_NO_PART at the end.
  * @chan: Channel it is mapped for.
  * @windowed: It lies in a window, and is unmapped with that.
@@ -96,6 +98,7 @@ struct ptdma_part {
 	dma_addr_t dst;
 	u32 offset;
 	u32 len;
+	u32 top;
 	u16 next;
 	u8 chan;
 	bool windowed;
@@ -184,6 +187,8 @@ struct ptdma_totals {
  */
 extern struct rw_semaphore ptdma_topology;
 extern struct ptdma_chan *ptdma_chans[PTDMA_MAX_CHANNELS];
+/* One past the highest number that a channel ever had. */
+extern unsigned int ptdma_chans_end;
 extern struct ptdma_system *ptdma_system;
 extern struct ptdma_totals ptdma_totals;
 

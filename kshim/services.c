@@ -4,6 +4,7 @@
  *
  * Mapping is in mapping.c.
  */
+#include <linux/delay.h>
 #include <linux/highmem.h>
 #include <linux/pci.h>
 #include <linux/sched.h>
@@ -120,6 +121,20 @@ bool ptdma_k_wait(struct ptdma_batch *batch, u32 index, u64 spin_ns,
 	/* The library looks after this; later events end the next wait. */
 	smp_mb();
 	return interrupted;
+}
+
+/**
+ * ptdma_k_nap - Sleep for a moment, where no interrupt is to be waited for.
+ * @ns: Nanoseconds, at least.
+ *
+ * Context: Process context, no locks but ptdma_topology.
+ */
+void ptdma_k_nap(u64 ns)
+{
+	unsigned long us = div_u64(ns, NSEC_PER_USEC) + 1;
+
+	/* A quarter more, so that the timers of several batches can meet. */
+	usleep_range(us, us + us / 4);
 }
 
 /**

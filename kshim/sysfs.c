@@ -8,18 +8,21 @@
 
 #include "ptdma_migrator.h"
 
-#define PTDMA_COUNT(name)						\
-	static ssize_t name##_show(struct device *dev,			\
-				   struct device_attribute *attr,	\
-				   char *buf)				\
+#define PTDMA_COUNT(count)						\
+	static ssize_t count##_show(struct device *dev,			\
+				    struct device_attribute *attr,	\
+				    char *buf)				\
 	{								\
 		struct ptdma_chan *chan = dev_get_drvdata(dev);		\
 		struct ptdma_channel_stats stats = {};			\
 									\
 		ptdma_rs_channel_stats(ptdma_system, chan->index, &stats); \
-		return sysfs_emit(buf, "%llu\n", (u64)stats.name);		\
+		return sysfs_emit(buf, "%llu\n", (u64)stats.count);	\
 	}								\
-	static DEVICE_ATTR_RO(name)
+	static struct device_attribute dev_attr_##count = {		\
+		.attr = { .name = #count, .mode = 0444 },		\
+		.show = count##_show,					\
+	}
 
 PTDMA_COUNT(head_stays);
 PTDMA_COUNT(submitted);

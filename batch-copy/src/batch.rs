@@ -9,6 +9,7 @@ use heapless::Vec;
 use ptdma::Lock;
 
 use crate::channel::CopyChannel;
+use crate::closing::closing;
 use crate::engines::{Choice, Engines, Look, Losses, Port};
 use crate::folio::{FailReason, Outcome, SkipReason};
 use crate::gather::{Chunk, Refused};
@@ -213,6 +214,7 @@ where
             state.choice.len(),
             &self.rules,
         );
+        let closing = self.closing_lane();
         for number in 0..self.state.plan.len() {
             let Some(&channel) = self.state.choice.get(number) else {
                 break;
@@ -225,7 +227,8 @@ where
                 continue;
             }
             let index = self.state.lanes.len();
-            let lane = Lane::new(channel, start, self.state.plan.end(number));
+            let mut lane = Lane::new(channel, start, self.state.plan.end(number));
+            lane.spoken_for = closing.is_some_and(|closing| closing != number);
             if self.state.lanes.push(lane).is_err() {
                 self.orphan(stretch);
                 continue;
@@ -238,6 +241,22 @@ where
         }
     }
 
+    /// The one lane of the plan that interrupts; `None` if all do.
+    fn closing_lane(&self) -> Option<usize> {
+        if !self.options.one_interrupt || !self.host.wait.wants_interrupts() {
+            return None;
+        }
+        let plan = &self.state.plan;
+        let lanes = self.state.choice.iter().take(plan.len()).enumerate();
+        closing(lanes.map(|(number, &channel)| {
+            // Other batches' work comes first. A lane without work of its own is none.
+            match plan.stretch(number).len_bytes() {
+                0 => 0,
+                own => own.saturating_add(self.engines.load_bytes(channel)),
+            }
+        }))
+    }
+
     /// Hands out, watches and collects until nothing is left.
     fn drive(&mut self) {
         // Nothing can be over yet: what is known is enough for the first look.
@@ -248,7 +267,7 @@ where
             if fresh {
                 // Everything was submitted a moment ago.
                 fresh = false;
-                if let Some(focus) = self.last_in_flight() {
+                if let Some(focus) = self.awaited() {
                     wake = self.wait(Some(focus), self.host.wait.now_ns());
                 }
             }
@@ -260,6 +279,7 @@ where
             let mut in_turn = true;
             let mut done = true;
             let mut losses = Losses::new();
+            let mut announced = self.state.lanes.iter().any(Lane::announced);
             for index in (0..self.state.lanes.len()).rev() {
                 let Some(lane) = self.state.lanes.get(index) else {
                     break;
@@ -268,7 +288,14 @@ where
                     continue;
                 }
                 let rest = lane.rest() != 0;
+                let quiet = lane.quiet;
                 let look = match wake {
+                    // It is looked at when the lane that speaks for it is through.
+                    Wake::Interrupted if quiet && announced && !rest => {
+                        done = false;
+                        continue;
+                    }
+                    Wake::Interrupted | Wake::Overdue if quiet => Look::Poll,
                     Wake::Interrupted => Look::Known,
                     Wake::Overdue => Look::Overdue,
                     Wake::Poll if rest || in_turn || idle % LOOK_AT_ALL == LOOK_AT_ALL - 1 => {
@@ -284,6 +311,9 @@ where
                 moved |= serviced.moved;
                 in_turn &= serviced.moved;
                 done &= serviced.done;
+                if serviced.moved && !quiet {
+                    announced = self.state.lanes.iter().any(Lane::announced);
+                }
             }
             if done && self.state.orphans.is_empty() && self.cpu.rest() == 0 {
                 return;
@@ -319,15 +349,8 @@ where
                 }
                 continue;
             };
-            // With everything handed out, the lane that was filled last is the last to be over:
-            // waiting for it is one wait instead of one for each lane.
-            let focus = if self.has_rest() {
-                focus
-            } else {
-                self.last_in_flight().unwrap_or(focus)
-            };
             idle = idle.saturating_add(1);
-            wake = self.wait(Some(focus), now_ns);
+            wake = self.wait(Some(self.awaited().unwrap_or(focus)), now_ns);
         }
     }
 
@@ -337,6 +360,7 @@ where
         let rest = self.has_rest();
         let wait = WaitFor {
             channel: lane.map_or(0, |lane| lane.channel),
+            announced: lane.is_some_and(Lane::announced),
             // A ring that has to be refilled is looked at before its burst is over.
             expected_ns: lane.map_or(0, |lane| if rest { 0 } else { lane.expected_ns }),
             latest_ns: self
@@ -351,9 +375,17 @@ where
         lanes.position(|lane| !lane.bursts.is_empty())
     }
 
-    fn last_in_flight(&self) -> Option<usize> {
-        let mut lanes = self.state.lanes.iter();
-        lanes.rposition(|lane| !lane.bursts.is_empty())
+    /// The lane to wait for: one that will interrupt, if there is one. With everything handed
+    /// out, the lane that was filled last is the last to be over: waiting for it is one wait
+    /// instead of one for each lane.
+    fn awaited(&self) -> Option<usize> {
+        let lanes = self.state.lanes.iter();
+        if self.has_rest() {
+            let announced = lanes.clone().position(Lane::announced);
+            return announced.or_else(|| self.first_in_flight());
+        }
+        let announced = lanes.clone().rposition(Lane::announced);
+        announced.or_else(|| lanes.clone().rposition(|lane| !lane.bursts.is_empty()))
     }
 
     fn has_rest(&self) -> bool {

@@ -580,6 +580,10 @@ impl core::error::Error for NotIdle {}
 #[derive(Debug)]
 pub struct Engines<C, L, const N: usize> {
     slots: Vec<Slot<L>, N>,
+    /// One past the highest number that was ever in service: places behind it need no look.
+    used: AtomicUsize,
+    /// The strictest alignment of all channels that were ever in service.
+    align_bytes: AtomicU64,
     next_start: AtomicUsize,
     totals: AtomicTotals,
     channel: PhantomData<fn() -> C>,
@@ -609,6 +613,8 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
     pub const fn new() -> Self {
         Self {
             slots: Vec::new(),
+            used: AtomicUsize::new(0),
+            align_bytes: AtomicU64::new(1),
             next_start: AtomicUsize::new(0),
             totals: AtomicTotals {
                 batches: AtomicU64::new(0),
@@ -636,9 +642,27 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
             active: AtomicBool::new(service == Service::Active),
         };
         match self.slots.push(slot) {
-            Ok(()) => Ok(number),
+            Ok(()) => {
+                if service == Service::Active {
+                    self.uses(number, limits);
+                }
+                Ok(number)
+            }
             Err(slot) => Err(slot.port),
         }
+    }
+
+    fn uses(&self, number: usize, limits: Limits) {
+        let end = number.saturating_add(1);
+        self.used.fetch_max(end, Ordering::Relaxed);
+        self.align_bytes
+            .fetch_max(limits.align_bytes, Ordering::Relaxed);
+    }
+
+    /// The places in which a channel was ever in service.
+    fn used(&self) -> &[Slot<L>] {
+        let used = self.used.load(Ordering::Relaxed);
+        self.slots.get(..used).unwrap_or_default()
     }
 
     /// How many channels were added, those out of service included.
@@ -656,7 +680,7 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
     /// How many channels are in service.
     #[must_use]
     pub fn active(&self) -> usize {
-        self.slots.iter().filter(|slot| slot.is_active()).count()
+        self.used().iter().filter(|slot| slot.is_active()).count()
     }
 
     /// The interrupt handler's entry point: call it for every interrupt of channel `number`, then
@@ -756,6 +780,7 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
                 return Err(channel);
             }
             slot.limits.set(channel.limits());
+            self.uses(number, channel.limits());
             let stats = port.stats;
             *port = Port::new(channel);
             port.stats = stats;
@@ -782,12 +807,7 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
 
     /// The strictest alignment of all channels.
     pub(crate) fn align_bytes(&self) -> u64 {
-        let widest = self
-            .slots
-            .iter()
-            .map(|slot| slot.limits.get().align_bytes)
-            .max();
-        widest.unwrap_or(1).max(1)
+        self.align_bytes.load(Ordering::Relaxed)
     }
 
     /// Whether a channel takes part, as far as is known without its lock.
@@ -809,7 +829,7 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
         choice: &mut Choice<N>,
     ) {
         choice.clear();
-        let len = self.slots.len();
+        let len = self.used().len();
         let start = self.next_start.fetch_add(1, Ordering::Relaxed);
         let first = start.checked_rem(len).unwrap_or(0);
         for number in (first..len).chain(0..first) {
@@ -888,6 +908,13 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
                 port.stats.doorbells = port.stats.doorbells.wrapping_add(1);
             }
         });
+    }
+
+    /// Bytes that batches have given to a channel and not got back. A hint.
+    pub(crate) fn load_bytes(&self, number: usize) -> u64 {
+        self.slots
+            .get(number)
+            .map_or(0, |slot| slot.load_bytes.load(Ordering::Relaxed))
     }
 
     pub(crate) fn sub_load(&self, number: usize, bytes: u64) {

@@ -24,6 +24,8 @@ pub(crate) struct Order {
     pub(crate) ring_at: usize,
     /// Whether the last one before a doorbell interrupts.
     pub(crate) interrupts: bool,
+    /// Unless it is the last one before this place: another lane interrupts for its end.
+    pub(crate) quiet_from: Option<u64>,
     pub(crate) now_ns: u64,
 }
 
@@ -40,9 +42,13 @@ impl Order {
 
     const fn announce(&self, walked: &Walked, offered: usize) -> Announce {
         let last = !matches!(walked.ended, Ended::Enough) || offered >= self.ring_at;
+        let quiet = match self.quiet_from {
+            Some(end) => walked.place.position >= end,
+            None => false,
+        };
         Announce {
             ring: last,
-            interrupt: self.interrupts && last,
+            interrupt: self.interrupts && last && !quiet,
             offered,
             coalesced: walked.pieces.saturating_sub(offered as u64),
         }

@@ -115,6 +115,11 @@ pub(crate) struct Lane {
     pub(crate) bursts: Bursts,
     /// When the newest burst should be over.
     pub(crate) expected_ns: u64,
+    /// Whether the end of the lane needs no interrupt, because that of another lane stands for
+    /// all: see `closing.rs`.
+    pub(crate) spoken_for: bool,
+    /// Whether the newest burst ends without an interrupt for that reason.
+    pub(crate) quiet: bool,
 }
 
 impl Lane {
@@ -128,6 +133,8 @@ impl Lane {
             whole_until: end.folio,
             bursts: Bursts::new(),
             expected_ns: 0,
+            spoken_for: false,
+            quiet: false,
         }
     }
 
@@ -135,6 +142,12 @@ impl Lane {
     #[inline]
     pub(crate) const fn rest(&self) -> u64 {
         self.end.saturating_sub(self.next.position)
+    }
+
+    /// Whether an interrupt is on its way from this lane.
+    #[inline]
+    pub(crate) const fn announced(&self) -> bool {
+        !self.quiet && !self.bursts.is_empty()
     }
 
     /// Whether nothing of it is left, and nothing in flight.

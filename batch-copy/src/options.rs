@@ -34,6 +34,9 @@ pub struct Options {
     /// Whether the CPU copies what engines failed, were not given, or did not get to for want of
     /// a channel; needs a [`CpuCopier`](crate::CpuCopier). Otherwise that is left to the caller.
     pub repair: bool,
+    /// Whether the lane that should finish last interrupts for all of them, if the wait wants
+    /// interrupts at all. Otherwise each lane does.
+    pub one_interrupt: bool,
     /// Time that one channel takes for 1 MiB, to know when looking is worth it. 0: not known.
     pub engine_ns_per_mib: u64,
 }
@@ -55,6 +58,7 @@ impl Default for Options {
             addr_limit: DmaAddr::LIMIT,
             cpu_share_bytes: 0,
             repair: false,
+            one_interrupt: true,
             engine_ns_per_mib: 0,
         }
     }

@@ -118,6 +118,13 @@ impl CostModel {
         }
     }
 
+    /// Nanoseconds that each of `channels` engines takes for 1 MiB while all of them are at work.
+    #[must_use]
+    pub const fn share_ns_per_mib(&self, channels: usize) -> u64 {
+        let channels = channels as u64;
+        self.slope(channels).saturating_mul(channels)
+    }
+
     /// Shortest part into which a run is worth being cut: the fixed cost of one more channel is
     /// at most a quarter of what the part takes to copy. A power of two, 64 to 256 KiB.
     #[must_use]
@@ -332,10 +339,7 @@ impl Policy {
             } => Some(Options {
                 channels,
                 cpu_share_bytes,
-                engine_ns_per_mib: self
-                    .model
-                    .slope(channels as u64)
-                    .saturating_mul(channels as u64),
+                engine_ns_per_mib: self.model.share_ns_per_mib(channels),
                 rules: CutRules {
                     min_part_bytes: base.rules.min_part_bytes.max(1),
                     ..base.rules

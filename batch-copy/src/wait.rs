@@ -7,6 +7,10 @@ use ptdma::Clock;
 pub struct WaitFor {
     /// The channel whose progress is needed first; that of others is welcome.
     pub channel: usize,
+    /// Whether that channel will interrupt when it is there. If not, it has finished in silence
+    /// or soon will (the interrupt of another lane stood for all): look again at once, or after
+    /// a short sleep, for nobody will wake the waiter. Coming back late costs time, nothing else.
+    pub announced: bool,
     /// When that is expected, by the cost model; in the past if nothing is known. Looking earlier
     /// would only cost register reads.
     pub expected_ns: u64,
@@ -48,6 +52,47 @@ impl<T: Wait + ?Sized> Wait for &mut T {
     }
     fn wait(&mut self, wait: &WaitFor) -> Wake {
         (**self).wait(wait)
+    }
+}
+
+/// First sleep of a waiter that nobody will wake: about what falling asleep and waking up costs.
+const FIRST_NAP_NS: u64 = 20_000;
+
+/// Longest: no more is lost when an engine finishes right after a look.
+const LONGEST_NAP_NS: u64 = 1_000_000;
+
+/// How long to sleep, time and again, where no interrupt will end it: short at first, since what
+/// is waited for should be over by now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Naps {
+    next_ns: u64,
+}
+
+impl Default for Naps {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Naps {
+    /// No sleep yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            next_ns: FIRST_NAP_NS,
+        }
+    }
+
+    /// Length of the next sleep in nanoseconds: 20 us, then twice the one before, up to 1 ms.
+    pub const fn next_ns(&mut self) -> u64 {
+        let ns = self.next_ns;
+        let doubled = ns.saturating_mul(2);
+        self.next_ns = if doubled < LONGEST_NAP_NS {
+            doubled
+        } else {
+            LONGEST_NAP_NS
+        };
+        ns
     }
 }
 
@@ -107,6 +152,8 @@ pub struct SpinThenSleep<C, S> {
     pub overdue_ns: u64,
     /// When the spinning of this batch ends; `None` before its first wait.
     pub spin_end_ns: Option<u64>,
+    /// How long to sleep where no interrupt will come.
+    pub naps: Naps,
 }
 
 impl<C: Clock, S: Sleeper> SpinThenSleep<C, S> {
@@ -118,6 +165,7 @@ impl<C: Clock, S: Sleeper> SpinThenSleep<C, S> {
             spin_ns,
             overdue_ns,
             spin_end_ns: None,
+            naps: Naps::new(),
         }
     }
 }
@@ -147,6 +195,11 @@ impl<C: Clock, S: Sleeper> Wait for SpinThenSleep<C, S> {
                 core::hint::spin_loop();
                 return Wake::Poll;
             }
+        }
+        if !wait.announced {
+            let until = now.saturating_add(self.naps.next_ns()).min(wait.latest_ns);
+            self.sleeper.sleep_until(until);
+            return Wake::Poll;
         }
         let overdue = now
             .max(wait.expected_ns)

@@ -261,6 +261,7 @@ void ptdma_k_unlock(struct ptdma_lock *lock, u64 flags);
 u64 ptdma_k_now_ns(void);
 bool ptdma_k_wait(struct ptdma_batch *batch, u32 chan, u64 spin_ns,
 		  u64 timeout_ns);
+void ptdma_k_nap(u64 ns);
 bool ptdma_k_prove_stopped(struct ptdma_batch *batch, u32 chan);
 s32 ptdma_k_map(struct ptdma_batch *batch, u32 chan,
 		const struct ptdma_piece *piece, struct ptdma_segment *segment);

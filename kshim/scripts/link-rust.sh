@@ -67,7 +67,8 @@ fi
 symbols "$imports" | sort -u >"$work/allowed"
 extra=$(comm -23 "$work/needed" "$work/allowed")
 if [ -n "$extra" ]; then
-	echo "error: the Rust object needs what no kernel has (ptdma_panic: code that can panic):" $extra >&2
+	echo "error: the Rust object needs what no kernel has" \
+		"(ptdma_panic: code that can panic):" $extra >&2
 	exit 1
 fi
 

@@ -191,6 +191,7 @@ where
                 // One doorbell for all that fits into the ring.
                 ring_at: budget,
                 interrupts,
+                quiet_from: lane.spoken_for.then_some(lane.end),
                 now_ns,
             };
             let (accepted, mut walked, all) =
@@ -267,9 +268,13 @@ where
             }
         }
         self.report.descriptors = self.report.descriptors.wrapping_add(submitted as u64);
-        if let Some(lane) = self.state.lanes.get_mut(index) {
+        if submitted != 0
+            && let Some(lane) = self.state.lanes.get_mut(index)
+        {
             let took_ns = bytes.saturating_mul(self.options.engine_ns_per_mib) >> 20;
             lane.expected_ns = lane.expected_ns.max(now_ns).saturating_add(took_ns);
+            // With more to come, it says when there is room.
+            lane.quiet = lane.spoken_for && lane.rest() == 0;
         }
         submitted != 0
     }

@@ -124,6 +124,7 @@ where
             lane.next = cursor.place();
             cursor.seek_forward(stretch.end);
             lane.end_at(cursor.place());
+            lane.spoken_for = false;
             adopted = true;
         }
         adopted

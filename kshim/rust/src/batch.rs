@@ -2,7 +2,7 @@
 
 use batch_copy::{
     BadInput, Batch, CostModel, CpuCopier, CpuCopyError, CutRules, FailReason, FolioSource, Host,
-    MapError, Mapper, Options, OverlapCheck, Policy, Rescue, Wait, WaitFor, Wake,
+    MapError, Mapper, Naps, Options, OverlapCheck, Policy, Rescue, Wait, WaitFor, Wake,
 };
 
 use crate::abi::{Folio, MAX_CHANNELS, MAX_ROUND_FOLIOS, Outcome, Piece, RoundResult, Settings};
@@ -128,12 +128,39 @@ impl Rescue for KernelRescue {
     }
 }
 
-/// Spins for a while, then sleeps, in both cases until the interrupt of the channel that is
-/// needed next: its handler finds out what was done, so waiting costs no register read.
+/// Spins if it should not take long, then sleeps, in both cases until the interrupt of the channel
+/// that is needed next: its handler finds out what was done, so waiting costs no register read.
 struct KernelWait {
     context: BatchContext,
     /// Time to spin that is left to this batch.
     spin_ns: u64,
+    naps: Naps,
+    /// Until when a channel that will not interrupt is looked at without a pause.
+    look_until_ns: Option<u64>,
+}
+
+impl KernelWait {
+    const fn new(context: BatchContext, spin_ns: u64) -> Self {
+        Self {
+            context,
+            spin_ns,
+            naps: Naps::new(),
+            look_until_ns: None,
+        }
+    }
+
+    /// The channel will not interrupt: it should be done by now, or very soon.
+    fn wait_for_a_quiet_one(&mut self, now: u64, latest_ns: u64) -> Wake {
+        let until = *self
+            .look_until_ns
+            .get_or_insert(now.saturating_add(self.spin_ns));
+        // Reading a register is pause enough.
+        if now >= until {
+            let ns = self.naps.next_ns().min(latest_ns.saturating_sub(now));
+            self.context.nap(ns);
+        }
+        Wake::Poll
+    }
 }
 
 impl Wait for KernelWait {
@@ -147,15 +174,26 @@ impl Wait for KernelWait {
 
     fn wait(&mut self, wait: &WaitFor) -> Wake {
         let now = kernel::now_ns();
+        if !wait.announced {
+            return self.wait_for_a_quiet_one(now, wait.latest_ns);
+        }
         let until = now
             .max(wait.expected_ns)
             .saturating_add(OVERDUE_NS)
             .min(wait.latest_ns);
         let timeout_ns = until.saturating_sub(now);
-        let spin_ns = self.spin_ns.min(timeout_ns);
+        // What takes longer anyway is not worth spinning for.
+        let spins = wait.expected_ns <= now.saturating_add(self.spin_ns);
+        let spin_ns = if spins {
+            self.spin_ns.min(timeout_ns)
+        } else {
+            0
+        };
         let interrupted = self.context.wait(wait.channel, spin_ns, timeout_ns);
-        let spent = kernel::now_ns().saturating_sub(now);
-        self.spin_ns = self.spin_ns.saturating_sub(spent);
+        if spin_ns != 0 {
+            let spent = kernel::now_ns().saturating_sub(now);
+            self.spin_ns = self.spin_ns.saturating_sub(spent);
+        }
         if interrupted {
             Wake::Interrupted
         } else {
@@ -211,8 +249,14 @@ fn options(round: &Round<'_>, settings: &Settings, bytes: u64) -> Option<Options
         };
         policy.options(round.folios.len(), bytes, active, &base)?
     } else {
+        let channels = settings.nr_dma_chan as usize;
         Options {
-            channels: settings.nr_dma_chan as usize,
+            channels,
+            engine_ns_per_mib: round
+                .system
+                .policy()
+                .model
+                .share_ns_per_mib(channels.min(active)),
             ..base
         }
     };
@@ -254,10 +298,7 @@ pub(crate) fn run(
     };
     let context = round.context;
     let mut host = Host {
-        wait: KernelWait {
-            context,
-            spin_ns: settings.poll_ns(),
-        },
+        wait: KernelWait::new(context, settings.poll_ns()),
         mapper: KernelMapper(context),
         cpu: KernelCpu(context),
         rescue: KernelRescue {

@@ -40,6 +40,10 @@ pub(crate) unsafe fn ptdma_k_wait(
     false
 }
 
+pub(crate) fn ptdma_k_nap(ns: u64) {
+    std::thread::sleep(std::time::Duration::from_nanos(ns));
+}
+
 pub(crate) unsafe fn ptdma_k_prove_stopped(_batch: *mut Batch, _chan: u32) -> bool {
     false
 }

@@ -22,6 +22,7 @@ mod imports {
             spin_ns: u64,
             timeout_ns: u64,
         ) -> bool;
+        pub(super) safe fn ptdma_k_nap(ns: u64);
         pub(super) fn ptdma_k_prove_stopped(batch: *mut Batch, chan: u32) -> bool;
         pub(super) fn ptdma_k_map(
             batch: *mut Batch,
@@ -117,6 +118,11 @@ impl BatchContext {
         // SAFETY: the batch is good (constructor); no lock is held, as `KernelLock::with` never
         // leads here.
         unsafe { imports::ptdma_k_wait(self.0.as_ptr(), chan as u32, spin_ns, timeout_ns) }
+    }
+
+    /// Sleeps, whatever happens meanwhile.
+    pub(crate) fn nap(&mut self, ns: u64) {
+        imports::ptdma_k_nap(ns);
     }
 
     /// Maps a part of a folio for a channel.

@@ -175,6 +175,9 @@ impl Wait for Stepping<'_> {
         if self.rig.deliver(self.now_ns.get()) {
             return Wake::Interrupted;
         }
+        if !wait.announced {
+            return Wake::Poll;
+        }
         // Nobody woke us: as if it had slept for a while.
         let overdue = self.now_ns.get() + 50_000;
         self.now_ns

@@ -1,0 +1,51 @@
+//! One interrupt for a batch instead of one for each of its lanes.
+//!
+//! An interrupt costs a processor more than all of a lane's descriptors. Since a batch is over
+//! only when its last lane is, the lane that should be the last to finish interrupts, for all:
+//! the heads of the others are read then, one register each. A lane that turns out to be slower
+//! is looked at again after a moment, see [`WaitFor::announced`](crate::WaitFor::announced).
+//!
+//! Nothing depends on the guess being right, nor on the interrupt: a quiet lane that fails a
+//! descriptor still raises the error interrupt, which does not hang on the descriptor's flag; one
+//! whose error interrupt is lost is found when its head is read; a lost closing interrupt is
+//! overdue after a while, and then all lanes are looked at.
+
+/// A lane whose work is within this part of the largest may be the last one to finish.
+const NEAR: u64 = 16;
+
+/// Which of the lanes should finish last, given the bytes that each channel has before it: the
+/// one with most, and of those with about as much the one that is handed its work last. `None`
+/// if there are none.
+pub(crate) fn closing(ahead_bytes: impl Iterator<Item = u64> + Clone) -> Option<usize> {
+    let most = ahead_bytes.clone().max()?;
+    let near = most.saturating_sub(most / NEAR);
+    ahead_bytes
+        .enumerate()
+        .filter(|&(_, bytes)| bytes >= near)
+        .map(|(number, _)| number)
+        .last()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(bytes: &[u64]) -> Option<usize> {
+        closing(bytes.iter().copied())
+    }
+
+    #[test]
+    fn the_last_of_equals_closes() {
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&[0]), Some(0));
+        assert_eq!(of(&[5, 5, 5]), Some(2));
+        // Balanced but for a page.
+        assert_eq!(of(&[135_168, 131_072, 131_072]), Some(2));
+    }
+
+    #[test]
+    fn a_lane_with_much_more_closes_wherever_it_is() {
+        assert_eq!(of(&[2 << 20, 4096, 4096]), Some(0));
+        assert_eq!(of(&[4096, u64::MAX, 4096]), Some(1));
+    }
+}
