@@ -222,26 +222,13 @@ fn stalled_engine(guest: &mut Guest) -> Result<String> {
 }
 
 fn module_removal(guest: &mut Guest) -> Result<String> {
-    guest.ok("modprobe ptdma; modprobe dcbm")?;
-    let job = guest.start(
-        &mover(4, "--bytes 4M --for-ms 10000 --movers 2 --writers 1", &[]),
-        PROGRAM_LIMIT,
-    )?;
-    let text = guest.ok_within(
-        "for i in $(seq 15); do modprobe dcbm; echo 4 > /sys/kernel/dcbm/nr_dma_chan; \
-         echo 1 > /sys/kernel/dcbm/offloading; sleep 0.3; \
-         cat /sys/kernel/dcbm/folios_migrated; \
-         echo 0 > /sys/kernel/dcbm/offloading; rmmod dcbm || exit 1; done",
-        PROGRAM_LIMIT,
-    )?;
-    guest.wait_ok(&job)?;
-    let folios: u64 = text
-        .lines()
-        .filter_map(|line| line.parse::<u64>().ok())
-        .sum();
-    ensure!(folios > 0, "nothing was migrated: {text}");
-    guest.expect_clean_dmesg()?;
-    Ok(format!("15 removals, {folios} folios"))
+    guest.ok("modprobe ptdma; rmmod dcbm 2> /dev/null; true")?;
+    workload::removals(
+        guest,
+        MIGRATED,
+        &format!("modprobe dcbm && echo 4 > {CHANNELS} && echo 1 > {OFFLOADING}"),
+        &format!("echo 0 > {OFFLOADING} && rmmod dcbm"),
+    )
 }
 
 /// The stock driver reports failed descriptors as copied. This is what it costs, and

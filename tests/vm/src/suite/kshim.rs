@@ -491,25 +491,12 @@ fn reset_and_rebind(guest: &mut Guest) -> Result<String> {
 }
 
 fn module_removal(guest: &mut Guest) -> Result<String> {
-    let job = guest.start(
-        &mover(4, "--bytes 4M --for-ms 10000 --movers 2 --writers 1", &[]),
-        PROGRAM_LIMIT,
-    )?;
-    let text = guest.ok_within(
-        &format!(
-            "for i in $(seq 15); do modprobe ptdma_migrator offloading=1 || exit 1; sleep 0.3; \
-             cat {MIGRATED}; echo 0 > {OFFLOADING}; rmmod ptdma_migrator || exit 1; done"
-        ),
-        PROGRAM_LIMIT,
-    )?;
-    guest.wait_ok(&job)?;
-    let folios: u64 = text
-        .lines()
-        .filter_map(|line| line.parse::<u64>().ok())
-        .sum();
-    ensure!(folios > 0, "nothing was migrated: {text}");
-    guest.expect_clean_dmesg()?;
-    Ok(format!("15 removals, {folios} folios"))
+    workload::removals(
+        guest,
+        MIGRATED,
+        "modprobe ptdma_migrator offloading=1",
+        &format!("echo 0 > {OFFLOADING} && rmmod ptdma_migrator"),
+    )
 }
 
 fn load_1000_times(guest: &mut Guest) -> Result<String> {

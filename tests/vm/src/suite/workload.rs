@@ -6,7 +6,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::mover::{mover, run, set};
+use super::mover::{PROGRAM_LIMIT, mover, run, set};
 use crate::machine::Guest;
 
 /// One way of migrating; it gets the counter file.
@@ -116,6 +116,38 @@ pub(super) fn writers_and_movers(guest: &mut Guest, counter: &str) -> Result<Str
     }
     ensure!(writes > 0, "the writers wrote nothing");
     Ok(format!("{writes} writes"))
+}
+
+/// Loads a migrator, lets it copy and removes it, again and again, while memory moves.
+///
+/// `load` and `unload` are shell commands. A removal waits, for a few seconds, until the counter
+/// has moved: under the debug kernel a batch takes its time.
+pub(super) fn removals(
+    guest: &mut Guest,
+    counter: &str,
+    load: &str,
+    unload: &str,
+) -> Result<String> {
+    const TIMES: u32 = 15;
+    guest.ok("rm -f /tmp/removed")?;
+    let more = "--bytes 4M --for-ms 100000 --until /tmp/removed --movers 2 --writers 1";
+    let job = guest.start(&mover(4, more, &[]), PROGRAM_LIMIT)?;
+    let text = guest.ok_within(
+        &format!(
+            "again() {{ for i in $(seq {TIMES}); do {load} || return 1; for j in $(seq 20); do \
+             sleep 0.1; [ $(cat {counter}) != 0 ] && break; done; cat {counter}; \
+             {unload} || return 1; done; }}; again; done=$?; touch /tmp/removed; exit $done"
+        ),
+        PROGRAM_LIMIT,
+    )?;
+    guest.wait_ok(&job)?;
+    let folios: u64 = text
+        .lines()
+        .filter_map(|line| line.parse::<u64>().ok())
+        .sum();
+    ensure!(folios > 0, "nothing was migrated: {text}");
+    guest.expect_clean_dmesg()?;
+    Ok(format!("{TIMES} removals, {folios} folios"))
 }
 
 /// Only those reasons for which it was asked, by the control file of its mask.
