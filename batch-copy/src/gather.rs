@@ -61,10 +61,10 @@ impl Digest {
     /// A place weighs the difference of two cubes for its folio, so that places that moved in
     /// opposite directions do not cancel out, and many folios need no loop; and a square inside.
     #[inline]
-    const fn add_start(&mut self, place: Place) {
+    pub(crate) const fn of_start(place: Place) -> Self {
         let offset = place.offset_bytes;
         let inside = Self(offset.wrapping_mul(offset));
-        *self = self.plus(Self::of_folios(place.folio, 1)).plus(inside);
+        Self::of_folios(place.folio, 1).plus(inside)
     }
 
     /// Of `count` whole folios.
@@ -326,7 +326,7 @@ where
             self.note_refusal();
             return None;
         };
-        self.digest.add_start(self.at.place());
+        self.digest = self.digest.plus(Digest::of_start(self.at.place()));
         let max = self.target.max_len_bytes;
         segment.len_bytes = segment.len_bytes.min(max);
         self.take(segment.len_bytes);

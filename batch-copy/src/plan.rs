@@ -199,6 +199,9 @@ impl<S: FolioSource + ?Sized> Cutter<'_, S> {
         if ideal <= low.position {
             return low;
         }
+        if let Some(place) = self.cut_same_folio(ideal, low) {
+            return place;
+        }
         let (landmark, folio, position) = self.survey.landmark(self.landmark, ideal);
         self.landmark = landmark;
         let mut cursor = if low.position > position {
@@ -233,6 +236,26 @@ impl<S: FolioSource + ?Sized> Cutter<'_, S> {
         let run = self.run_around(here, low);
         let chosen = self.place(aligned, run);
         self.walk_to(chosen, here)
+    }
+
+    /// What [`cut`](Self::cut) comes to where a large folio holds several cuts, which is most of
+    /// what there is to cut: both the last one and this one, far enough from each other and from
+    /// the folio's end. No neighbour can change that.
+    #[inline]
+    fn cut_same_folio(&self, ideal: u64, low: Place) -> Option<Place> {
+        let len_bytes = self.source.folio(low.folio)?.len_bytes;
+        let start = low.position.saturating_sub(low.offset_bytes);
+        let end = start.saturating_add(len_bytes).min(self.bytes);
+        let part = ideal.saturating_sub(low.position) & !self.align_mask;
+        let position = low.position.saturating_add(part);
+        let fits = part >= self.min_part_bytes
+            && ideal < end
+            && end.saturating_sub(position) >= self.min_part_bytes;
+        fits.then_some(Place {
+            folio: low.folio,
+            offset_bytes: low.offset_bytes.saturating_add(part),
+            position,
+        })
     }
 
     /// Whether a folio does not continue the one before it.

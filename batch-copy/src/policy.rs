@@ -357,21 +357,26 @@ impl Policy {
     /// How many descriptors a batch has at most, if nothing of it is contiguous.
     fn descriptors(&self, folios: u64, bytes: u64, channels: u64) -> u64 {
         // Every channel may cut one folio, but not below the minimum part.
-        let cuts = channels.min(bytes.checked_div(self.model.min_part_bytes()).unwrap_or(0));
-        folios.max(cuts)
+        folios.max(channels.min(self.parts(bytes)))
+    }
+
+    /// Parts that so many bytes can be cut into at most.
+    fn parts(&self, bytes: u64) -> u64 {
+        // A power of two.
+        bytes >> self.model.min_part_bytes().trailing_zeros()
     }
 
     /// The number of channels that copies a batch fastest, and the time it takes. Of two numbers
     /// that differ by less than 1/32 in time the smaller one: others can use the rest.
     fn best(&self, folios: u64, bytes: u64) -> (u64, u64) {
+        // The same for every number of channels, so looked at once.
+        let parts = self.parts(bytes);
         let time = |channels: u64| {
-            let descriptors = self.descriptors(folios, bytes, channels);
+            let descriptors = folios.max(channels.min(parts));
             self.model.engine_ns(channels, descriptors, bytes)
         };
         // Neither more than there is work for.
-        let most = (self.max_channels as u64)
-            .min(self.descriptors(folios, bytes, u64::MAX))
-            .max(1);
+        let most = (self.max_channels as u64).min(folios.max(parts)).max(1);
         let mut best = (1, time(1));
         for channels in 2..=most {
             let ns = time(channels);

@@ -199,7 +199,22 @@ where
                     order.give_scattered(self.engines, self.source, lane)
                 } else {
                     let mapper = &mut self.host.mapper;
-                    order.give_gathered(self.engines, self.source, lane, mapper, refused, chunk)
+                    let one = if refused.is_empty() {
+                        order.give_one(self.engines, self.source, lane, mapper)
+                    } else {
+                        None
+                    };
+                    match one {
+                        Some(given) => given,
+                        None => order.give_gathered(
+                            self.engines,
+                            self.source,
+                            lane,
+                            mapper,
+                            refused,
+                            chunk,
+                        ),
+                    }
                 };
             let taken = accepted.count;
             let mut rejected = None;
