@@ -1,6 +1,7 @@
 //! A batch: checked, cut, submitted, watched to its end, accounted for.
 
 mod account;
+mod part;
 mod refill;
 mod rehome;
 mod share;
@@ -215,19 +216,22 @@ where
             &self.rules,
         );
         let closing = self.closing_lane();
+        let mut start = self.state.plan.start(0);
         for number in 0..self.state.plan.len() {
             let Some(&channel) = self.state.choice.get(number) else {
                 break;
             };
-            let (start, stretch) = (
-                self.state.plan.start(number),
-                self.state.plan.stretch(number),
-            );
+            let end = self.state.plan.end(number);
+            let stretch = Stretch {
+                start: start.position,
+                end: end.position,
+            };
             if stretch.len_bytes() == 0 {
                 continue;
             }
             let index = self.state.lanes.len();
-            let mut lane = Lane::new(channel, start, self.state.plan.end(number));
+            let mut lane = Lane::new(channel, start, end);
+            start = end;
             lane.spoken_for = closing.is_some_and(|closing| closing != number);
             if self.state.lanes.push(lane).is_err() {
                 self.orphan(stretch);
@@ -267,8 +271,8 @@ where
             if fresh {
                 // Everything was submitted a moment ago.
                 fresh = false;
-                if let Some(focus) = self.awaited() {
-                    wake = self.wait(Some(focus), self.host.wait.now_ns());
+                if let Some(focus) = self.awaited(false) {
+                    wake = self.wait(Some(focus), false, self.host.wait.now_ns());
                 }
             }
             let now_ns = self.host.wait.now_ns();
@@ -333,11 +337,12 @@ where
                 idle = 0;
                 continue;
             }
+            let rest = self.has_rest();
             let Some(focus) = self.first_in_flight() else {
-                if self.has_rest() {
+                if rest {
                     // A ring is full of other batches' work.
                     idle = idle.saturating_add(1);
-                    wake = self.wait(None, now_ns);
+                    wake = self.wait(None, rest, now_ns);
                     continue;
                 }
                 if self.state.orphans.is_empty() {
@@ -350,19 +355,22 @@ where
                 continue;
             };
             idle = idle.saturating_add(1);
-            wake = self.wait(Some(self.awaited().unwrap_or(focus)), now_ns);
+            wake = self.wait(Some(self.awaited(rest).unwrap_or(focus)), rest, now_ns);
         }
     }
 
-    fn wait(&mut self, focus: Option<usize>, now_ns: u64) -> Wake {
+    /// Waits for lane `focus`; `rest` says whether anything is still to be handed out.
+    fn wait(&mut self, focus: Option<usize>, rest: bool, now_ns: u64) -> Wake {
         self.report.waits = self.report.waits.wrapping_add(1);
         let lane = focus.and_then(|index| self.state.lanes.get(index));
-        let rest = self.has_rest();
         let wait = WaitFor {
             channel: lane.map_or(0, |lane| lane.channel),
             announced: lane.is_some_and(Lane::announced),
             // A ring that has to be refilled is looked at before its burst is over.
-            expected_ns: lane.map_or(0, |lane| if rest { 0 } else { lane.expected_ns }),
+            expected_ns: match lane {
+                Some(lane) if !rest => lane.expected_ns,
+                _ => 0,
+            },
             latest_ns: self
                 .phase_end_ns
                 .min(now_ns.saturating_add(self.options.hang_ns)),
@@ -378,9 +386,9 @@ where
     /// The lane to wait for: one that will interrupt, if there is one. With everything handed
     /// out, the lane that was filled last is the last to be over: waiting for it is one wait
     /// instead of one for each lane.
-    fn awaited(&self) -> Option<usize> {
+    fn awaited(&self, rest: bool) -> Option<usize> {
         let lanes = self.state.lanes.iter();
-        if self.has_rest() {
+        if rest {
             let announced = lanes.clone().position(Lane::announced);
             return announced.or_else(|| self.first_in_flight());
         }

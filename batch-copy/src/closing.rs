@@ -16,14 +16,12 @@ const NEAR: u64 = 16;
 /// Which of the lanes should finish last, given the bytes that each channel has before it: the
 /// one with most, and of those with about as much the one that is handed its work last. `None`
 /// if there are none.
-pub(crate) fn closing(ahead_bytes: impl Iterator<Item = u64> + Clone) -> Option<usize> {
+pub(crate) fn closing(
+    mut ahead_bytes: impl ExactSizeIterator<Item = u64> + DoubleEndedIterator + Clone,
+) -> Option<usize> {
     let most = ahead_bytes.clone().max()?;
     let near = most.saturating_sub(most / NEAR);
-    ahead_bytes
-        .enumerate()
-        .filter(|&(_, bytes)| bytes >= near)
-        .map(|(number, _)| number)
-        .last()
+    ahead_bytes.rposition(|bytes| bytes >= near)
 }
 
 #[cfg(test)]

@@ -829,14 +829,18 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
         choice: &mut Choice<N>,
     ) {
         choice.clear();
-        let len = self.used().len();
+        let used = self.used();
         let start = self.next_start.fetch_add(1, Ordering::Relaxed);
-        let first = start.checked_rem(len).unwrap_or(0);
-        for number in (first..len).chain(0..first) {
-            if self.is_active(number) && only.is_none_or(|only| only == number) {
-                let _ = choice.push(number);
+        let first = start.checked_rem(used.len()).unwrap_or(0);
+        let mut take = |from: usize, slots: &[Slot<L>]| {
+            for (number, slot) in (from..).zip(slots) {
+                if slot.is_active() && only.is_none_or(|only| only == number) {
+                    let _ = choice.push(number);
+                }
             }
-        }
+        };
+        take(first, used.get(first..).unwrap_or_default());
+        take(0, used.get(..first).unwrap_or_default());
         if most < choice.len() {
             let key = |number: &usize| self.slots.get(*number).map(|s| s.rank(dst_node, src_node));
             // Selection: `most` passes over few channels.

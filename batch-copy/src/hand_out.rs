@@ -2,8 +2,8 @@
 
 use ptdma::Lock;
 
-use crate::channel::{CopyChannel, PrepError, Segment};
-use crate::cursor::{Cursor, Place};
+use crate::channel::{CopyChannel, PrepError};
+use crate::cursor::Place;
 use crate::engines::{Accepted, Announce, Engines, Port};
 use crate::gather::{Chunk, Digest, Ended, Gather, Refused, Target, Walked};
 use crate::lane::Lane;
@@ -115,55 +115,8 @@ impl Order {
         (accepted, found, all)
     }
 
-    /// Gives the channel what is left of the lane, where that is a part of one folio and makes one
-    /// descriptor: the share of a large folio. `None` if it has to be [gathered](
-    /// Self::give_gathered), with the same result where both can. Only while no part of the batch
-    /// was refused.
-    #[inline]
-    pub(crate) fn give_one<S, C, L, M, const N: usize>(
-        &self,
-        engines: &Engines<C, L, N>,
-        source: &S,
-        lane: &Lane,
-        mapper: &mut M,
-    ) -> Option<Given>
-    where
-        S: FolioSource + ?Sized,
-        C: CopyChannel,
-        L: Lock<Port<C>>,
-        M: Mapper,
-    {
-        let begin = lane.next;
-        let len_bytes = lane.rest();
-        let cursor = Cursor::at(source, begin);
-        let piece = cursor.piece(lane.end)?;
-        if piece.len_bytes != len_bytes || len_bytes > self.max_len_bytes {
-            return None;
-        }
-        let mapped = mapper.map(lane.channel, &piece).ok()?;
-        if mapped.len_bytes < len_bytes {
-            return None;
-        }
-        let copy = Segment {
-            len_bytes,
-            ..mapped
-        };
-        let walked = Walked {
-            place: cursor.behind(len_bytes),
-            ended: Ended::AtEnd,
-            pieces: 1,
-            bytes: len_bytes,
-            digest: Digest::of_start(begin),
-        };
-        let announce = self.announce(&walked, 1);
-        let accepted = engines.submit(lane.channel, self.now_ns, |channel| {
-            let prepared = channel.prep_all(core::iter::once(copy), None);
-            (prepared, announce)
-        });
-        Some((accepted, walked, accepted.count == 1))
-    }
-
     /// Gathers descriptors and gives them to the channel.
+    #[inline(always)]
     pub(crate) fn give_gathered<S, C, L, M, const N: usize>(
         &self,
         engines: &Engines<C, L, N>,

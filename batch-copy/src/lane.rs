@@ -144,6 +144,12 @@ impl Lane {
         self.end.saturating_sub(self.next.position)
     }
 
+    /// Whether what was not submitted may be a part of one folio: if not, it is not.
+    #[inline]
+    pub(crate) const fn is_in_one_folio(&self) -> bool {
+        self.whole_until.wrapping_sub(self.next.folio) <= 1
+    }
+
     /// Whether an interrupt is on its way from this lane.
     #[inline]
     pub(crate) const fn announced(&self) -> bool {
@@ -154,6 +160,15 @@ impl Lane {
     #[inline]
     pub(crate) const fn is_done(&self) -> bool {
         self.bursts.is_empty() && self.rest() == 0
+    }
+
+    /// So many bytes more are in the ring.
+    #[inline]
+    pub(crate) fn handed_out(&mut self, bytes: u64, now_ns: u64, ns_per_mib: u64) {
+        let took_ns = bytes.saturating_mul(ns_per_mib) >> 20;
+        self.expected_ns = self.expected_ns.max(now_ns).saturating_add(took_ns);
+        // With more to come, it says when there is room.
+        self.quiet = self.spoken_for && self.rest() == 0;
     }
 
     /// Ends at `end` from now on.

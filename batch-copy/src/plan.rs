@@ -204,6 +204,13 @@ impl<S: FolioSource + ?Sized> Cutter<'_, S> {
         }
         let (landmark, folio, position) = self.survey.landmark(self.landmark, ideal);
         self.landmark = landmark;
+        if position == ideal && self.begins_run(folio) {
+            return Place {
+                folio,
+                offset_bytes: 0,
+                position,
+            };
+        }
         let mut cursor = if low.position > position {
             Cursor::at(self.source, low)
         } else {

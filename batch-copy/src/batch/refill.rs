@@ -150,6 +150,12 @@ where
         free: usize,
         now_ns: u64,
     ) -> bool {
+        let lane = self.state.lanes.get(index);
+        if lane.is_some_and(Lane::is_in_one_folio)
+            && self.refill_part(index, limits, free, now_ns).is_some()
+        {
+            return true;
+        }
         let interrupts = self.host.wait.wants_interrupts();
         // If this fills the ring and work is left, an interrupt is wanted when half is drained.
         let mark_at = if interrupts && free > limits.ring_slots / 2 {
@@ -199,22 +205,7 @@ where
                     order.give_scattered(self.engines, self.source, lane)
                 } else {
                     let mapper = &mut self.host.mapper;
-                    let one = if refused.is_empty() {
-                        order.give_one(self.engines, self.source, lane, mapper)
-                    } else {
-                        None
-                    };
-                    match one {
-                        Some(given) => given,
-                        None => order.give_gathered(
-                            self.engines,
-                            self.source,
-                            lane,
-                            mapper,
-                            refused,
-                            chunk,
-                        ),
-                    }
+                    order.give_gathered(self.engines, self.source, lane, mapper, refused, chunk)
                 };
             let taken = accepted.count;
             let mut rejected = None;
@@ -286,10 +277,7 @@ where
         if submitted != 0
             && let Some(lane) = self.state.lanes.get_mut(index)
         {
-            let took_ns = bytes.saturating_mul(self.options.engine_ns_per_mib) >> 20;
-            lane.expected_ns = lane.expected_ns.max(now_ns).saturating_add(took_ns);
-            // With more to come, it says when there is room.
-            lane.quiet = lane.spoken_for && lane.rest() == 0;
+            lane.handed_out(bytes, now_ns, self.options.engine_ns_per_mib);
         }
         submitted != 0
     }
