@@ -94,8 +94,12 @@ bool ptdma_chan_prove_stopped(struct ptdma_chan *chan)
 		return true;
 	}
 
-	pci_save_state(pdev);
 	pci_clear_master(pdev);
+	/*
+	 * As it is to be if the reset fails: what is saved here during suspend is
+	 * what the PCI core writes back during resume.
+	 */
+	pci_save_state(pdev);
 	rc = ptdma_chan_reset(pdev);
 	trace_ptdma_recovery(chan->index, PTDMA_RECOVERY_RESET, rc);
 	if (rc) {
