@@ -16,6 +16,8 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 /// How long to look for the serial port: its driver may probe after user space starts.
 const PORT_WAIT: Duration = Duration::from_secs(20);
+/// Between two looks at the port.
+const PORT_POLL: Duration = Duration::from_millis(20);
 /// How long a killed process group gets before the agent answers without it: a
 /// process stuck in the kernel does not die, and the host must hear of that.
 const KILL_GRACE: Duration = Duration::from_secs(3);
@@ -37,8 +39,10 @@ pub(crate) fn run() -> io::Result<()> {
             uptime_ms: uptime_ms(),
         },
     )?;
-    for line in BufReader::new(port).lines() {
-        match serde_json::from_str::<Request>(&line?) {
+    let mut reader = BufReader::new(port);
+    let mut line = String::new();
+    while next_line(&mut reader, &mut line, &running)? {
+        match serde_json::from_str::<Request>(&line) {
             Ok(Request::Run {
                 id,
                 command,
@@ -79,6 +83,20 @@ pub(crate) fn run() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Reads a request into `line`; `false` when the port is closed and no command runs any more.
+///
+/// Suspending the machine closes the port, and a command may be there to tell the rest.
+fn next_line(reader: &mut impl BufRead, line: &mut String, running: &Running) -> io::Result<bool> {
+    line.clear();
+    while reader.read_line(line)? == 0 {
+        if locked(running).is_empty() {
+            return Ok(false);
+        }
+        thread::sleep(PORT_POLL);
+    }
+    Ok(true)
 }
 
 /// Runs one command to its end, its time limit or its kill.
@@ -168,7 +186,7 @@ fn open_port() -> io::Result<File> {
                 "no virtio serial port is named {PORT_NAME}"
             )));
         }
-        thread::sleep(Duration::from_millis(20));
+        thread::sleep(PORT_POLL);
     }
 }
 

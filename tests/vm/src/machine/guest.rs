@@ -259,6 +259,19 @@ impl Guest {
     /// [`Guest::expect_clean_dmesg`], allowing reports that contain one of `expected`.
     pub(crate) fn expect_clean_dmesg_but(&mut self, expected: &[&str]) -> Result<()> {
         let settled = self.settle_console();
+        self.expect_clean_console_but(expected)?;
+        // A machine that hangs or is gone is a failure too, but its last words say more.
+        settled
+    }
+
+    /// [`Guest::expect_clean_dmesg`] for a machine whose agent is out of reach: judges what the
+    /// console has. Wait for the last line of interest first, by [`Guest::wait_for_console`].
+    pub(crate) fn expect_clean_console(&mut self) -> Result<()> {
+        self.expect_clean_console_but(&[])
+    }
+
+    /// [`Guest::expect_clean_console`], allowing reports that contain one of `expected`.
+    pub(crate) fn expect_clean_console_but(&mut self, expected: &[&str]) -> Result<()> {
         // The console's log also has what came before the ring buffer wrapped.
         let bytes = fs::read(self.logs.join("console.log"))?;
         let log = String::from_utf8_lossy(bytes.get(self.judged..).unwrap_or_default());
@@ -273,8 +286,7 @@ impl Guest {
             );
         }
         self.judged = bytes.len();
-        // A machine that hangs or is gone is a failure too, but its last words say more.
-        settled
+        Ok(())
     }
 
     /// Waits until the console's log has everything that the kernel has said so far: a thread
@@ -283,18 +295,40 @@ impl Guest {
         self.marks += 1;
         let mark = format!("ptdma-vm: mark {}.", self.marks);
         self.ok(&format!("echo '{mark}' > /dev/kmsg"))?;
+        self.wait_for_console(&mark, CONSOLE_LIMIT)
+            .context("the guest's console is behind its kernel")?;
+        Ok(())
+    }
+
+    /// Waits for a line on the console that holds `mark` and has not been judged yet; returns
+    /// what follows the mark. The limit is scaled on the debug kernel.
+    ///
+    /// # Errors
+    /// There is none within the limit, or the machine has ended without one.
+    pub(crate) fn wait_for_console(&mut self, mark: &str, limit: Duration) -> Result<String> {
         let console = self.logs.join("console.log");
-        let deadline = Instant::now() + self.scaled(CONSOLE_LIMIT);
+        let limit = self.scaled(limit);
+        let deadline = Instant::now() + limit;
         loop {
+            // Asked before the look at the log, which has all last words then.
+            let alive = self.alive();
             let bytes = fs::read(&console)?;
-            let new = bytes.get(self.judged..).unwrap_or_default();
-            if String::from_utf8_lossy(new).contains(&mark) {
-                return Ok(());
+            let new = String::from_utf8_lossy(bytes.get(self.judged..).unwrap_or_default());
+            // The end of the line too: what follows the mark is of interest.
+            if let Some((rest, _)) = new
+                .split_once(mark)
+                .and_then(|(_, after)| after.split_once('\n'))
+            {
+                return Ok(rest.trim_end().to_owned());
             }
             ensure!(
+                alive,
+                "the guest is gone, and its console does not say `{mark}`"
+            );
+            ensure!(
                 Instant::now() < deadline,
-                "the guest's console is {} s behind its kernel",
-                CONSOLE_LIMIT.as_secs()
+                "the guest's console does not say `{mark}` within {} s",
+                limit.as_secs()
             );
             std::thread::sleep(CONSOLE_POLL);
         }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::mover::{FOLIO_KIB, PROGRAM_LIMIT, Report, get, mover, parse, refuses, run, set};
 use super::workload::{self, Workload};
-use super::{BOTH, Check, FAST, Suite};
+use super::{BOTH, Check, FAST, Suite, suspend};
 use crate::machine::{Guest, Iommu, Options};
 
 const PARAMETERS: &str = "/sys/module/ptdma_migrator/parameters";
@@ -15,11 +15,11 @@ const OFFLOADING: &str = "/sys/module/ptdma_migrator/parameters/offloading";
 const CHANNELS: &str = "/sys/module/ptdma_migrator/parameters/nr_dma_chan";
 const REASONS: &str = "/sys/module/ptdma_migrator/parameters/reason_mask";
 const SMALLEST: &str = "/sys/module/ptdma_migrator/parameters/min_batch_kb";
-const TIMEOUT: &str = "/sys/module/ptdma_migrator/parameters/timeout_ms";
+pub(super) const TIMEOUT: &str = "/sys/module/ptdma_migrator/parameters/timeout_ms";
 const MIGRATED: &str = "/sys/module/ptdma_migrator/parameters/folios_migrated";
 const FAILURES: &str = "/sys/module/ptdma_migrator/parameters/folios_failures";
 const BYTES: &str = "/sys/module/ptdma_migrator/parameters/bytes_migrated";
-const QUARANTINED: &str = "/sys/module/ptdma_migrator/parameters/folios_quarantined";
+pub(super) const QUARANTINED: &str = "/sys/module/ptdma_migrator/parameters/folios_quarantined";
 
 /// The counters that a check of every byte takes.
 const ALL: [&str; 3] = [MIGRATED, FAILURES, BYTES];
@@ -27,7 +27,7 @@ const ALL: [&str; 3] = [MIGRATED, FAILURES, BYTES];
 pub(super) const SUITES: &[Suite] = &[
     Suite {
         name: "kshim",
-        about: "our migrator on sixteen functions: every size, every fault, removal, reset",
+        about: "our migrator on sixteen functions: every size, every fault, removal, reset, suspend",
         kernels: BOTH,
         machine: || Options {
             devices: 16,
@@ -51,6 +51,8 @@ pub(super) const SUITES: &[Suite] = &[
             Check::new("reset-and-rebind", reset_and_rebind),
             Check::new("module-removal", module_removal).quick(FAST),
             Check::new("two-minutes", two_minutes),
+            Check::spoiling("suspend", suspend::healthy),
+            Check::spoiling("suspend-hung", suspend::hung),
             Check::soak("load-1000-times", load_1000_times),
             Check::soak("two-hours", two_hours),
         ],
@@ -132,7 +134,7 @@ pub(super) const SUITES: &[Suite] = &[
 
 /// Loads the module and has it copy every batch with so many channels, also those that the cost
 /// model would leave to the CPU.
-fn start(guest: &mut Guest, channels: usize) -> Result<()> {
+pub(super) fn start(guest: &mut Guest, channels: usize) -> Result<()> {
     guest.ok("modprobe ptdma_migrator")?;
     set(guest, SMALLEST, "4")?;
     set(guest, CHANNELS, &channels.to_string())?;

@@ -13,6 +13,7 @@ mod runner;
 mod selection;
 mod smoke;
 mod stock;
+mod suspend;
 mod workload;
 
 use anyhow::Result;
