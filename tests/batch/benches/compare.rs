@@ -28,8 +28,10 @@ const DECLINES: u64 = 2000;
 /// A migration reason of the kernel: memory compaction.
 const COMPACTION: u32 = 0;
 
-/// Most instructions per scattered 4 KiB folio, for plan, submit and complete.
-const MOST_PER_FOLIO: f64 = 100.0;
+/// Most instructions per scattered 4 KiB folio, for plan, submit and complete: the 100 that are
+/// wanted, which hold where this was written, and what another path or compiler may inline
+/// differently.
+const MOST_PER_FOLIO: f64 = 105.0;
 
 /// Most instructions for declining a batch.
 const MOST_PER_DECLINE: f64 = 50.0;

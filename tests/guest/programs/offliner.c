@@ -13,6 +13,10 @@
 
 enum { MAX_BLOCKS = 4096 };
 
+/* A page that somebody else holds for a moment refuses a block (-EBUSY): ask again. */
+#define TRIES 5
+#define PAUSE_US 20000
+
 static uint64_t block_bytes(void)
 {
 	FILE *file = fopen("/sys/devices/system/memory/block_size_bytes", "r");
@@ -57,7 +61,7 @@ int main(int argc, char **argv)
 	};
 	static unsigned int counts[MAX_BLOCKS], left[MAX_BLOCKS];
 	size_t bytes = 32UL << 20, folio = PAGE_BYTES;
-	unsigned int index, emptied = 0, refused = 0, blocks = 0;
+	unsigned int index, emptied = 0, refused = 0, blocks = 0, try;
 	unsigned long long moved;
 	const char *counter = NULL;
 	long long counted = 0;
@@ -95,7 +99,9 @@ int main(int argc, char **argv)
 			continue;
 		blocks++;
 		snprintf(path, sizeof(path), "/sys/devices/system/memory/memory%u/state", index);
-		if (!try_write(path, "offline")) {
+		for (try = 0; try < TRIES && !try_write(path, "offline"); try++)
+			usleep(PAUSE_US);
+		if (try == TRIES) {
 			refused++;
 			continue;
 		}
