@@ -78,12 +78,12 @@ impl Bursts {
         }
     }
 
-    /// Adds descriptors that were accepted: to the newest burst if they continue it, else as a new
-    /// one, for which the caller has made sure that there is room.
+    /// Adds descriptors that were accepted: to the newest burst if they continue it (not over the
+    /// lane's `seam`), else as a new one, for which the caller has made sure that there is room.
     #[inline]
-    pub(crate) fn add(&mut self, burst: Burst) {
+    pub(crate) fn add(&mut self, burst: Burst, seam: u64) {
         if let Some(newest) = self.waiting.as_mut().or(self.running.as_mut()) {
-            if newest.is_continued_by(&burst) {
+            if burst.start.position != seam && newest.is_continued_by(&burst) {
                 newest.end = burst.end;
                 newest.end_position = burst.end_position;
                 newest.bytes = newest.bytes.wrapping_add(burst.bytes);
@@ -105,6 +105,10 @@ pub(crate) struct Lane {
     pub(crate) dead: bool,
     /// Whether the channel had to be stopped during this batch: others are preferred from then on.
     pub(crate) suspect: bool,
+    /// Where the stretch that it has now begins. What was submitted before may end there, but is
+    /// not continued by it: a second walk over both would merge at the seam what was submitted
+    /// as two descriptors.
+    pub(crate) seam: u64,
     /// What was not submitted yet begins here ...
     pub(crate) next: Place,
     /// ... and ends here.
@@ -128,6 +132,7 @@ impl Lane {
             channel,
             dead: false,
             suspect: false,
+            seam: next.position,
             next,
             end: end.position,
             whole_until: end.folio,

@@ -68,7 +68,7 @@ where
             return None;
         }
         let taken = accepted.count as u64;
-        lane.bursts.add(Burst {
+        let burst = Burst {
             first: accepted.first,
             end: accepted.first.after(taken),
             start: lane.next,
@@ -76,7 +76,8 @@ where
             bytes,
             lost_bytes: 0,
             digest: Digest::of_start(lane.next),
-        });
+        };
+        lane.bursts.add(burst, lane.seam);
         lane.next = cursor.behind(bytes);
         lane.handed_out(bytes, now_ns, self.options.engine_ns_per_mib);
         self.report.descriptors = self.report.descriptors.wrapping_add(taken);

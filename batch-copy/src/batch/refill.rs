@@ -244,7 +244,7 @@ where
             lane.next = walked.place;
             let lane_done = lane.rest() == 0;
             if taken != 0 {
-                lane.bursts.add(burst);
+                lane.bursts.add(burst, lane.seam);
             }
             bytes = bytes.wrapping_add(burst.bytes);
             let coalesced = walked.pieces.saturating_sub(taken as u64);

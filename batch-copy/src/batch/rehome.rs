@@ -122,6 +122,7 @@ where
             let mut cursor = Cursor::at(self.source, Place::default());
             cursor.seek_forward(stretch.start);
             lane.next = cursor.place();
+            lane.seam = lane.next.position;
             cursor.seek_forward(stretch.end);
             lane.end_at(cursor.place());
             lane.spoken_for = false;
@@ -142,8 +143,11 @@ where
         if matches!(loss.cause, Cause::Failed(_)) {
             self.report.errors = self.report.errors.wrapping_add(1);
         }
-        // All of it was given up before. Whether it can still be written is another question.
-        if burst.lost_bytes >= burst.bytes && loss.cause != Cause::Unproven {
+        // All of it was given up before, and went elsewhere then: it must not go there again.
+        // Whether it can still be written is another question.
+        if burst.lost_bytes >= burst.bytes
+            && (loss.cause != Cause::Unproven || self.is_proved_stopped(channel))
+        {
             return;
         }
         let from = loss.first.since(burst.first);
@@ -181,14 +185,22 @@ where
                 }
             }
             Cause::Unproven => {
-                if self.host.rescue.prove_stopped(channel) {
-                    self.engines.confirm_stopped(channel);
+                if self.is_proved_stopped(channel) {
                     self.move_away(stretch);
                 } else {
                     self.settle(stretch, Fate::Quarantine { channel });
                 }
             }
         }
+    }
+
+    /// Has the caller make sure that the channel's engine writes no more.
+    fn is_proved_stopped(&mut self, channel: usize) -> bool {
+        let stopped = self.host.rescue.prove_stopped(channel);
+        if stopped {
+            self.engines.confirm_stopped(channel);
+        }
+        stopped
     }
 
     pub(super) fn move_away(&mut self, stretch: Stretch) {
