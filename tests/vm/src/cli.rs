@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::kernel::Variant;
+use crate::kernel::{Variant, series};
 use crate::machine::{Iommu, Options};
 use crate::suite::{self, Manner, Part, Selection};
 use crate::{bench, build, clean, doctor, shell, tools};
@@ -68,6 +68,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Move a process's memory while it writes to it, by all migrators, and check every byte
     Demo,
+    /// Build each patch of the kernel series by itself, and check what it must not change
+    Patches(series::Arguments),
     /// Print where something is, for scripts (builds it first)
     Path {
         /// What
@@ -98,6 +100,9 @@ struct ShellArguments {
     /// A module of this tree to build and put into the image (may be repeated)
     #[arg(long)]
     module: Vec<String>,
+    /// Also put the kernel's own tests of memory management into the image
+    #[arg(long)]
+    selftests: bool,
     /// Added to the kernel's command line
     #[arg(long, default_value = "")]
     append: String,
@@ -138,6 +143,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<bool> {
                 node_memory_mib: arguments.memory,
                 append: arguments.append,
                 modules: build::module_names(&arguments.module)?,
+                selftests: arguments.selftests,
                 ..Options::default()
             };
             shell::run(options, arguments.command.as_deref())
@@ -172,6 +178,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<bool> {
         }
         Command::Demo => bench::demo::run(),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Patches(arguments) => series::run(&arguments),
         Command::Path { what } => {
             println!("{}", build::place(what)?.display());
             Ok(true)

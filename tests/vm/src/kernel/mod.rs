@@ -5,6 +5,7 @@
 //! change after that.
 
 mod config;
+pub(crate) mod series;
 mod source;
 
 use std::fs;

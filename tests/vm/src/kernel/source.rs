@@ -107,6 +107,55 @@ impl Source {
         step::lock(&self.folder.join("lock"))
     }
 
+    /// What the tree and its builds are in.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// A second tree without patches, to apply them one by one in: the first has kernels built
+    /// from it. Files are shared until a patch replaces them; with `fresh` the package is
+    /// fetched and unpacked again instead. Hold the lock.
+    pub(super) fn twin(&self, fresh: bool) -> Result<Self> {
+        let folder = self.folder.join("series");
+        let name = self.tree.file_name().context("a tree without a name")?;
+        let twin = Self {
+            tree: folder.join(name),
+            folder,
+            version: self.version.clone(),
+        };
+        let whole = twin.folder.join("unpacked");
+        if fresh {
+            let apt = Apt::open()?;
+            let archive = apt.download(&name.to_string_lossy(), &self.version)?;
+            unpack(&archive, &twin.folder)?;
+            let _ = fs::remove_file(archive);
+        } else if !whole.is_file() {
+            let _ = fs::remove_dir_all(&twin.folder);
+            fs::create_dir_all(&twin.folder)?;
+            let bar = step::spinner("a second source tree");
+            let mut command = groups::bound_command("cp");
+            command
+                .args(["--archive", "--link"])
+                .arg(&self.tree)
+                .arg(&twin.tree);
+            let log = twin.folder.join("copy.log");
+            Step::new("copy of the source", UNPACK_LIMIT, &log).run(&mut command)?;
+            let applied = self.folder.join("applied");
+            if applied.is_dir() {
+                let mut command = groups::bound_command("cp");
+                command
+                    .arg("--archive")
+                    .arg(&applied)
+                    .arg(twin.folder.join("applied"));
+                Step::new("copy of the patches", PATCH_LIMIT, &log).run(&mut command)?;
+            }
+            fs::write(&whole, "")?;
+            bar.finish_and_clear();
+        }
+        twin.patch(&[])?;
+        Ok(twin)
+    }
+
     pub(super) fn build_folder(&self, variant: Variant) -> Result<PathBuf> {
         let path = self.folder.join(format!("build-{variant}"));
         fs::create_dir_all(&path)?;
@@ -255,6 +304,35 @@ mod tests {
             Some("linux-source-6.12")
         );
         assert_eq!(choose(&names(&["linux-source"])), None);
+    }
+
+    #[test]
+    fn a_twin_shares_files_but_no_patches() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let tree = folder.path().join("linux-source-0");
+        fs::create_dir(&tree)?;
+        fs::write(tree.join("f"), "a\nb\nc\n")?;
+        let source = Source {
+            folder: folder.path().to_path_buf(),
+            tree: tree.clone(),
+            version: "0".into(),
+        };
+        let patch = folder.path().join("1.patch");
+        let text = "--- a/f\n+++ b/f\n@@ -1,3 +1,3 @@\n a\n-b\n+x\n c\n";
+        fs::write(&patch, text)?;
+        source.patch(std::slice::from_ref(&patch))?;
+        let twin = source.twin(false)?;
+        let text = |source: &Source| fs::read_to_string(source.tree().join("f"));
+        assert_eq!(text(&source)?, "a\nx\nc\n", "the first keeps its patches");
+        assert_eq!(text(&twin)?, "a\nb\nc\n");
+        twin.patch(&[patch])?;
+        let twin = source.twin(false)?;
+        source.patch(&[])?;
+        assert_eq!(
+            (text(&source)?, text(&twin)?),
+            ("a\nb\nc\n".into(), "a\nb\nc\n".into())
+        );
+        Ok(())
     }
 
     #[test]
