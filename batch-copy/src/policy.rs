@@ -432,6 +432,23 @@ mod tests {
     }
 
     #[test]
+    fn one_folio_is_worth_as_many_channels_as_it_has_parts_that_pay() {
+        let policy = Policy::default();
+        let channels = |bytes| match policy.decide(1, bytes, 16) {
+            Decision::Engines { channels, .. } => channels,
+            Decision::Decline => 0,
+        };
+        // Five or six reach what the fabric gives; each one more is a doorbell for nothing.
+        assert!(
+            (4..=8).contains(&channels(2 << 20)),
+            "{}",
+            channels(2 << 20)
+        );
+        // Two of the shortest parts are not cut into three.
+        assert!(channels(2 * policy.model.min_part_bytes()) <= 2);
+    }
+
+    #[test]
     fn break_even_is_where_times_meet() {
         let policy = Policy::default();
         let bytes = policy.break_even_bytes();
