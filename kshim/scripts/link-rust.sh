@@ -15,6 +15,7 @@ archive=$1
 output=$2
 exports=$3
 imports=$4
+text_limit=65536
 here=$(cd "$(dirname "$0")" && pwd)
 : "${AR:=ar}" "${LD:=ld}" "${NM:=nm}" "${OBJCOPY:=objcopy}"
 
@@ -69,6 +70,14 @@ extra=$(comm -23 "$work/needed" "$work/allowed")
 if [ -n "$extra" ]; then
 	echo "error: the Rust object needs what no kernel has" \
 		"(ptdma_panic: code that can panic):" $extra >&2
+	exit 1
+fi
+
+# What the kernel keeps resident for this: a promise of the README.
+$OBJCOPY -O binary -j .text "$work/out.o" "$work/text"
+bytes=$(wc -c <"$work/text")
+if [ "$bytes" -ge "$text_limit" ]; then
+	echo "error: the Rust code is $bytes bytes, $text_limit or more" >&2
 	exit 1
 fi
 

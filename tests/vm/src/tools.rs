@@ -60,7 +60,8 @@ const COMPILER: &[Tool] = &[
 ];
 
 /// Debian packages to install on a machine where one is root; CI installs these. The
-/// static busybox is for the guest, the keyring for apt to check what it fetches.
+/// static busybox is for the guest, the keyring for apt to check what it fetches, sparse for the
+/// modules of this tree: without it they are built unchecked.
 pub(crate) const PACKAGES: &[&str] = &[
     "bc",
     "bison",
@@ -74,6 +75,7 @@ pub(crate) const PACKAGES: &[&str] = &[
     "libnuma-dev",
     "make",
     "patch",
+    "sparse",
     "xz-utils",
 ];
 

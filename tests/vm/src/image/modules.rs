@@ -16,7 +16,9 @@ use crate::{groups, paths, tools};
 /// A module with Rust in it builds `core`: minutes on a busy machine.
 const BUILD_LIMIT: Duration = Duration::from_secs(900);
 /// Part of every key: change it when the recipe below changes what comes out.
-const RECIPE: &str = "module-2";
+const RECIPE: &str = "module-3";
+/// What an old sparse does not know of newer kernels.
+const SPARSE_HEADER: &str = include_str!("../../../../kshim/scripts/sparse.h");
 
 /// A module of this tree.
 #[derive(Debug, Clone, Copy)]
@@ -83,8 +85,11 @@ pub(crate) fn build(name: &str, kernel: &Kernel) -> Result<Vec<PathBuf>> {
         .find(|module| module.name == name)
         .with_context(|| format!("no module is called {name}"))?;
     let root = paths::workspace();
+    let sparse = tools::find_program("sparse");
     let mut key = Key::new(RECIPE);
     key.text(kernel.key()).text(module.folder);
+    // What was built unchecked is built again once it can be checked.
+    key.text(if sparse.is_some() { "checked" } else { "" });
     for input in module.inputs {
         let path = root.join(input);
         if path.is_dir() {
@@ -142,10 +147,35 @@ pub(crate) fn build(name: &str, kernel: &Kernel) -> Result<Vec<PathBuf>> {
     if module.in_place {
         command.arg(format!("MO={}", output.display()));
     }
+    command.arg("W=1");
+    match sparse {
+        Some(sparse) => {
+            let header = work.join("sparse.h");
+            if fs::read_to_string(&header).ok().as_deref() != Some(SPARSE_HEADER) {
+                fs::write(&header, SPARSE_HEADER)?;
+            }
+            let checker = format!("{} -include {}", sparse.display(), header.display());
+            command.args(["C=2", &format!("CHECK={checker}")]);
+        }
+        None => eprintln!("SKIPPED: sparse is not installed: module {name} is not checked with it"),
+    }
     tools::equip(&mut command)?;
     let what = format!("module {name}");
-    Step::new(&what, BUILD_LIMIT, &log).run(&mut command)?;
+    let mut complaints = Vec::new();
+    Step::new(&what, BUILD_LIMIT, &log).run_lines(&mut command, |line| {
+        if is_complaint(line) {
+            complaints.push(line.to_owned());
+        }
+    })?;
     bar.finish_and_clear();
+    if !complaints.is_empty() {
+        // Or the next make finds them up to date, and is silent.
+        forget_objects(&output)?;
+        bail!(
+            "{what} does not build in silence:\n{}",
+            complaints.join("\n")
+        );
+    }
     let built = objects(&output)?;
     if built.is_empty() {
         bail!("{what}: make left no .ko in {}", output.display());
@@ -156,6 +186,28 @@ pub(crate) fn build(name: &str, kernel: &Kernel) -> Result<Vec<PathBuf>> {
     }
     fs::write(folder.join("done"), "")?;
     objects(&folder)
+}
+
+/// Whether a line of make's output is a complaint about what is built: by the compilers, sparse,
+/// objtool or modpost. Make itself warns of clocks, and Kbuild of a compiler that is newer than
+/// the kernel.
+fn is_complaint(line: &str) -> bool {
+    let line = line.to_ascii_lowercase();
+    let complains = ["warning:", "error:", "specified, but sparse"]
+        .iter()
+        .any(|word| line.contains(word));
+    complains && !line.starts_with("make") && !line.contains("the compiler differs")
+}
+
+/// Removes the objects directly in a folder.
+fn forget_objects(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|end| end == "o") {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
 }
 
 /// The `.ko` files directly in a folder, sorted.
@@ -232,6 +284,28 @@ pub(super) fn indices(modules: &[PathBuf], release: &str) -> Result<Vec<(String,
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn complaints_are_told_from_other_output() {
+        for line in [
+            "pci.c:12:5: warning: symbol 'x' was not declared. Should it be static?",
+            "pci.c:12:5: error: bad constant expression",
+            "x.o: warning: objtool: f+0x12: unreachable instruction",
+            "WARNING: modpost: missing MODULE_DESCRIPTION() in x.o",
+            "warning: unused variable: `x`",
+            "Makefile:1311: C=2 specified, but sparse is not available or not up to date",
+        ] {
+            assert!(is_complaint(line), "{line}");
+        }
+        for line in [
+            "  CC [M]  pci.o",
+            "  CHECK   pci.c",
+            "make[2]: warning: Clock skew detected.",
+            "warning: the compiler differs from the one used to build the kernel",
+        ] {
+            assert!(!is_complaint(line), "{line}");
+        }
+    }
 
     #[test]
     fn a_mirror_rewrites_only_what_differs() -> Result<()> {
