@@ -74,6 +74,17 @@ void ptdma_pool_exit(void)
 }
 
 /**
+ * ptdma_pool_bytes - Memory that the pool takes.
+ *
+ * Return: Bytes.
+ */
+size_t ptdma_pool_bytes(void)
+{
+	return PTDMA_MAX_BATCHES * (sizeof(struct ptdma_batch) +
+				    ptdma_rs_scratch_bytes());
+}
+
+/**
  * ptdma_batch_get - Take a free batch.
  *
  * Return: The batch, or NULL if all are in use.
@@ -228,7 +239,7 @@ int ptdma_offload_copy(struct list_head *dst_list, struct list_head *src_list,
 {
 	struct ptdma_batch *batch;
 	struct ptdma_copied copied = {};
-	u64 start;
+	u64 start = 0;
 	int rc;
 
 	if (!folio_cnt)
@@ -251,14 +262,17 @@ int ptdma_offload_copy(struct list_head *dst_list, struct list_head *src_list,
 	}
 
 	trace_ptdma_batch_start(folio_cnt);
-	start = ptdma_k_now_ns();
+	if (trace_ptdma_batch_end_enabled())
+		start = ptdma_k_now_ns();
 	batch->sleeps = 0;
 	rc = ptdma_copy_rounds(batch, dst_list, src_list, folio_cnt, &copied);
 	/* The marks of earlier rounds are not trusted either. */
 	if (rc)
 		copied = (struct ptdma_copied){};
-	trace_ptdma_batch_end(folio_cnt, copied.folios, batch->sleeps,
-			      ptdma_k_now_ns() - start, rc);
+	if (trace_ptdma_batch_end_enabled())
+		/* 0: the event was switched on meanwhile. */
+		trace_ptdma_batch_end(folio_cnt, copied.folios, batch->sleeps,
+				      start ? ptdma_k_now_ns() - start : 0, rc);
 
 	atomic64_inc(&ptdma_totals.batches);
 	atomic64_add(copied.folios, &ptdma_totals.folios_migrated);

@@ -112,6 +112,32 @@ void ptdma_chan_down(struct ptdma_chan *chan)
 }
 
 /**
+ * ptdma_chans_bytes - Memory that the channels take.
+ *
+ * Context: Process context.
+ * Return: Bytes of all rings, those of the channels that are in use no more but
+ * could not be freed included, and of the kernel's side of channels.
+ */
+size_t ptdma_chans_bytes(void)
+{
+	size_t bytes = 0;
+	unsigned int i;
+
+	down_read(&ptdma_topology);
+	for (i = 0; i < PTDMA_MAX_CHANNELS; i++) {
+		struct ptdma_chan *chan = ptdma_chans[i];
+
+		if (!chan)
+			continue;
+		bytes += sizeof(*chan);
+		if (chan->ring || chan->leaked)
+			bytes += chan->ring_bytes;
+	}
+	up_read(&ptdma_topology);
+	return bytes;
+}
+
+/**
  * ptdma_chans_reopen - Take all channels down and up again, for a new ring size.
  *
  * Context: Process context.

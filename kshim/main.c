@@ -18,9 +18,8 @@ static int __init ptdma_init(void)
 	if (!system)
 		return -ENOMEM;
 	ptdma_rs_system_init(system);
-	ptdma_system = system;
 
-	rc = ptdma_params_init();
+	rc = ptdma_params_init(system);
 	if (rc)
 		goto out_free;
 	rc = ptdma_pool_init();

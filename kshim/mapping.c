@@ -95,16 +95,17 @@ static int ptdma_link(struct device *dev, struct dma_iova_state *state,
 	return rc;
 }
 
-static bool ptdma_map_windowed(struct ptdma_batch *batch, unsigned int chan,
-			       const struct ptdma_piece *piece,
-			       struct ptdma_part *part)
+/* Not inlined: most machines have no use for it, see ptdma_k_map(). */
+static noinline bool ptdma_map_windowed(struct ptdma_batch *batch,
+					unsigned int chan,
+					const struct ptdma_piece *piece,
+					struct ptdma_part *part)
 {
 	struct device *dev = ptdma_dev(chan);
 	struct ptdma_window *window;
 	u32 len = piece->len;
 
-	if (!ptdma_chans[chan]->translated ||
-	    piece->len > PTDMA_WINDOW_BYTES / 2 ||
+	if (piece->len > PTDMA_WINDOW_BYTES / 2 ||
 	    !PAGE_ALIGNED(piece->src | piece->dst | piece->len))
 		return false;
 
@@ -130,7 +131,7 @@ static bool ptdma_map_windowed(struct ptdma_batch *batch, unsigned int chan,
 	return true;
 }
 
-static bool ptdma_map_single(unsigned int chan,
+static bool ptdma_map_single(struct ptdma_batch *batch, unsigned int chan,
 			     const struct ptdma_piece *piece,
 			     struct ptdma_part *part)
 {
@@ -146,7 +147,41 @@ static bool ptdma_map_single(unsigned int chan,
 		return false;
 	}
 	part->windowed = false;
+	batch->mapped |= BIT_ULL(chan);
 	return true;
+}
+
+/*
+ * Looks for a piece among the parts of its folio, from part @i on.  Returns 1 if
+ * it is not mapped.
+ */
+static noinline int ptdma_map_again(struct ptdma_batch *batch, u32 chan,
+				    const struct ptdma_piece *piece, u16 i,
+				    struct ptdma_segment *segment)
+{
+	for (; i != PTDMA_NO_PART; i = batch->parts[i].next) {
+		struct ptdma_part *part = &batch->parts[i];
+		u64 into;
+
+		if (piece->offset >= part->top)
+			break;
+		if (piece->offset + piece->len <= part->offset ||
+		    piece->offset >= (u64)part->offset + part->len)
+			continue;
+		/*
+		 * Mapped for a channel that has gone out of use meanwhile, or
+		 * cut differently: never map anything twice.
+		 */
+		if (part->chan != chan || piece->offset < part->offset)
+			return -EBUSY;
+
+		into = piece->offset - part->offset;
+		segment->src = part->src + into;
+		segment->dst = part->dst + into;
+		segment->len = min(piece->len, part->len - into);
+		return 0;
+	}
+	return 1;
 }
 
 /**
@@ -165,32 +200,22 @@ static bool ptdma_map_single(unsigned int chan,
 int ptdma_k_map(struct ptdma_batch *batch, u32 chan,
 		const struct ptdma_piece *piece, struct ptdma_segment *segment)
 {
+	u16 first = batch->first_part[piece->folio];
 	u64 end = piece->offset + piece->len;
 	struct ptdma_part *part;
-	u16 i;
+	u32 top = end;
 
-	for (i = batch->first_part[piece->folio]; i != PTDMA_NO_PART;
-	     i = batch->parts[i].next) {
-		u64 into;
+	if (first != PTDMA_NO_PART) {
+		u32 known = batch->parts[first].top;
 
-		part = &batch->parts[i];
-		if (piece->offset >= part->top)
-			break;
-		if (end <= part->offset ||
-		    piece->offset >= (u64)part->offset + part->len)
-			continue;
-		/*
-		 * Mapped for a channel that has gone out of use meanwhile, or
-		 * cut differently: never map anything twice.
-		 */
-		if (part->chan != chan || piece->offset < part->offset)
-			return -EBUSY;
+		if (piece->offset < known) {
+			int rc = ptdma_map_again(batch, chan, piece, first,
+						 segment);
 
-		into = piece->offset - part->offset;
-		segment->src = part->src + into;
-		segment->dst = part->dst + into;
-		segment->len = min(piece->len, part->len - into);
-		return 0;
+			if (rc <= 0)
+				return rc;
+		}
+		top = max(top, known);
 	}
 
 	if (batch->nr_parts == PTDMA_ROUND_PARTS || piece->len > U32_MAX ||
@@ -198,18 +223,16 @@ int ptdma_k_map(struct ptdma_batch *batch, u32 chan,
 		return -ENOSPC;
 
 	part = &batch->parts[batch->nr_parts];
+	if (!(ptdma_chans[chan]->translated &&
+	      ptdma_map_windowed(batch, chan, piece, part)) &&
+	    !ptdma_map_single(batch, chan, piece, part))
+		return -EIO;
+
 	part->chan = chan;
 	part->offset = piece->offset;
 	part->len = piece->len;
-	if (!ptdma_map_windowed(batch, chan, piece, part) &&
-	    !ptdma_map_single(chan, piece, part))
-		return -EIO;
-
-	i = batch->first_part[piece->folio];
-	part->top = end;
-	if (i != PTDMA_NO_PART)
-		part->top = max(part->top, batch->parts[i].top);
-	part->next = i;
+	part->top = top;
+	part->next = first;
 	batch->first_part[piece->folio] = batch->nr_parts++;
 	segment->src = part->src;
 	segment->dst = part->dst;
@@ -275,6 +298,7 @@ void ptdma_unmap_channel(struct ptdma_batch *batch, unsigned int chan)
 	for (i = 0; i < batch->nr_windows; i++)
 		if (batch->windows[i].chan == chan)
 			ptdma_unmap_window(&batch->windows[i]);
+	batch->mapped &= ~BIT_ULL(chan);
 }
 
 /**
@@ -287,24 +311,23 @@ void ptdma_unmap_channel(struct ptdma_batch *batch, unsigned int chan)
  */
 void ptdma_unmap_round(struct ptdma_batch *batch)
 {
-	u64 asked = 0, needed = 0;
+	u64 mapped = batch->mapped, needed = 0;
 	unsigned int i;
 
-	for (i = 0; i < batch->nr_parts; i++) {
+	/* Where bus addresses are physical ones, there is nothing to do. */
+	for (; mapped; mapped &= mapped - 1) {
+		unsigned int chan = __ffs64(mapped);
+
+		if (dma_need_unmap(ptdma_dev(chan)))
+			needed |= BIT_ULL(chan);
+	}
+	for (i = 0; needed && i < batch->nr_parts; i++) {
 		unsigned int chan = batch->parts[i].chan;
 
-		if (chan == PTDMA_NO_CHANNEL)
-			continue;
-		/* Where bus addresses are physical ones, there is nothing to do. */
-		if (!(asked & BIT_ULL(chan))) {
-			asked |= BIT_ULL(chan);
-			if (ptdma_chans[chan]->translated ||
-			    dma_need_unmap(ptdma_dev(chan)))
-				needed |= BIT_ULL(chan);
-		}
-		if (needed & BIT_ULL(chan))
+		if (chan != PTDMA_NO_CHANNEL && needed & BIT_ULL(chan))
 			ptdma_unmap_part(&batch->parts[i]);
 	}
+	batch->mapped = 0;
 	batch->nr_parts = 0;
 	for (i = 0; i < batch->nr_windows; i++)
 		if (batch->windows[i].chan != PTDMA_NO_CHANNEL)

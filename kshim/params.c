@@ -267,16 +267,34 @@ module_param_cb(folios_quarantined, &ptdma_total_ops,
 MODULE_PARM_DESC(folios_quarantined,
 		 "folios that an engine may still write to (read only)");
 
+static int ptdma_memory_get(char *buf, const struct kernel_param *kp)
+{
+	guard(mutex)(&ptdma_params_lock);
+	if (ptdma_closed || !ptdma_system)
+		return -ENODEV;
+	return sysfs_emit(buf, "%zu\n", ptdma_rs_system_bytes() +
+			  ptdma_pool_bytes() + ptdma_chans_bytes());
+}
+
+static const struct kernel_param_ops ptdma_memory_ops = {
+	.get = ptdma_memory_get,
+};
+module_param_cb(memory_bytes, &ptdma_memory_ops, NULL, 0444);
+MODULE_PARM_DESC(memory_bytes,
+		 "memory of rings, pools and state, in bytes (read only)");
+
 /**
  * ptdma_params_init - Put parameters of the command line into effect.
+ * @system: The system, which from here on is what parameters are about.
  *
  * Called before functions are bound.
  *
  * Return: 0 or a negative error code.
  */
-int ptdma_params_init(void)
+int ptdma_params_init(struct ptdma_system *system)
 {
 	guard(mutex)(&ptdma_params_lock);
+	ptdma_system = system;
 	return ptdma_early_set ?
 		ptdma_rs_settings_set(ptdma_system, &ptdma_early) : 0;
 }

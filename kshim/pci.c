@@ -50,6 +50,12 @@ static irqreturn_t ptdma_irq(int irq, void *data)
 	/* Orders the count before the look at who sleeps. */
 	if (wq_has_sleeper(&chan->wq))
 		wake_up(&chan->wq);
+	/*
+	 * Message-signalled, so never somebody else's.  That the status shows
+	 * nothing is not IRQ_NONE: whoever looked at the engine just before has
+	 * cleared it, and a vector of which the kernel is told often enough that
+	 * nobody cared is turned off.
+	 */
 	return IRQ_HANDLED;
 }
 

@@ -135,6 +135,7 @@ struct ptdma_window {
  * @nr_parts: How many.
  * @windows: Windows.
  * @nr_windows: How many.
+ * @mapped: Channels with parts that lie in no window.
  * @seen: Events of each channel that the batch knows of.
  * @held: References to folios in quarantine.
  * @nr_held: How many.
@@ -152,6 +153,7 @@ struct ptdma_batch {
 	unsigned int nr_parts;
 	struct ptdma_window windows[PTDMA_ROUND_WINDOWS];
 	unsigned int nr_windows;
+	u64 mapped;
 	int seen[PTDMA_MAX_CHANNELS];
 	struct folio **held;
 	unsigned int nr_held;
@@ -196,6 +198,7 @@ extern struct ptdma_totals ptdma_totals;
 int ptdma_chan_up(struct ptdma_chan *chan);
 void ptdma_chan_down(struct ptdma_chan *chan);
 int ptdma_chans_reopen(void);
+size_t ptdma_chans_bytes(void);
 
 /* recovery.c */
 bool ptdma_chan_prove_stopped(struct ptdma_chan *chan);
@@ -203,6 +206,7 @@ bool ptdma_chan_prove_stopped(struct ptdma_chan *chan);
 /* batch.c */
 int ptdma_pool_init(void);
 void ptdma_pool_exit(void);
+size_t ptdma_pool_bytes(void);
 struct ptdma_batch *ptdma_batch_get(void);
 void ptdma_batch_put(struct ptdma_batch *batch);
 int ptdma_offload_copy(struct list_head *dst, struct list_head *src,
@@ -231,7 +235,7 @@ unsigned long ptdma_migrator_reasons(void);
 int ptdma_migrator_set_reasons(unsigned long mask);
 
 /* params.c */
-int ptdma_params_init(void);
+int ptdma_params_init(struct ptdma_system *system);
 int ptdma_params_start(void);
 void ptdma_params_exit(void);
 

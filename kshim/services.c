@@ -97,15 +97,18 @@ bool ptdma_k_wait(struct ptdma_batch *batch, u32 index, u64 spin_ns,
 		  u64 timeout_ns)
 {
 	struct ptdma_chan *chan = ptdma_chans[index];
-	u64 start = ptdma_k_now_ns();
 	bool interrupted;
 
 	if (!chan)
 		return false;
 
-	while (!ptdma_has_event(batch, chan) &&
-	       ptdma_k_now_ns() - start < spin_ns && !need_resched())
-		cpu_relax();
+	if (spin_ns) {
+		u64 start = ptdma_k_now_ns();
+
+		while (!ptdma_has_event(batch, chan) && !need_resched() &&
+		       ptdma_k_now_ns() - start < spin_ns)
+			cpu_relax();
+	}
 
 	if (!ptdma_has_event(batch, chan) && spin_ns < timeout_ns) {
 		/* The tick that is running counts as a whole one. */

@@ -14,7 +14,6 @@
 enum ptdma_recovery_step {
 	PTDMA_RECOVERY_ABSENT,
 	PTDMA_RECOVERY_RESET,
-	PTDMA_RECOVERY_RESTART,
 };
 #endif
 
@@ -104,8 +103,7 @@ TRACE_EVENT(ptdma_recovery,
 	    TP_printk("chan=%u step=%s rc=%d", __entry->chan,
 		      __print_symbolic(__entry->step,
 				       { PTDMA_RECOVERY_ABSENT, "absent" },
-				       { PTDMA_RECOVERY_RESET, "reset" },
-				       { PTDMA_RECOVERY_RESTART, "restart" }),
+				       { PTDMA_RECOVERY_RESET, "reset" }),
 		      __entry->rc)
 );
 

@@ -217,7 +217,7 @@ pub(crate) fn policy(settings: &Settings, channels: usize) -> Policy {
 }
 
 /// How to run a round; `None` if it is not worth an engine.
-fn options(round: &Round<'_>, settings: &Settings, bytes: u64) -> Option<Options> {
+fn options(round: &Round<'_>, settings: &Settings, policy: &Policy, bytes: u64) -> Option<Options> {
     let timeout_ns = settings.timeout_ns();
     let base = Options {
         only: round.only,
@@ -245,18 +245,14 @@ fn options(round: &Round<'_>, settings: &Settings, bytes: u64) -> Option<Options
             // Small rounds at the end of a large batch are run like the others.
             min_batch_bytes: 0,
             max_channels: active,
-            ..round.system.policy()
+            ..*policy
         };
         policy.options(round.folios.len(), bytes, active, &base)?
     } else {
         let channels = settings.nr_dma_chan as usize;
         Options {
             channels,
-            engine_ns_per_mib: round
-                .system
-                .policy()
-                .model
-                .share_ns_per_mib(channels.min(active)),
+            engine_ns_per_mib: policy.model.share_ns_per_mib(channels.min(active)),
             ..base
         }
     };
@@ -285,12 +281,12 @@ pub(crate) fn run(
     outcomes: &mut [Outcome],
     result: &mut RoundResult,
 ) -> i32 {
-    let settings = round.system.settings();
+    let (settings, policy) = round.system.settings_and_policy();
     let bytes = round
         .folios
         .iter()
         .fold(0_u64, |sum, folio| sum.saturating_add(folio.len));
-    let Some(options) = options(&round, &settings, bytes) else {
+    let Some(options) = options(&round, &settings, &policy, bytes) else {
         outcomes.fill(Outcome::NotAttempted);
         result.not_attempted = round.folios.len() as u32;
         round.system.revive();

@@ -84,9 +84,9 @@ impl System {
         self.settings.with(|(settings, _)| *settings)
     }
 
-    /// What the settings and the number of channels make of batches.
-    pub(crate) fn policy(&self) -> Policy {
-        self.settings.with(|(_, policy)| *policy)
+    /// The settings, and what they and the number of channels make of batches.
+    pub(crate) fn settings_and_policy(&self) -> (Settings, Policy) {
+        self.settings.with(|both| *both)
     }
 
     /// Bytes below which a batch is left to the CPU.

@@ -222,6 +222,12 @@ fn self_test(guest: &mut Guest) -> Result<String> {
 
 fn controls(guest: &mut Guest) -> Result<String> {
     start(guest, 64)?;
+    // What is promised for sixteen channels.
+    let bytes: u64 = guest
+        .ok(&format!("cat {PARAMETERS}/memory_bytes"))?
+        .trim()
+        .parse()?;
+    ensure!(bytes < 2 << 20, "rings, pools and state take {bytes} bytes");
     for (name, values) in [
         ("nr_dma_chan", &["65", "-1", "x"][..]),
         ("ring_entries", &["16", "1000", "16384"]),
