@@ -6,15 +6,15 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use batch_copy::{
-    Batch, CopyChannel, Engines, Folio, Health, Host, Limits, MapError, Mapper, Options, Outcome,
-    OverlapCheck, Piece, Port, PrepError, Prepared, Progress, Rescue, Segment, Service, SkipReason,
-    Stopped, Wait, WaitFor, Wake,
+    Batch, CopyChannel, Engines, FailReason, Folio, Health, Host, Limits, MapError, Mapper,
+    Options, Outcome, OverlapCheck, Piece, Port, PrepError, Prepared, Progress, Report, Rescue,
+    Segment, Service, SkipReason, Stopped, Wait, WaitFor, Wake,
 };
 use ptdma::{Cookie, DmaAddr};
 use ptdma_batch_tests::memory::{Layout, Memory};
 use ptdma_batch_tests::rig::{MAX_CHANNELS, Rig, Setup};
 use ptdma_model::fault::StallFor;
-use ptdma_model::{Fault, FaultKind};
+use ptdma_model::{Fault, FaultKind, Model};
 
 /// The second answer about a folio is another one than the first: in two parts, far apart.
 struct Fickle {
@@ -51,10 +51,9 @@ impl Rescue for NoReset {
     }
 }
 
-/// The failure makes the batch give the whole burst up, since the mapper answers differently; the
-/// engine then hangs further on, and what it is at still has to be named.
-#[test]
-fn what_was_given_up_is_quarantined_when_the_engine_does_not_stop() {
+/// Eight folios on one channel, whose engine fails the second one and hangs at the fourth; the
+/// failure makes the batch give the whole burst up, since the mapper answers differently.
+fn given_up<R: Rescue>(rescue: impl FnOnce(Model) -> R) -> (Rig, Memory, Report, [Outcome; 8], R) {
     let rig = Rig::new(Setup::default());
     let memory = Memory::new(&rig.bus, &[4096; 8], Layout::Scattered, 2);
     rig.models[0].inject(Fault::at(1, FaultKind::Error { code: 19 }));
@@ -69,7 +68,7 @@ fn what_was_given_up_is_quarantined_when_the_engine_does_not_stop() {
         .with_mapper(Fickle {
             asked: vec![false; 8],
         })
-        .with_rescue(NoReset::default());
+        .with_rescue(rescue(rig.models[0].clone()));
     let mut outcomes = [Outcome::Dma; 8];
     let options = Options {
         hang_ns: 1_000_000,
@@ -86,9 +85,46 @@ fn what_was_given_up_is_quarantined_when_the_engine_does_not_stop() {
         )
         .unwrap();
     memory.verify(&outcomes).unwrap();
+    let rescue = host.rescue;
+    (rig, memory, report, outcomes, rescue)
+}
+
+/// A function reset, which works.
+struct WithReset {
+    model: Model,
+    asked: usize,
+}
+
+impl Rescue for WithReset {
+    fn prove_stopped(&mut self, _channel: usize) -> bool {
+        self.asked += 1;
+        self.model.function_reset()
+    }
+    fn quarantined(&mut self, _channel: usize, _piece: &Piece) {}
+}
+
+/// Nobody writes to it any more after the reset, and what became of it was said before.
+#[test]
+fn what_was_given_up_is_not_moved_when_the_engine_is_stopped() {
+    let (rig, _, report, outcomes, rescue) = given_up(|model| WithReset { model, asked: 0 });
+    assert_eq!(rescue.asked, 1);
+    assert_eq!(rig.engines.service(0), Some(Service::Retired));
+    assert_eq!(outcomes, [Outcome::Failed(FailReason::Engine(19)); 8]);
+    assert_eq!(report.failed_bytes, report.bytes, "{report:?}");
+    assert_eq!(
+        (report.moved_bytes, report.unaccounted_bytes),
+        (0, 0),
+        "{report:?}"
+    );
+}
+
+/// What the engine is at when it hangs still has to be named.
+#[test]
+fn what_was_given_up_is_quarantined_when_the_engine_does_not_stop() {
+    let (rig, memory, report, _, rescue) = given_up(|_| NoReset::default());
     assert_eq!(rig.engines.service(0), Some(Service::Unproven));
     assert!(report.quarantined_bytes != 0, "{report:?}");
-    let named = &host.rescue.quarantined;
+    let named = &rescue.quarantined;
     for (index, folio) in memory.folios.iter().enumerate().skip(3) {
         assert!(
             named.iter().any(|(channel, piece)| *channel == 0
