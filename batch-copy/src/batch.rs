@@ -1,6 +1,7 @@
 //! A batch: checked, cut, submitted, watched to its end, accounted for.
 
 mod account;
+mod look;
 mod part;
 mod refill;
 mod rehome;
@@ -11,7 +12,7 @@ use ptdma::Lock;
 
 use crate::channel::CopyChannel;
 use crate::closing::closing;
-use crate::engines::{Choice, Engines, Look, Losses, Port};
+use crate::engines::{Choice, Engines, Port};
 use crate::folio::{FailReason, Outcome, SkipReason};
 use crate::gather::{Chunk, Refused};
 use crate::host::{CpuCopier, Host, Rescue};
@@ -26,6 +27,7 @@ use crate::survey::{BadInput, Bounds, Survey};
 use crate::wait::{Wait, WaitFor, Wake};
 
 use account::Fate;
+use refill::Serviced;
 use share::Share;
 
 pub use share::CPU_CHUNK_BYTES;
@@ -33,10 +35,6 @@ pub use share::CPU_CHUNK_BYTES;
 /// Turns without any progress after which a batch gives up even if its clock stands still: hours
 /// of sleeping, minutes of spinning.
 const MAX_IDLE_TURNS: u32 = 1 << 28;
-
-/// While it polls, a batch looks at one channel until that is done, then at the next; every so
-/// many turns without progress it looks at all, because another one may wait behind a failure.
-const LOOK_AT_ALL: u32 = 8;
 
 /// The state of one batch at a time, for up to `N` channels. Some 5.5 KiB for 16; it does not grow
 /// with the batch. Kept in a pool by callers whose stack is small.
@@ -146,8 +144,8 @@ impl<const N: usize> Batch<N> {
             cpu: Share::default(),
             report,
         };
-        run.start(start_ns);
-        run.drive();
+        let rest = run.start(start_ns);
+        run.drive(rest);
         Ok(run.finish())
     }
 }
@@ -189,8 +187,8 @@ where
     R: Rescue,
 {
     /// Cuts the batch and gives every channel its first burst: the first ones copy while the last
-    /// ones are still being prepared.
-    fn start(&mut self, now_ns: u64) {
+    /// ones are still being prepared. Returns whether a lane has more than its ring took.
+    fn start(&mut self, now_ns: u64) -> bool {
         let useful = usize::try_from(self.state.survey.parts).unwrap_or(usize::MAX);
         self.engines.choose(
             self.options.channels.min(useful),
@@ -205,7 +203,7 @@ where
                 start: 0,
                 end: end.position,
             });
-            return;
+            return false;
         }
         let state = &mut *self.state;
         state.plan.cut(
@@ -217,6 +215,8 @@ where
         );
         let closing = self.closing_lane();
         let mut start = self.state.plan.start(0);
+        let (mut channels, mut parts) = (0_usize, 0_u64);
+        let mut rest = false;
         for number in 0..self.state.plan.len() {
             let Some(&channel) = self.state.choice.get(number) else {
                 break;
@@ -229,20 +229,33 @@ where
             if stretch.len_bytes() == 0 {
                 continue;
             }
-            let index = self.state.lanes.len();
-            let mut lane = Lane::new(channel, start, end);
+            let ends = (start, end);
+            let spoken_for = closing.is_some_and(|closing| closing != number);
             start = end;
-            lane.spoken_for = closing.is_some_and(|closing| closing != number);
+            if self.begin_part(channel, ends, spoken_for, now_ns).is_some() {
+                parts = parts.wrapping_add(1);
+                channels = channels.wrapping_add(1);
+                continue;
+            }
+            let mut lane = Lane::new(channel, ends.0, ends.1);
+            lane.spoken_for = spoken_for;
+            let index = self.state.lanes.len();
             if self.state.lanes.push(lane).is_err() {
                 self.orphan(stretch);
                 continue;
             }
+            channels = channels.wrapping_add(1);
             // Usually all of the ring is free; if it is not, it takes what it can.
             if let Some(limits) = self.engines.limits(channel) {
                 self.refill(index, &limits, limits.ring_slots, now_ns);
             }
-            self.report.channels = self.report.channels.wrapping_add(1);
+            let lane = self.state.lanes.get(index);
+            rest |= lane.is_some_and(|lane| lane.rest() != 0);
         }
+        self.report.channels = channels;
+        self.report.descriptors = self.report.descriptors.wrapping_add(parts);
+        self.report.doorbells = self.report.doorbells.wrapping_add(parts);
+        rest
     }
 
     /// The one lane of the plan that interrupts; `None` if all do.
@@ -262,11 +275,13 @@ where
     }
 
     /// Hands out, watches and collects until nothing is left.
-    fn drive(&mut self) {
+    ///
+    /// `rest`: whether anything is left to be handed out now.
+    fn drive(&mut self, rest: bool) {
         // Nothing can be over yet: what is known is enough for the first look.
         let mut wake = Wake::Interrupted;
         let mut idle: u32 = 0;
-        let mut fresh = !self.has_rest() && self.state.orphans.is_empty() && self.cpu.rest() == 0;
+        let mut fresh = !rest && self.state.orphans.is_empty() && self.cpu.rest() == 0;
         loop {
             if fresh {
                 // Everything was submitted a moment ago.
@@ -277,48 +292,7 @@ where
             }
             let now_ns = self.host.wait.now_ns();
             self.keep_time(now_ns, idle);
-            let mut moved = false;
-            // From the lane that was filled last: when that is over, the others usually are, and
-            // one turn is enough for all.
-            let mut in_turn = true;
-            let mut done = true;
-            let mut losses = Losses::new();
-            let mut announced = self.state.lanes.iter().any(Lane::announced);
-            for index in (0..self.state.lanes.len()).rev() {
-                let Some(lane) = self.state.lanes.get(index) else {
-                    break;
-                };
-                if lane.is_done() {
-                    continue;
-                }
-                let rest = lane.rest() != 0;
-                let quiet = lane.quiet;
-                let look = match wake {
-                    // It is looked at when the lane that speaks for it is through.
-                    Wake::Interrupted if quiet && announced && !rest => {
-                        done = false;
-                        continue;
-                    }
-                    Wake::Interrupted | Wake::Overdue if quiet => Look::Poll,
-                    Wake::Interrupted => Look::Known,
-                    Wake::Overdue => Look::Overdue,
-                    Wake::Poll if rest || in_turn || idle % LOOK_AT_ALL == LOOK_AT_ALL - 1 => {
-                        Look::Poll
-                    }
-                    // Its channel would have to be asked; that is for later.
-                    Wake::Poll => {
-                        done = false;
-                        continue;
-                    }
-                };
-                let serviced = self.service(index, look, now_ns, &mut losses);
-                moved |= serviced.moved;
-                in_turn &= serviced.moved;
-                done &= serviced.done;
-                if serviced.moved && !quiet {
-                    announced = self.state.lanes.iter().any(Lane::announced);
-                }
-            }
+            let Serviced { mut moved, done } = self.look_at_lanes(wake, idle, now_ns);
             if done && self.state.orphans.is_empty() && self.cpu.rest() == 0 {
                 return;
             }

@@ -89,26 +89,6 @@ impl<'s, S: FolioSource + ?Sized> Cursor<'s, S> {
         }
     }
 
-    /// Where [`advance`](Self::advance) by `len_bytes` would come to.
-    #[inline(always)]
-    pub(crate) const fn behind(&self, len_bytes: u64) -> Place {
-        let Place {
-            folio,
-            offset_bytes,
-            position,
-        } = self.place;
-        let whole = len_bytes == self.left.len_bytes;
-        Place {
-            folio: folio.wrapping_add(whole as usize),
-            offset_bytes: if whole {
-                0
-            } else {
-                offset_bytes.wrapping_add(len_bytes)
-            },
-            position: position.wrapping_add(len_bytes),
-        }
-    }
-
     /// Goes on to `position`, or to the end of the stream.
     pub(crate) fn seek_forward(&mut self, position: u64) {
         while let Some(piece) = self.piece(position) {

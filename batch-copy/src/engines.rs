@@ -6,7 +6,9 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering
 use heapless::Vec;
 use ptdma::{Cookie, Lock};
 
-use crate::channel::{CopyChannel, Failure, Health, Limits, PrepError, Prepared, Progress};
+use crate::channel::{
+    CopyChannel, Failure, Health, Limits, PrepError, Prepared, Progress, Segment,
+};
 use crate::stats::{ChannelStats, Totals};
 
 /// Losses that a channel remembers until their owners have taken note. While it is full the
@@ -137,7 +139,15 @@ impl<C: CopyChannel> Port<C> {
         self.next.since(self.done_before)
     }
 
+    /// Has the channel look at its engine.
+    #[inline]
+    fn poll(&mut self, now_ns: u64) {
+        self.stats.polls = self.stats.polls.wrapping_add(1);
+        self.ask(now_ns, C::poll);
+    }
+
     /// Asks the channel for news, unless there would be no room for bad ones.
+    #[inline(always)]
     fn ask(&mut self, now_ns: u64, how: impl FnOnce(&mut C, u64) -> Progress) {
         if self.service != Service::Active || self.log.is_full() {
             return;
@@ -149,35 +159,48 @@ impl<C: CopyChannel> Port<C> {
         self.absorb(progress, now_ns);
     }
 
+    /// Takes note of what a channel answered.
+    #[inline(always)]
     fn absorb(&mut self, progress: Progress, now_ns: u64) {
+        let over = progress.done_before.since(self.done_before);
         // A channel must not take back what it said, nor finish what it was not given.
-        let known = !progress.done_before.is_before(self.done_before)
-            && !self.next.is_before(progress.done_before);
-        if !known {
-            self.stop(now_ns, true);
-            return;
+        let known = over <= self.in_flight();
+        if !known || progress.failure.is_some() || progress.health != Health::Alive {
+            self.absorb_trouble(progress, known, now_ns);
+        } else if over != 0 {
+            self.advance(over, over, now_ns);
         }
+    }
+
+    /// Notes that `over` descriptors more are over, `good` of which were copied.
+    #[inline(always)]
+    fn advance(&mut self, over: u64, good: u64, now_ns: u64) {
+        self.done_before = self.done_before.after(over);
+        self.moved_ns = now_ns;
+        self.stats.completed = self.stats.completed.wrapping_add(over);
+        if good != 0 {
+            self.errors_in_a_row = 0;
+            self.good = self.good.saturating_add(over);
+            if self.good >= GOOD_AGAIN {
+                self.stops = 0;
+            }
+        }
+    }
+
+    #[cold]
+    fn absorb_trouble(&mut self, progress: Progress, known: bool, now_ns: u64) {
         let honest = progress.failure.is_none_or(|failure| {
             !failure.cookie.is_before(self.done_before)
                 && failure.cookie.is_before(progress.done_before)
         });
-        if !honest {
+        if !known || !honest {
             self.stop(now_ns, true);
             return;
         }
         let over = progress.done_before.since(self.done_before);
         if over != 0 {
-            self.done_before = progress.done_before;
-            self.moved_ns = now_ns;
-            self.stats.completed = self.stats.completed.wrapping_add(over);
             let failed = u64::from(progress.failure.is_some());
-            if over > failed {
-                self.errors_in_a_row = 0;
-                self.good = self.good.saturating_add(over);
-                if self.good >= GOOD_AGAIN {
-                    self.stops = 0;
-                }
-            }
+            self.advance(over, over.saturating_sub(failed), now_ns);
         }
         if let Some(Failure { cookie, code }) = progress.failure {
             self.stats.errors = self.stats.errors.wrapping_add(1);
@@ -200,6 +223,7 @@ impl<C: CopyChannel> Port<C> {
     }
 
     /// Stops the engine. What it had is lost; owners find out when they look.
+    #[cold]
     fn stop(&mut self, now_ns: u64, blame: bool) {
         let Some(channel) = &mut self.channel else {
             return;
@@ -330,6 +354,17 @@ pub(crate) struct Sight {
     pub(crate) active: bool,
 }
 
+/// What a glance at a channel tells the owner of some descriptors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Glance {
+    /// All of them are over, none was lost, and they are not held any more.
+    Over,
+    /// Not all of them are over, as far as is known.
+    NotYet,
+    /// That takes a [`look`](Engines::look).
+    Unusual,
+}
+
 /// What became of a chunk of descriptors.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Accepted {
@@ -380,20 +415,13 @@ impl<C: CopyChannel> Port<C> {
         } = *watch;
         if self.done_before.is_before(end) {
             match look {
-                Look::Known => {}
-                Look::Poll => {
-                    self.stats.polls = self.stats.polls.wrapping_add(1);
-                    self.ask(now_ns, C::poll);
-                }
+                // What is known may be old: between interrupts nobody looks.
+                Look::Known if !self.stands(now_ns, hang_ns) => {}
+                Look::Known | Look::Poll => self.poll(now_ns),
                 Look::Overdue => {
                     self.stats.polls = self.stats.polls.wrapping_add(1);
                     self.ask(now_ns, C::overdue);
                 }
-            }
-            if look == Look::Known && self.stands(now_ns, hang_ns) {
-                // What is known may be old: between interrupts nobody looks.
-                self.stats.polls = self.stats.polls.wrapping_add(1);
-                self.ask(now_ns, C::poll);
             }
             if self.stands(now_ns, hang_ns) {
                 self.stats.hangs = self.stats.hangs.wrapping_add(1);
@@ -414,6 +442,37 @@ impl<C: CopyChannel> Port<C> {
             free_slots: self.free_slots(),
             active,
         }
+    }
+
+    /// What [`look`](Self::look) comes to where nothing is amiss; `ask` says whether to poll.
+    #[inline]
+    fn glance(&mut self, watch: &Watch, ask: bool) -> Glance {
+        if !self.is_well() {
+            return Glance::Unusual;
+        }
+        if self.done_before.is_before(watch.end) {
+            if ask {
+                self.poll(watch.now_ns);
+                if !self.is_well() {
+                    return Glance::Unusual;
+                }
+            }
+            if self.done_before.is_before(watch.end) {
+                return if self.stands(watch.now_ns, watch.hang_ns) {
+                    Glance::Unusual
+                } else {
+                    Glance::NotYet
+                };
+            }
+        }
+        self.held = self.held.saturating_sub(watch.end.since(watch.first));
+        Glance::Over
+    }
+
+    /// Whether it is in service, and nobody's descriptors were lost.
+    #[inline]
+    fn is_well(&self) -> bool {
+        self.service == Service::Active && self.log.is_empty()
     }
 
     /// Whether the engine has work and has not been seen to move for `hang_ns`.
@@ -481,6 +540,38 @@ impl<C: CopyChannel> Port<C> {
             self.stop(now_ns, true);
         }
         accepted
+    }
+}
+
+impl<C: CopyChannel> Port<C> {
+    /// [`submit`](Self::submit) for one copy, announced at once. `None` if it was not accepted;
+    /// then nothing of it is known to the engine.
+    #[inline]
+    fn submit_one(&mut self, now_ns: u64, copy: Segment, interrupt: bool) -> Option<Cookie> {
+        let (Some(channel), Service::Active) = (&mut self.channel, self.service) else {
+            return None;
+        };
+        if copy.len_bytes > self.limits.max_len_bytes {
+            return None;
+        }
+        let first = self.next;
+        let cookie = channel.prep(copy, interrupt).ok()?;
+        if cookie != first {
+            // As in `submit`: it must not run.
+            self.stop(now_ns, true);
+            return None;
+        }
+        channel.issue_pending(false);
+        if self.done_before == first {
+            self.moved_ns = now_ns;
+        }
+        self.next = first.after(1);
+        self.held = self.held.wrapping_add(1);
+        let stats = &mut self.stats;
+        stats.submitted = stats.submitted.wrapping_add(1);
+        stats.bytes = stats.bytes.wrapping_add(copy.len_bytes);
+        stats.doorbells = stats.doorbells.wrapping_add(1);
+        Some(first)
     }
 }
 
@@ -832,9 +923,15 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
         let used = self.used();
         let start = self.next_start.fetch_add(1, Ordering::Relaxed);
         let first = start.checked_rem(used.len()).unwrap_or(0);
+        if let Some(only) = only {
+            if used.get(only).is_some_and(Slot::is_active) {
+                let _ = choice.push(only);
+            }
+            return;
+        }
         let mut take = |from: usize, slots: &[Slot<L>]| {
             for (number, slot) in (from..).zip(slots) {
-                if slot.is_active() && only.is_none_or(|only| only == number) {
+                if slot.is_active() {
                     let _ = choice.push(number);
                 }
             }
@@ -902,6 +999,40 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
         let accepted = slot.port.with(|port| port.submit(now_ns, prepare));
         slot.load_bytes.fetch_add(accepted.bytes, Ordering::Relaxed);
         accepted
+    }
+
+    /// [`submit`](Self::submit) for one copy, the doorbell included; the cookie of its descriptor.
+    /// `None` if it was not accepted: `submit` says why.
+    #[inline]
+    pub(crate) fn submit_one(
+        &self,
+        number: usize,
+        now_ns: u64,
+        copy: Segment,
+        interrupt: bool,
+    ) -> Option<Cookie> {
+        let slot = self.slots.get(number)?;
+        let accepted = slot
+            .port
+            .with(|port| port.submit_one(now_ns, copy, interrupt));
+        if accepted.is_some() {
+            slot.load_bytes.fetch_add(copy.len_bytes, Ordering::Relaxed);
+        }
+        accepted
+    }
+
+    /// [`look`](Self::look) for the usual case, in which the answer is yes or not yet; with `ask`,
+    /// the channel is polled. What is over is taken off the channel's load: `bytes`.
+    #[inline]
+    pub(crate) fn glance(&self, number: usize, watch: &Watch, ask: bool, bytes: u64) -> Glance {
+        let Some(slot) = self.slots.get(number) else {
+            return Glance::Unusual;
+        };
+        let glance = slot.port.with(|port| port.glance(watch, ask));
+        if glance == Glance::Over {
+            slot.load_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        glance
     }
 
     /// Rings the doorbell for what was prepared without.

@@ -47,9 +47,25 @@ impl Bursts {
         }
     }
 
+    const fn of(burst: Burst) -> Self {
+        Self {
+            running: Some(burst),
+            waiting: None,
+        }
+    }
+
     #[inline]
     pub(crate) const fn is_empty(&self) -> bool {
         self.running.is_none()
+    }
+
+    /// The oldest, if it is the only one.
+    #[inline]
+    pub(crate) const fn only(&self) -> Option<&Burst> {
+        match self.waiting {
+            None => self.running.as_ref(),
+            Some(_) => None,
+        }
     }
 
     #[inline]
@@ -95,6 +111,12 @@ impl Bursts {
             self.running = Some(burst);
         }
     }
+}
+
+/// When `bytes` bytes should be over that are begun at `from_ns`.
+#[inline]
+pub(crate) const fn done_ns(from_ns: u64, bytes: u64, ns_per_mib: u64) -> u64 {
+    from_ns.saturating_add(bytes.saturating_mul(ns_per_mib) >> 20)
 }
 
 /// A stretch of the stream on its way through one channel.
@@ -143,16 +165,29 @@ impl Lane {
         }
     }
 
+    /// A lane that `burst`, which was submitted a moment ago, is all of; it ends at `end`.
+    #[inline]
+    pub(crate) const fn handed_out_whole(
+        channel: usize,
+        burst: Burst,
+        end: Place,
+        spoken_for: bool,
+        expected_ns: u64,
+    ) -> Self {
+        Self {
+            seam: burst.start.position,
+            bursts: Bursts::of(burst),
+            expected_ns,
+            spoken_for,
+            quiet: spoken_for,
+            ..Self::new(channel, end, end)
+        }
+    }
+
     /// Bytes that were not submitted yet.
     #[inline]
     pub(crate) const fn rest(&self) -> u64 {
         self.end.saturating_sub(self.next.position)
-    }
-
-    /// Whether what was not submitted may be a part of one folio: if not, it is not.
-    #[inline]
-    pub(crate) const fn is_in_one_folio(&self) -> bool {
-        self.whole_until.wrapping_sub(self.next.folio) <= 1
     }
 
     /// Whether an interrupt is on its way from this lane.
@@ -170,8 +205,7 @@ impl Lane {
     /// So many bytes more are in the ring.
     #[inline]
     pub(crate) fn handed_out(&mut self, bytes: u64, now_ns: u64, ns_per_mib: u64) {
-        let took_ns = bytes.saturating_mul(ns_per_mib) >> 20;
-        self.expected_ns = self.expected_ns.max(now_ns).saturating_add(took_ns);
+        self.expected_ns = done_ns(self.expected_ns.max(now_ns), bytes, ns_per_mib);
         // With more to come, it says when there is room.
         self.quiet = self.spoken_for && self.rest() == 0;
     }

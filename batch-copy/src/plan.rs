@@ -114,12 +114,25 @@ impl<const N: usize> Plan<N> {
             balance_first: share >= rules.min_part_bytes,
             bytes,
         };
+        let mut ideals = Ideals {
+            share,
+            over: bytes.wrapping_sub(share.wrapping_mul(stretches)),
+            stretches,
+            ..Ideals::default()
+        };
         let mut low = Place::default();
-        for cut in 1..stretches {
-            // At most 2^56 times 128.
-            let ideal = bytes.saturating_mul(cut).checked_div(stretches);
-            low = cutter.cut(ideal.unwrap_or(bytes), low);
+        // One cut less than stretches; they may end early below.
+        let mut left = stretches.wrapping_sub(1);
+        while left != 0 {
+            let here = self.ends.len();
+            low = cutter.cut(ideals.next(), low);
             let _ = self.ends.push(low);
+            left = left.wrapping_sub(1);
+            if low.offset_bytes != 0 {
+                low = cutter.cut_same_folio(&mut ideals, low, left, &mut self.ends);
+                let made = self.ends.len().wrapping_sub(here).wrapping_sub(1);
+                left = left.saturating_sub(made as u64);
+            }
         }
         let _ = self.ends.push(end);
     }
@@ -177,6 +190,31 @@ where
     })
 }
 
+/// Where balance wants the cuts: number n at `bytes * n / stretches`, rounded down, without a
+/// division for each.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ideals {
+    share: u64,
+    /// What dividing left over, to be spread.
+    over: u64,
+    stretches: u64,
+    ideal: u64,
+    spread: u64,
+}
+
+impl Ideals {
+    #[inline]
+    const fn next(&mut self) -> u64 {
+        self.ideal = self.ideal.wrapping_add(self.share);
+        self.spread = self.spread.wrapping_add(self.over);
+        if self.spread >= self.stretches {
+            self.spread = self.spread.wrapping_sub(self.stretches);
+            self.ideal = self.ideal.wrapping_add(1);
+        }
+        self.ideal
+    }
+}
+
 /// Finds places to cut at.
 struct Cutter<'a, S: ?Sized> {
     source: &'a S,
@@ -198,9 +236,6 @@ impl<S: FolioSource + ?Sized> Cutter<'_, S> {
     fn cut(&mut self, ideal: u64, low: Place) -> Place {
         if ideal <= low.position {
             return low;
-        }
-        if let Some(place) = self.cut_same_folio(ideal, low) {
-            return place;
         }
         let (landmark, folio, position) = self.survey.landmark(self.landmark, ideal);
         self.landmark = landmark;
@@ -246,23 +281,40 @@ impl<S: FolioSource + ?Sized> Cutter<'_, S> {
     }
 
     /// What [`cut`](Self::cut) comes to where a large folio holds several cuts, which is most of
-    /// what there is to cut: both the last one and this one, far enough from each other and from
-    /// the folio's end. No neighbour can change that.
+    /// what there is to cut: both the last one, `low`, and those after it, far enough from each
+    /// other and from the folio's end. No neighbour can change that. Makes at most `most` cuts, and
+    /// returns the last one.
     #[inline]
-    fn cut_same_folio(&self, ideal: u64, low: Place) -> Option<Place> {
-        let len_bytes = self.source.folio(low.folio)?.len_bytes;
+    fn cut_same_folio<const N: usize>(
+        &self,
+        ideals: &mut Ideals,
+        mut low: Place,
+        most: u64,
+        ends: &mut Vec<Place, N>,
+    ) -> Place {
+        let Some(folio) = self.source.folio(low.folio) else {
+            return low;
+        };
         let start = low.position.saturating_sub(low.offset_bytes);
-        let end = start.saturating_add(len_bytes).min(self.bytes);
-        let part = ideal.saturating_sub(low.position) & !self.align_mask;
-        let position = low.position.saturating_add(part);
-        let fits = part >= self.min_part_bytes
-            && ideal < end
-            && end.saturating_sub(position) >= self.min_part_bytes;
-        fits.then_some(Place {
-            folio: low.folio,
-            offset_bytes: low.offset_bytes.saturating_add(part),
-            position,
-        })
+        let end = start.saturating_add(folio.len_bytes).min(self.bytes);
+        // Neither the cut nor the place where balance wants it may lie behind this.
+        let last = end.saturating_sub(self.min_part_bytes);
+        for _ in 0..most {
+            let mut after = *ideals;
+            let ideal = after.next();
+            let part = ideal.saturating_sub(low.position) & !self.align_mask;
+            if part < self.min_part_bytes || ideal > last {
+                break;
+            }
+            // Not over the ideal, so it does not wrap.
+            low.offset_bytes = low.offset_bytes.wrapping_add(part);
+            low.position = low.position.wrapping_add(part);
+            if ends.push(low).is_err() {
+                break;
+            }
+            *ideals = after;
+        }
+        low
     }
 
     /// Whether a folio does not continue the one before it.

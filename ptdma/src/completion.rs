@@ -114,6 +114,16 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         if self.ring.in_flight() == 0 {
             return Ok(self.progress(0, None, None));
         }
+        if self.idle_polls < FIRST_ERROR_CHECK {
+            let retired = self.retire_to_head()?;
+            return Ok(self.progress(retired, None, None));
+        }
+        self.poll_again()
+    }
+
+    /// A [`poll`](Self::poll) after several without progress.
+    #[inline(never)]
+    fn poll_again(&mut self) -> Result<Progress, Fault> {
         match look(self.idle_polls) {
             Look::Head => {
                 let retired = self.retire_to_head()?;

@@ -2,17 +2,17 @@
 //!
 //! It is one descriptor, so nothing has to be gathered, and nothing can be merged.
 
-use ptdma::Lock;
+use ptdma::{DmaAddr, Lock};
 
-use super::{Batch, Run};
+use super::Run;
 
-use crate::channel::{CopyChannel, Limits, Segment};
-use crate::cursor::Cursor;
-use crate::engines::{Announce, Port};
+use crate::channel::{CopyChannel, Segment};
+use crate::cursor::Place;
+use crate::engines::Port;
 use crate::gather::Digest;
 use crate::host::{CpuCopier, Rescue};
-use crate::lane::Burst;
-use crate::map::Mapper;
+use crate::lane::{Burst, Lane, done_ns};
+use crate::map::{Mapper, Piece};
 use crate::source::FolioSource;
 use crate::wait::Wait;
 
@@ -26,28 +26,40 @@ where
     K: CpuCopier,
     R: Rescue,
 {
-    /// What [`refill`](Self::refill) comes to for a lane whose rest makes one descriptor. `None` if
-    /// it is not so, or not all of that was mapped or accepted: then nothing of it was submitted,
-    /// and `refill` finds out what becomes of it.
-    pub(super) fn refill_part(
+    /// Begins a lane whose stretch makes one descriptor, with that submitted. `None` if it does
+    /// not, or not all of it was mapped, or it was not accepted: then nothing was submitted, there
+    /// is no such lane yet, and [`refill`](Self::refill) finds out what becomes of it. The caller
+    /// counts the descriptor and its doorbell.
+    #[inline]
+    pub(super) fn begin_part(
         &mut self,
-        index: usize,
-        limits: &Limits,
-        free: usize,
+        channel: usize,
+        (start, end): (Place, Place),
+        spoken_for: bool,
         now_ns: u64,
     ) -> Option<()> {
-        let Batch { lanes, refused, .. } = &mut *self.state;
-        let lane = lanes.get_mut(index)?;
-        if free == 0 || !refused.is_empty() || lane.bursts.is_full() {
+        // More folios than one: the usual case of a batch of small ones, and all that it costs.
+        if end.folio.wrapping_sub(start.folio) > 1
+            || !self.state.refused.is_empty()
+            || self.state.lanes.is_full()
+        {
             return None;
         }
-        let cursor = Cursor::at(self.source, lane.next);
-        let piece = cursor.piece(lane.end)?;
-        let bytes = lane.rest();
-        if piece.len_bytes != bytes || bytes > limits.max_len_bytes {
+        let folio = self.source.folio(start.folio)?;
+        let bytes = end.position.checked_sub(start.position)?;
+        let left = folio.len_bytes.checked_sub(start.offset_bytes)?;
+        if bytes == 0 || bytes > left {
             return None;
         }
-        let mapped = self.host.mapper.map(lane.channel, &piece).ok()?;
+        let piece = Piece {
+            folio: start.folio,
+            offset_bytes: start.offset_bytes,
+            // In range: the folio was checked.
+            src: DmaAddr::new(folio.src.get().wrapping_add(start.offset_bytes)),
+            dst: DmaAddr::new(folio.dst.get().wrapping_add(start.offset_bytes)),
+            len_bytes: bytes,
+        };
+        let mapped = self.host.mapper.map(channel, &piece).ok()?;
         if mapped.len_bytes < bytes {
             return None;
         }
@@ -55,33 +67,21 @@ where
             len_bytes: bytes,
             ..mapped
         };
-        let announce = Announce {
-            ring: true,
-            interrupt: self.host.wait.wants_interrupts() && !lane.spoken_for,
-            offered: 1,
-            coalesced: 0,
-        };
-        let accepted = self.engines.submit(lane.channel, now_ns, |channel| {
-            (channel.prep_all(core::iter::once(copy), None), announce)
-        });
-        if accepted.count == 0 {
-            return None;
-        }
-        let taken = accepted.count as u64;
+        let interrupt = self.host.wait.wants_interrupts() && !spoken_for;
+        let first = self.engines.submit_one(channel, now_ns, copy, interrupt)?;
         let burst = Burst {
-            first: accepted.first,
-            end: accepted.first.after(taken),
-            start: lane.next,
-            end_position: lane.end,
+            first,
+            end: first.after(1),
+            start,
+            end_position: end.position,
             bytes,
             lost_bytes: 0,
-            digest: Digest::of_start(lane.next),
+            digest: Digest::of_start(start),
         };
-        lane.bursts.add(burst, lane.seam);
-        lane.next = cursor.behind(bytes);
-        lane.handed_out(bytes, now_ns, self.options.engine_ns_per_mib);
-        self.report.descriptors = self.report.descriptors.wrapping_add(taken);
-        self.report.doorbells = self.report.doorbells.wrapping_add(1);
+        let expected_ns = done_ns(now_ns, bytes, self.options.engine_ns_per_mib);
+        let lane = Lane::handed_out_whole(channel, burst, end, spoken_for, expected_ns);
+        // There is room: looked at above.
+        let _ = self.state.lanes.push(lane);
         Some(())
     }
 }

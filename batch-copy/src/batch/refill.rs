@@ -150,12 +150,6 @@ where
         free: usize,
         now_ns: u64,
     ) -> bool {
-        let lane = self.state.lanes.get(index);
-        if lane.is_some_and(Lane::is_in_one_folio)
-            && self.refill_part(index, limits, free, now_ns).is_some()
-        {
-            return true;
-        }
         let interrupts = self.host.wait.wants_interrupts();
         // If this fills the ring and work is left, an interrupt is wanted when half is drained.
         let mark_at = if interrupts && free > limits.ring_slots / 2 {
@@ -310,18 +304,22 @@ where
 /// Whether the stream from `place` to `end` needs more than `count` descriptors, as far as the
 /// caller's addresses tell.
 fn more_than<S: FolioSource + ?Sized>(source: &S, place: Place, end: u64, count: usize) -> bool {
-    let mut cursor = Cursor::at(source, place);
-    let (mut next_src, mut next_dst, mut runs) = (0_u64, 0_u64, 0_usize);
-    while let Some(piece) = cursor.piece(end) {
-        if piece.src.get() != next_src || piece.dst.get() != next_dst {
-            runs = runs.wrapping_add(1);
-            if runs > count {
-                return true;
-            }
+    let Some(piece) = Cursor::at(source, place).piece(end) else {
+        return false;
+    };
+    let mut position = place.position.wrapping_add(piece.len_bytes);
+    let mut next_src = piece.src.get().wrapping_add(piece.len_bytes);
+    let mut next_dst = piece.dst.get().wrapping_add(piece.len_bytes);
+    let mut runs: usize = 1;
+    for folio in source.range(place.folio.wrapping_add(1), usize::MAX) {
+        if position >= end || runs > count {
+            break;
         }
-        next_src = piece.src.get().wrapping_add(piece.len_bytes);
-        next_dst = piece.dst.get().wrapping_add(piece.len_bytes);
-        cursor.advance(piece.len_bytes);
+        let (src, dst) = (folio.src.get(), folio.dst.get());
+        runs = runs.wrapping_add(usize::from(src != next_src || dst != next_dst));
+        next_src = src.wrapping_add(folio.len_bytes);
+        next_dst = dst.wrapping_add(folio.len_bytes);
+        position = position.wrapping_add(folio.len_bytes);
     }
-    false
+    runs > count
 }

@@ -115,14 +115,14 @@ impl Contest {
         for _ in 0..channels {
             let registers = PlainRegisters::default();
             if strategy == Strategy::Published {
-                let queue = StockQueue::new(registers.clone(), PlainRing::new(STOCK_ENTRIES));
+                let queue = StockQueue::new(registers.clone(), registers.ring(STOCK_ENTRIES));
                 contest.theirs.push(queue);
             } else {
                 let config = ChannelConfig {
                     signalling: strategy.signalling(),
                     ..ChannelConfig::default()
                 };
-                let ring = PlainRing::new(ENTRIES);
+                let ring = registers.ring(ENTRIES);
                 let channel = match Channel::bring_up(registers.clone(), ring, config) {
                     Ok(channel) => channel,
                     Err((error, ..)) => panic!("bring-up: {error}"),

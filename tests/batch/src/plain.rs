@@ -12,14 +12,26 @@ use ptdma::{DmaAddr, RegisterIo, RingMemory};
 #[derive(Clone, Debug, Default)]
 pub struct PlainRegisters {
     head: Rc<Cell<u32>>,
+    /// Whether a descriptor that was stored and not executed asks for an interrupt.
+    asked: Rc<Cell<bool>>,
     interrupts: Rc<Cell<u64>>,
 }
 
 impl PlainRegisters {
-    /// Interrupts since the last call: one per doorbell, as if its last descriptor asked for it.
+    /// Interrupts since the last call: one for a doorbell that covered a descriptor which asks for
+    /// one. (Several that complete at once raise one: the status they set is one bit.)
     #[must_use]
     pub fn take_interrupts(&self) -> u64 {
         self.interrupts.take()
+    }
+
+    /// The ring of this function, of `entries` slots.
+    #[must_use]
+    pub fn ring(&self, entries: usize) -> PlainRing {
+        PlainRing {
+            slots: vec![[0; 4]; entries].into(),
+            asked: Rc::clone(&self.asked),
+        }
     }
 }
 
@@ -40,7 +52,9 @@ impl RegisterIo for PlainRegisters {
             Register::Head => self.head.set(value),
             Register::Tail => {
                 self.head.set(value);
-                self.interrupts.set(self.interrupts.get() + 1);
+                if self.asked.take() {
+                    self.interrupts.set(self.interrupts.get() + 1);
+                }
             }
             _ => {}
         }
@@ -51,17 +65,20 @@ impl RegisterIo for PlainRegisters {
 #[derive(Debug)]
 pub struct PlainRing {
     slots: Box<[[u64; 4]]>,
+    asked: Rc<Cell<bool>>,
 }
 
 impl PlainRing {
     /// Bus address of every ring of this kind: aligned for the longest one.
     const BASE: DmaAddr = DmaAddr::new(0x1_0010_0000);
 
-    /// A ring of `entries` slots.
-    #[must_use]
-    pub fn new(entries: usize) -> Self {
-        Self {
-            slots: vec![[0; 4]; entries].into(),
+    /// Has the function notice what a descriptor asks for. It does so here and not when it
+    /// executes it, because here the compiler knows that of most commands: the driver is not
+    /// charged for looking at all of them.
+    #[inline(always)]
+    fn note(&self, command: u32) {
+        if command & CommandWord::IOC.bits() != 0 {
+            self.asked.set(true);
         }
     }
 }
@@ -81,6 +98,7 @@ impl RingMemory for PlainRing {
             // As the ring in coherent memory does.
             *place = descriptor.to_quads();
         }
+        self.note(descriptor.command.get());
     }
 
     #[inline]
@@ -89,6 +107,7 @@ impl RingMemory for PlainRing {
             let [first, ..] = place;
             *first = *first & !u64::from(u32::MAX) | u64::from(command.bits());
         }
+        self.note(command.bits());
     }
 
     fn publish(&mut self) {

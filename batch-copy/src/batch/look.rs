@@ -1,0 +1,157 @@
+//! A turn: which lanes are looked at, and how.
+
+use ptdma::Lock;
+
+use super::Run;
+use super::refill::Serviced;
+
+use crate::channel::CopyChannel;
+use crate::engines::{Glance, Look, Losses, Port, Watch};
+use crate::host::{CpuCopier, Rescue};
+use crate::lane::Lane;
+use crate::map::Mapper;
+use crate::source::FolioSource;
+use crate::wait::{Wait, Wake};
+
+/// While it polls, a batch looks at one channel until that is done, then at the next; every so
+/// many turns without progress it looks at all, because another one may wait behind a failure.
+const LOOK_AT_ALL: u32 = 8;
+
+/// What came of a [`sweep`](Run::sweep).
+struct Swept {
+    /// Whether a lane was over.
+    moved: bool,
+    /// So many lanes, from the first one on, are left to look at.
+    left: usize,
+    /// What was seen of the last one of these, if it was glanced at.
+    glance: Option<Glance>,
+}
+
+impl<S, C, L, W, M, K, R, const N: usize> Run<'_, S, C, L, W, M, K, R, N>
+where
+    S: FolioSource + ?Sized,
+    C: CopyChannel,
+    L: Lock<Port<C>>,
+    W: Wait,
+    M: Mapper,
+    K: CpuCopier,
+    R: Rescue,
+{
+    /// One turn, after `idle` turns without progress. Says whether anything happened, and whether
+    /// nothing is left of any lane.
+    ///
+    /// From the lane that was filled last: when that is over, the others usually are, and one turn
+    /// is enough for all.
+    pub(super) fn look_at_lanes(&mut self, wake: Wake, idle: u32, now_ns: u64) -> Serviced {
+        let Swept {
+            mut moved,
+            left,
+            mut glance,
+        } = self.sweep(wake, now_ns);
+        let mut in_turn = true;
+        let mut done = true;
+        let mut losses = Losses::new();
+        let mut announced = left != 0 && self.has_announced();
+        for index in (0..left).rev() {
+            let glance = glance.take();
+            let Some(lane) = self.state.lanes.get(index) else {
+                break;
+            };
+            if lane.is_done() {
+                continue;
+            }
+            let rest = lane.rest() != 0;
+            let quiet = lane.quiet;
+            let look = match (glance, wake) {
+                (Some(Glance::NotYet), _) => {
+                    in_turn = false;
+                    done = false;
+                    continue;
+                }
+                // It was asked, if it had to be.
+                (Some(_), _) => Look::Known,
+                // It is looked at when the lane that speaks for it is through.
+                (None, Wake::Interrupted) if quiet && announced && !rest => {
+                    done = false;
+                    continue;
+                }
+                (None, Wake::Interrupted | Wake::Overdue) if quiet => Look::Poll,
+                (None, Wake::Interrupted) => Look::Known,
+                (None, Wake::Overdue) => Look::Overdue,
+                (None, Wake::Poll) if rest || in_turn || idle % LOOK_AT_ALL == LOOK_AT_ALL - 1 => {
+                    Look::Poll
+                }
+                // Its channel would have to be asked; that is for later.
+                (None, Wake::Poll) => {
+                    done = false;
+                    continue;
+                }
+            };
+            let serviced = self.service(index, look, now_ns, &mut losses);
+            moved |= serviced.moved;
+            in_turn &= serviced.moved;
+            done &= serviced.done;
+            if serviced.moved && !quiet {
+                announced = self.has_announced();
+            }
+        }
+        Serviced { moved, done }
+    }
+
+    /// The usual end of a batch, and all that it costs: from the last lane on, as long as nothing
+    /// is to be handed out and nothing is amiss, lets go of lanes that are over.
+    #[inline]
+    fn sweep(&mut self, wake: Wake, now_ns: u64) -> Swept {
+        let mut lanes = self.state.lanes.as_mut_slice();
+        let mut swept = Swept {
+            moved: false,
+            left: lanes.len(),
+            glance: None,
+        };
+        // Whoever looks after lost interrupts has more to do than to glance at them.
+        if wake == Wake::Overdue {
+            return swept;
+        }
+        let poll = wake == Wake::Poll;
+        // While an interrupt is on its way, quiet lanes are not looked at.
+        let mut may_ask = poll;
+        while let Some((lane, before)) = lanes.split_last_mut() {
+            if !lane.is_done() {
+                let Some(burst) = lane.bursts.only().filter(|_| lane.rest() == 0) else {
+                    break;
+                };
+                if lane.quiet && !may_ask {
+                    if before.iter().any(Lane::announced) {
+                        break;
+                    }
+                    may_ask = true;
+                }
+                let watch = Watch {
+                    first: burst.first,
+                    end: burst.end,
+                    now_ns,
+                    hang_ns: self.options.hang_ns,
+                };
+                let (bytes, lost_bytes) = (burst.bytes, burst.lost_bytes);
+                let ask = poll || lane.quiet;
+                let glance = self.engines.glance(lane.channel, &watch, ask, bytes);
+                if glance != Glance::Over {
+                    swept.glance = Some(glance);
+                    break;
+                }
+                let copied = bytes.saturating_sub(lost_bytes);
+                self.report.dma_bytes = self.report.dma_bytes.wrapping_add(copied);
+                lane.bursts.pop_front();
+                swept.moved = true;
+            }
+            swept.left = before.len();
+            lanes = before;
+        }
+        swept
+    }
+
+    /// Whether an interrupt is on its way.
+    fn has_announced(&self) -> bool {
+        self.state.lanes.iter().any(Lane::announced)
+    }
+}
