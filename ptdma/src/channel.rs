@@ -128,10 +128,13 @@ const _: () = assert!(core::mem::size_of::<Channel<usize, [usize; 4]>>() <= 256)
 
 /// How often bring-up and error recovery look whether the engine has halted before they give up.
 ///
-/// Halting takes as long as the descriptor in work: 2 MiB at 15 GB/s are 140 us, a poll some
-/// 100 ns or more, so this waits for at least a few descriptors' time. It is a bound for steps
-/// that have no caller-supplied clock at hand, not a tuned value.
-pub(crate) const HALT_POLLS: u32 = 20_000;
+/// Halting takes as long as the descriptor in work: 2 MiB at 14.6 GB/s are 144 us, and an engine
+/// that reported an error has none in work. A read of a register is a round trip to the device,
+/// 100 ns at the very least and up to about a microsecond, so that this waits for 200 us to 2 ms.
+/// More would only keep interrupts off: the interrupt entry point waits here too. It is a bound
+/// for steps that have no caller-supplied clock at hand, not a tuned value; an engine that needs
+/// longer is a fault, and [`Channel::terminate`] goes on with the time that its caller gives.
+pub(crate) const HALT_POLLS: u32 = 2_000;
 
 /// Whether a control value says that the engine does not walk the ring: it has halted, or it took
 /// RUN away itself (which of the two silicon does after it drained is not documented).

@@ -279,7 +279,8 @@ where
     /// A part of a lane's rest cannot be given to an engine: remembers and accounts for it.
     pub(super) fn refuse(&mut self, index: usize, stretch: Stretch, reason: SkipReason) {
         let mut given_up = stretch;
-        if self.state.refused.push(stretch).is_err()
+        let remembered = self.state.refused.push(stretch).is_ok();
+        if !remembered
             && let Some(lane) = self.state.lanes.get_mut(index)
         {
             // No room to remember one more: the lane ends here.
@@ -297,7 +298,8 @@ where
                 lane.end_at(lane.next);
             }
         }
-        self.account(given_up, Fate::Skip(reason), true);
+        // Parts that were refused before were accounted for then; this one was not.
+        self.account(given_up, Fate::Skip(reason), remembered);
     }
 }
 

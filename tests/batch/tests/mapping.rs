@@ -3,7 +3,7 @@
 
 use batch_copy::{
     Batch, Folio, Host, MapError, Mapper, Options, Outcome, OverlapCheck, Piece, Segment,
-    SkipReason,
+    SkipReason, Wait, WaitFor, Wake,
 };
 use proptest::prelude::*;
 use ptdma::{DmaAddr, Signalling};
@@ -157,4 +157,96 @@ fn scattered_folios_at_one_range_of_bus_addresses_are_one_copy() {
     memory.verify(&outcomes).unwrap();
     assert!(report.is_complete());
     assert_eq!((report.descriptors, report.coalesced), (4, 60));
+}
+
+/// Folios that no engine can be given: not mapped, or mapped beyond what an engine reaches.
+struct Gaps {
+    first: usize,
+    mapped: bool,
+}
+
+impl Mapper for Gaps {
+    fn map(&mut self, _channel: usize, piece: &Piece) -> Result<Segment, MapError> {
+        let out_of_reach = if piece.folio < self.first {
+            0
+        } else if self.mapped {
+            1 << 50
+        } else {
+            return Err(MapError);
+        };
+        Ok(Segment {
+            src: DmaAddr::new(piece.src.get() | out_of_reach),
+            dst: piece.dst,
+            len_bytes: piece.len_bytes,
+        })
+    }
+}
+
+/// Counts the waits for an interrupt that nobody raised.
+struct Overdue<W> {
+    wait: W,
+    overdue: usize,
+}
+
+impl<W: Wait> Wait for Overdue<W> {
+    fn now_ns(&self) -> u64 {
+        self.wait.now_ns()
+    }
+    fn wants_interrupts(&self) -> bool {
+        self.wait.wants_interrupts()
+    }
+    fn wait(&mut self, wait: &WaitFor) -> Wake {
+        let wake = self.wait.wait(wait);
+        self.overdue += usize::from(wake == Wake::Overdue);
+        wake
+    }
+}
+
+/// Wherever a lane ends that no engine can be given the rest of, the interrupt is asked for before:
+/// within the first chunk of descriptors, at its end, behind it, where the ring is full.
+#[test]
+fn a_lane_whose_end_is_refused_interrupts_before_it() {
+    const FOLIOS: usize = 96;
+    for channels in [1, 3] {
+        for one_interrupt in [false, true] {
+            for mapped in [false, true] {
+                for first in FOLIOS / 2..FOLIOS {
+                    let rig = Rig::new(Setup {
+                        channels,
+                        entries: 64,
+                        signalling: Signalling::Interrupts,
+                        ..Setup::default()
+                    });
+                    let memory = Memory::new(&rig.bus, &[4096; FOLIOS], Layout::Scattered, 6);
+                    let mut host = Host::new(Overdue {
+                        wait: rig.stepping(),
+                        overdue: 0,
+                    })
+                    .with_mapper(Gaps { first, mapped });
+                    let mut outcomes = [Outcome::Dma; FOLIOS];
+                    let options = Options {
+                        one_interrupt,
+                        ..Options::default()
+                    };
+                    let report = Batch::<MAX_CHANNELS>::new()
+                        .run(
+                            &rig.engines,
+                            &memory.folios[..],
+                            OverlapCheck::CallerKnows,
+                            &options,
+                            &mut host,
+                            &mut outcomes,
+                        )
+                        .unwrap();
+                    memory.verify(&outcomes).unwrap();
+                    assert_eq!(report.unaccounted_bytes, 0, "{report:?}");
+                    assert_eq!(
+                        host.wait.overdue, 0,
+                        "{channels} channels, refused from {first} on, mapped: {mapped}, one \
+                         interrupt: {one_interrupt}: {report:?}"
+                    );
+                }
+            }
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! The exact register accesses of bring-up and of a burst, on a recording mock.
 
 use ptdma::descriptor::CommandWord;
-use ptdma::regs::Register as R;
+use ptdma::regs::{Interrupts, QueueControl, Register as R};
 use ptdma::{
     Anomaly, BringUpError, Channel, ChannelConfig, Cookie, CookieStart, DmaAddr, Fault, Notify,
     RequestError, RingError, Signalling, SubmitError,
@@ -284,6 +284,7 @@ fn bring_up_refuses_what_cannot_work() {
         error(&busy, BASE, 32),
         BringUpError::StillRunning { .. }
     ));
+    assert_patient(&busy.take());
 
     // A head register that does not hold what is written.
     let deaf = Recorder::new();
@@ -292,6 +293,45 @@ fn bring_up_refuses_what_cannot_work() {
         error(&deaf, BASE, 32),
         BringUpError::NotAccepted { reads: 0x40, .. }
     ));
+}
+
+/// As long as the longest copy takes, even if a read takes 100 ns only, and no more than 2.5 ms
+/// if it takes a microsecond.
+fn assert_patient(events: &[Event]) {
+    let looks = events.iter().filter(|e| **e == Event::Read(R::Control));
+    let looks = looks.count();
+    assert!((1440..=2500).contains(&looks), "{looks} looks");
+}
+
+/// A channel on a function that says that its first descriptor failed with code 19.
+fn failed(recorder: &Recorder) -> Channel<Recorder, RecordingRing> {
+    let mut channel = channel(recorder, 32, Signalling::Interrupts);
+    submit(&mut channel, 2);
+    channel.issue_pending(Notify::Interrupt);
+    recorder.set(R::InterruptStatus, Interrupts::ERROR.bits());
+    recorder.set(R::Status, 19);
+    recorder.take();
+    channel
+}
+
+#[test]
+fn the_interrupt_handler_waits_for_an_engine_to_halt_but_not_for_long() {
+    let slow = Recorder::new();
+    let mut channel = failed(&slow);
+    for _ in 0..1500 {
+        slow.script(R::Control, 0);
+    }
+    slow.script(R::Control, QueueControl::HALT.bits());
+    let progress = channel.handle_interrupt().unwrap();
+    assert_eq!(progress.failure.map(|failure| failure.code.raw()), Some(19));
+
+    let never = Recorder::new();
+    let mut channel = failed(&never);
+    assert!(matches!(
+        channel.handle_interrupt(),
+        Err(Fault::WillNotHalt { .. })
+    ));
+    assert_patient(&never.take());
 }
 
 #[test]
