@@ -280,9 +280,7 @@ where
     pub(super) fn refuse(&mut self, index: usize, stretch: Stretch, reason: SkipReason) {
         let mut given_up = stretch;
         let remembered = self.state.refused.push(stretch).is_ok();
-        if !remembered
-            && let Some(lane) = self.state.lanes.get_mut(index)
-        {
+        if !remembered && let Some(lane) = self.state.lanes.get_mut(index) {
             // No room to remember one more: the lane ends here.
             given_up.end = lane.end;
             // How many folios lie before that does not matter: with a part refused, none are
