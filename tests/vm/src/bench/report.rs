@@ -3,7 +3,7 @@
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::Results;
-use super::measure::Cell;
+use super::measure::{Cell, Migrator};
 
 /// Said beside every table.
 pub(super) const CONDITIONS: &str = "Linux under an emulated processor that counts instructions \
@@ -51,6 +51,9 @@ pub(super) fn print(results: &Results) {
             grid(&results.sizes, "KiB", |cell| cell.folio_kib, *figure)
         );
     }
+    ratio("Table 1, by folio size", &results.sizes, "KiB", |cell| {
+        cell.folio_kib
+    });
     for (title, figure) in FIGURES {
         println!("Table 2, by number of 2 MiB folios: {title}");
         println!(
@@ -63,9 +66,42 @@ pub(super) fn print(results: &Results) {
             )
         );
     }
+    ratio(
+        "Table 2, by number of 2 MiB folios",
+        &results.huge,
+        "folios",
+        Cell::folios_at_once,
+    );
     if !results.compaction.is_empty() {
         println!("Compaction");
         println!("{}", compaction(results));
+    }
+}
+
+/// Prints what the copies cost beside the CPU's own, if that was measured.
+fn ratio(table: &str, cells: &[Cell], unit: &str, column: fn(&Cell) -> u64) {
+    if cells.iter().any(|cell| cell.migrator == Migrator::Cpu) {
+        println!("{table}: instructions in the copy, as a share of the CPU's own");
+        println!(
+            "{}\n",
+            grid(cells, unit, column, |cell| share_of_cpu(cells, cell))
+        );
+    }
+}
+
+/// What the copy costs beside the CPU's copy of as many folios of this size: `1/72`.
+fn share_of_cpu(cells: &[Cell], cell: &Cell) -> String {
+    let baseline = cells.iter().find(|other| {
+        other.migrator == Migrator::Cpu
+            && other.folio_kib == cell.folio_kib
+            && other.folios_at_once() == cell.folios_at_once()
+    });
+    match baseline {
+        Some(cpu) if cell.copy_instructions_per_folio > 0.0 => {
+            let times = cpu.copy_instructions_per_folio / cell.copy_instructions_per_folio;
+            format!("1/{times:.*}", usize::from(times < 10.0))
+        }
+        _ => String::new(),
     }
 }
 
@@ -77,7 +113,12 @@ impl Cell {
 }
 
 /// A row for each (migrator, channels), a column for each value of `column`.
-fn grid(cells: &[Cell], unit: &str, column: fn(&Cell) -> u64, figure: Figure) -> Table {
+fn grid(
+    cells: &[Cell],
+    unit: &str,
+    column: fn(&Cell) -> u64,
+    figure: impl Fn(&Cell) -> String,
+) -> Table {
     let mut columns: Vec<u64> = cells.iter().map(column).collect();
     columns.sort_unstable();
     columns.dedup();
@@ -98,7 +139,7 @@ fn grid(cells: &[Cell], unit: &str, column: fn(&Cell) -> u64, figure: Figure) ->
             let found = cells
                 .iter()
                 .find(|cell| row_name(cell) == row && column(cell) == *value);
-            line.push(found.map_or_else(String::new, figure));
+            line.push(found.map_or_else(String::new, &figure));
         }
         table.add_row(line);
     }
@@ -169,7 +210,6 @@ fn small(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::measure::Migrator;
     use super::*;
 
     fn cell(migrator: Migrator, channels: usize, folio_kib: u64) -> Cell {
@@ -206,6 +246,19 @@ mod tests {
         );
         assert_eq!(text.matches("9.00").count(), 3, "{text}");
         assert_eq!(cells[1].folios_at_once(), 8 / super::super::measure::ROUNDS);
+    }
+
+    #[test]
+    fn shares_are_of_the_same_work_by_the_cpu() {
+        let mut cells = [
+            cell(Migrator::Cpu, 0, 2048),
+            cell(Migrator::Ptdma, 16, 2048),
+            cell(Migrator::Ptdma, 16, 4),
+        ];
+        cells[0].copy_instructions_per_folio = 23450.0;
+        assert_eq!(share_of_cpu(&cells, &cells[1]), "1/100");
+        assert_eq!(share_of_cpu(&cells, &cells[0]), "1/1.0");
+        assert_eq!(share_of_cpu(&cells, &cells[2]), "");
     }
 
     #[test]
