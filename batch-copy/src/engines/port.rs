@@ -1,0 +1,249 @@
+//! A channel, and what batches have to know of each other's use of it.
+
+use heapless::Vec;
+use ptdma::Cookie;
+
+use super::loss::{Cause, LOG_SLOTS, LogEntry, Loss};
+
+use crate::channel::{CopyChannel, Failure, Health, Limits, Progress};
+use crate::stats::ChannelStats;
+
+/// Stops in a row, without [`GOOD_AGAIN`] good descriptors in between, after which a channel is
+/// taken out. Twice may be an accident of the memory that was copied.
+pub(super) const MAX_STOPS: u32 = 3;
+
+/// Descriptors after which a channel that was stopped by force is as good as any other.
+const GOOD_AGAIN: u64 = 1024;
+
+/// Failed descriptors in a row after which a channel is taken out: something is wrong with it and
+/// not with the memory.
+const MAX_ERRORS_IN_A_ROW: u32 = 16;
+
+/// Whether a channel takes part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// In service.
+    Active,
+    /// Taken out; its engine is known to have stopped.
+    Retired,
+    /// Taken out, and its engine may still write: see
+    /// [`Engines::confirm_stopped`](crate::Engines::confirm_stopped).
+    Unproven,
+}
+
+/// A channel and what batches have to know of each other's use of it. Lives inside the lock.
+#[derive(Debug)]
+pub struct Port<C> {
+    pub(super) channel: Option<C>,
+    pub(super) service: Service,
+    /// All descriptors before this one are over.
+    pub(super) done_before: Cookie,
+    /// What the next descriptor will be called.
+    pub(super) next: Cookie,
+    pub(super) log: Vec<LogEntry, LOG_SLOTS>,
+    /// Descriptors that belong to some batch that has not let go of them.
+    pub(super) held: u64,
+    /// When the engine was last seen to move, or was given work after a pause.
+    pub(super) moved_ns: u64,
+    pub(super) stops: u32,
+    pub(super) good: u64,
+    pub(super) errors_in_a_row: u32,
+    pub(super) stats: ChannelStats,
+    pub(super) limits: Limits,
+}
+
+impl<C: CopyChannel> Port<C> {
+    /// Takes a channel in. It must be idle.
+    pub fn new(channel: C) -> Self {
+        let limits = channel.limits();
+        let next = channel.next_cookie();
+        Self {
+            channel: Some(channel),
+            service: Service::Active,
+            done_before: next,
+            next,
+            log: Vec::new(),
+            held: 0,
+            moved_ns: 0,
+            stops: 0,
+            good: 0,
+            errors_in_a_row: 0,
+            stats: ChannelStats::default(),
+            limits,
+        }
+    }
+
+    /// A place for a channel that is not there yet: [`Engines::put`](crate::Engines::put) fills it.
+    /// For owners whose channels come and go, and are called by numbers that they choose.
+    #[must_use]
+    pub fn vacant() -> Self {
+        let first = Cookie::new(0);
+        Self {
+            channel: None,
+            service: Service::Retired,
+            done_before: first,
+            next: first,
+            log: Vec::new(),
+            held: 0,
+            moved_ns: 0,
+            stops: 0,
+            good: 0,
+            errors_in_a_row: 0,
+            stats: ChannelStats::default(),
+            limits: Limits {
+                max_len_bytes: 0,
+                align_bytes: 1,
+                node: None,
+                ring_slots: 0,
+            },
+        }
+    }
+
+    pub(super) fn in_flight(&self) -> u64 {
+        self.next.since(self.done_before)
+    }
+
+    /// Has the channel look at its engine.
+    #[inline]
+    pub(super) fn poll(&mut self, now_ns: u64) {
+        self.stats.polls = self.stats.polls.wrapping_add(1);
+        self.ask(now_ns, C::poll);
+    }
+
+    /// Asks the channel for news, unless there would be no room for bad ones.
+    #[inline(always)]
+    pub(super) fn ask(&mut self, now_ns: u64, how: impl FnOnce(&mut C, u64) -> Progress) {
+        if self.service != Service::Active || self.log.is_full() {
+            return;
+        }
+        let Some(channel) = &mut self.channel else {
+            return;
+        };
+        let progress = how(channel, now_ns);
+        self.absorb(progress, now_ns);
+    }
+
+    /// Takes note of what a channel answered.
+    #[inline(always)]
+    fn absorb(&mut self, progress: Progress, now_ns: u64) {
+        let over = progress.done_before.since(self.done_before);
+        // A channel must not take back what it said, nor finish what it was not given.
+        let known = over <= self.in_flight();
+        if !known || progress.failure.is_some() || progress.health != Health::Alive {
+            self.absorb_trouble(progress, known, now_ns);
+        } else if over != 0 {
+            self.advance(over, over, now_ns);
+        }
+    }
+
+    /// Notes that `over` descriptors more are over, `good` of which were copied.
+    #[inline(always)]
+    fn advance(&mut self, over: u64, good: u64, now_ns: u64) {
+        self.done_before = self.done_before.after(over);
+        self.moved_ns = now_ns;
+        self.stats.completed = self.stats.completed.wrapping_add(over);
+        if good != 0 {
+            self.errors_in_a_row = 0;
+            self.good = self.good.saturating_add(over);
+            if self.good >= GOOD_AGAIN {
+                self.stops = 0;
+            }
+        }
+    }
+
+    #[cold]
+    fn absorb_trouble(&mut self, progress: Progress, known: bool, now_ns: u64) {
+        let honest = progress.failure.is_none_or(|failure| {
+            !failure.cookie.is_before(self.done_before)
+                && failure.cookie.is_before(progress.done_before)
+        });
+        if !known || !honest {
+            self.stop(now_ns, true);
+            return;
+        }
+        let over = progress.done_before.since(self.done_before);
+        if over != 0 {
+            let failed = u64::from(progress.failure.is_some());
+            self.advance(over, over.saturating_sub(failed), now_ns);
+        }
+        if let Some(Failure { cookie, code }) = progress.failure {
+            self.stats.errors = self.stats.errors.wrapping_add(1);
+            self.errors_in_a_row = self.errors_in_a_row.saturating_add(1);
+            let loss = Loss {
+                first: cookie,
+                end: cookie.after(1),
+                cause: Cause::Failed(code),
+            };
+            // There is room: looked at before the channel was asked.
+            let _ = self.log.push(LogEntry { loss, unclaimed: 1 });
+            if self.errors_in_a_row >= MAX_ERRORS_IN_A_ROW {
+                self.stops = MAX_STOPS;
+                self.stop(now_ns, true);
+            }
+        }
+        if progress.health == Health::Faulted && self.service == Service::Active {
+            self.stop(now_ns, true);
+        }
+    }
+
+    /// Stops the engine. What it had is lost; owners find out when they look.
+    #[cold]
+    pub(super) fn stop(&mut self, now_ns: u64, blame: bool) {
+        let Some(channel) = &mut self.channel else {
+            return;
+        };
+        if self.service != Service::Active {
+            return;
+        }
+        self.stats.stops = self.stats.stops.wrapping_add(1);
+        if blame {
+            self.stops = self.stops.saturating_add(1);
+            self.good = 0;
+        }
+        let stopped = channel.terminate(now_ns);
+        // Only as far as it makes sense is the channel believed.
+        if !stopped.done_before.is_before(self.done_before)
+            && !self.next.is_before(stopped.done_before)
+        {
+            let over = stopped.done_before.since(self.done_before);
+            self.stats.completed = self.stats.completed.wrapping_add(over);
+            self.done_before = stopped.done_before;
+        }
+        let dropped = self.in_flight();
+        self.stats.dropped = self.stats.dropped.wrapping_add(dropped);
+        if !stopped.proven {
+            self.service = Service::Unproven;
+            return;
+        }
+        if stopped.health == Health::Faulted || self.stops > MAX_STOPS {
+            self.service = Service::Retired;
+            return;
+        }
+        if dropped == 0 {
+            return;
+        }
+        let loss = Loss {
+            first: self.done_before,
+            end: self.next,
+            cause: Cause::Dropped,
+        };
+        let entry = LogEntry {
+            loss,
+            unclaimed: dropped,
+        };
+        if self.log.push(entry).is_err() {
+            // A retired channel needs no entry: everything from `done_before` on is lost.
+            self.service = Service::Retired;
+            return;
+        }
+        self.done_before = self.next;
+        self.moved_ns = now_ns;
+    }
+
+    pub(super) fn free_slots(&self) -> usize {
+        match (&self.channel, self.service) {
+            (Some(channel), Service::Active) => channel.free_slots(),
+            _ => 0,
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Giving descriptors to a channel.
+
+use ptdma::Cookie;
+
+use super::port::{Port, Service};
+
+use crate::channel::{CopyChannel, PrepError, Prepared, Segment};
+
+/// What became of a chunk of descriptors.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Accepted {
+    pub(crate) first: Cookie,
+    /// So many were accepted, from the first of the chunk on.
+    pub(crate) count: usize,
+    /// Bytes of those.
+    pub(crate) bytes: u64,
+    /// Why the next one was not.
+    pub(crate) error: Option<PrepError>,
+    pub(crate) rang: bool,
+}
+
+impl Accepted {
+    /// Nothing, and why.
+    pub(crate) const fn nothing(error: Option<PrepError>) -> Self {
+        Self {
+            first: Cookie::new(0),
+            count: 0,
+            bytes: 0,
+            error,
+            rang: false,
+        }
+    }
+}
+
+/// How what was prepared is to be announced.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Announce {
+    /// Ring the doorbell.
+    pub(crate) ring: bool,
+    /// The last descriptor shall interrupt.
+    pub(crate) interrupt: bool,
+    /// Copies that were offered to the channel.
+    pub(crate) offered: usize,
+    /// Parts of folios that have no copy of their own.
+    pub(crate) coalesced: u64,
+}
+
+impl<C: CopyChannel> Port<C> {
+    /// Has copies prepared and makes them known.
+    #[inline]
+    pub(super) fn submit(
+        &mut self,
+        now_ns: u64,
+        prepare: impl FnOnce(&mut C) -> (Prepared, Announce),
+    ) -> Accepted {
+        let mut accepted = Accepted {
+            first: self.next,
+            count: 0,
+            bytes: 0,
+            error: Some(PrepError::Faulted),
+            rang: false,
+        };
+        let (Some(channel), Service::Active) = (&mut self.channel, self.service) else {
+            return accepted;
+        };
+        if self.done_before == self.next {
+            self.moved_ns = now_ns;
+        }
+        let (prepared, announce) = prepare(channel);
+        accepted.error = prepared.error;
+        // Cookies that are not the next ones would make every later report a guess; what has them
+        // is not known to any batch, so it must not run.
+        let known = prepared.count == 0 || prepared.first == Some(self.next);
+        if !known {
+            accepted.error = Some(PrepError::Faulted);
+        } else {
+            let count = prepared.count as u64;
+            accepted.count = prepared.count;
+            accepted.bytes = prepared.bytes;
+            self.next = self.next.after(count);
+            self.held = self.held.wrapping_add(count);
+            let stats = &mut self.stats;
+            stats.submitted = stats.submitted.wrapping_add(count);
+            stats.bytes = stats.bytes.wrapping_add(prepared.bytes);
+            if accepted.count == announce.offered {
+                stats.coalesced = stats.coalesced.wrapping_add(announce.coalesced);
+            }
+        }
+        // What was accepted has to run, too, if not all of it was.
+        if known && (announce.ring || accepted.error.is_some()) {
+            channel.issue_pending(announce.interrupt || accepted.error.is_some());
+            accepted.rang = accepted.count != 0;
+            self.stats.doorbells = self.stats.doorbells.wrapping_add(1);
+        }
+        if accepted.error == Some(PrepError::Faulted) {
+            self.stop(now_ns, true);
+        }
+        accepted
+    }
+
+    /// [`submit`](Self::submit) for one copy, announced at once. `None` if it was not accepted;
+    /// then nothing of it is known to the engine.
+    #[inline]
+    pub(super) fn submit_one(
+        &mut self,
+        now_ns: u64,
+        copy: Segment,
+        interrupt: bool,
+    ) -> Option<Cookie> {
+        let (Some(channel), Service::Active) = (&mut self.channel, self.service) else {
+            return None;
+        };
+        if copy.len_bytes > self.limits.max_len_bytes {
+            return None;
+        }
+        let first = self.next;
+        let cookie = channel.prep(copy, interrupt).ok()?;
+        if cookie != first {
+            // As in `submit`: it must not run.
+            self.stop(now_ns, true);
+            return None;
+        }
+        channel.issue_pending(false);
+        if self.done_before == first {
+            self.moved_ns = now_ns;
+        }
+        self.next = first.after(1);
+        self.held = self.held.wrapping_add(1);
+        let stats = &mut self.stats;
+        stats.submitted = stats.submitted.wrapping_add(1);
+        stats.bytes = stats.bytes.wrapping_add(copy.len_bytes);
+        stats.doorbells = stats.doorbells.wrapping_add(1);
+        Some(first)
+    }
+}
