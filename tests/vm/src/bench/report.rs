@@ -1,6 +1,6 @@
 //! Tables for people.
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 
 use super::Results;
 use super::measure::{Cell, Migrator};
@@ -30,8 +30,11 @@ const FIGURES: &[(&str, Figure)] = &[
     ("descriptors per folio", |cell| {
         small(cell.descriptors_per_folio)
     }),
-    ("channels that copied", |cell| {
-        cell.channels_used.to_string()
+    ("folios that the migrator copied, percent", |cell| {
+        format!(
+            "{:.0}",
+            100.0 * cell.by_device as f64 / cell.folios.max(1) as f64
+        )
     }),
     ("emulated MB/s, not comparable", |cell| {
         format!("{:.0}", cell.emulated_mb_per_s)
@@ -61,7 +64,7 @@ pub(super) fn print(results: &Results) {
             grid(
                 &results.huge,
                 "folios",
-                |cell| cell.folios_at_once(),
+                |cell| cell.at_once,
                 *figure
             )
         );
@@ -70,7 +73,7 @@ pub(super) fn print(results: &Results) {
         "Table 2, by number of 2 MiB folios",
         &results.huge,
         "folios",
-        Cell::folios_at_once,
+        |cell| cell.at_once,
     );
     if !results.compaction.is_empty() {
         println!("Compaction");
@@ -94,7 +97,7 @@ fn share_of_cpu(cells: &[Cell], cell: &Cell) -> String {
     let baseline = cells.iter().find(|other| {
         other.migrator == Migrator::Cpu
             && other.folio_kib == cell.folio_kib
-            && other.folios_at_once() == cell.folios_at_once()
+            && other.folios == cell.folios
     });
     match baseline {
         Some(cpu) if cell.copy_instructions_per_folio > 0.0 => {
@@ -102,13 +105,6 @@ fn share_of_cpu(cells: &[Cell], cell: &Cell) -> String {
             format!("1/{times:.*}", usize::from(times < 10.0))
         }
         _ => String::new(),
-    }
-}
-
-impl Cell {
-    /// Folios of one round.
-    fn folios_at_once(&self) -> u64 {
-        self.verified_bytes / (self.folio_kib << 10) / super::measure::ROUNDS
     }
 }
 
@@ -160,7 +156,7 @@ fn compaction(results: &Results) -> Table {
     table.set_header([
         "",
         "beside it",
-        "pages",
+        "pages moved",
         "million instructions",
         "work of the other",
         "descriptors",
@@ -170,7 +166,7 @@ fn compaction(results: &Results) -> Table {
         table.add_row([
             row.migrator.to_string(),
             if row.busy { "a busy thread" } else { "nothing" }.into(),
-            row.pages_migrated.to_string(),
+            format!("{} of {}", row.pages_migrated, row.pages_fragmented),
             format!("{:.1}", row.million_instructions),
             if row.busy {
                 format!("{:.0} turns/page", row.hog_turns_per_page)
@@ -185,9 +181,11 @@ fn compaction(results: &Results) -> Table {
     table
 }
 
+/// Many small tables of figures: no lines but under the header.
 fn new_table() -> Table {
+    let line = LineStyle::none().fill('─').junction('─');
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(TableStyle::new().header_separator(line));
     table
 }
 
@@ -217,6 +215,7 @@ mod tests {
             migrator,
             channels,
             folio_kib,
+            at_once: 2,
             folios: 8,
             by_device: 8,
             instructions_per_folio: 1234.5,
@@ -245,7 +244,6 @@ mod tests {
             "{text}"
         );
         assert_eq!(text.matches("9.00").count(), 3, "{text}");
-        assert_eq!(cells[1].folios_at_once(), 8 / super::super::measure::ROUNDS);
     }
 
     #[test]
