@@ -12,10 +12,33 @@ use crate::key::Key;
 use crate::step::{self, Step};
 use crate::{groups, kernel, paths, tools};
 
-/// Those that migrate.
-const PROGRAMS: &[&str] = &["compaction_test", "migration", "rmap"];
+/// Those that migrate, or whose pages may be migrated meanwhile.
+const PROGRAMS: &[&str] = &[
+    "compaction_test",
+    "cow",
+    "folio_split_race_test",
+    "gup_longterm",
+    "hugetlb-soft-offline",
+    "khugepaged",
+    "ksm_functional_tests",
+    "ksm_tests",
+    "memory-failure",
+    "migration",
+    "mkdirty",
+    "mremap_test",
+    "rmap",
+    "split_huge_page_test",
+    "transhuge-stress",
+    "uffd-stress",
+    "uffd-unit-tests",
+];
 /// Linked with each program.
 const COMMON: &[&str] = &["vm_util.c", "hugepage_settings.c"];
+/// Linked with those whose names begin like it.
+const USERFAULTFD: (&str, &str) = ("uffd-", "uffd-common.c");
+/// What the folder's Makefile finds out about this machine, into a header of this name: that
+/// there is no liburing, without which some checks of two programs are skipped.
+const FOUND_OUT: &str = "local_config.h_gen";
 /// As the folder's Makefile has them, but static.
 const FLAGS: &[&str] = &[
     "-O2",
@@ -29,7 +52,7 @@ const LIBRARIES: &[&str] = &["-lnuma", "-lrt", "-lpthread", "-lm"];
 const HEADERS_LIMIT: Duration = Duration::from_secs(180);
 const COMPILE_LIMIT: Duration = Duration::from_secs(60);
 /// Part of the key: change it when the recipe below changes what comes out.
-const RECIPE: &str = "selftests-mm-1";
+const RECIPE: &str = "selftests-mm-2";
 
 /// Builds the programs, or takes them from the cache.
 pub(super) fn build() -> Result<Vec<PathBuf>> {
@@ -52,18 +75,27 @@ pub(super) fn build() -> Result<Vec<PathBuf>> {
     }
     let log = folder.join("log");
     let headers = headers(&tree, &folder, &log)?;
+    let found_out = folder.join("found-out");
+    fs::create_dir_all(&found_out)?;
+    fs::write(found_out.join(FOUND_OUT), "")?;
     for name in PROGRAMS {
+        let more = name.starts_with(USERFAULTFD.0).then_some(USERFAULTFD.1);
         let mut command = Command::new("gcc");
         command
             .args(FLAGS)
             .arg("-I..")
             .arg("-I../../../include")
+            // One includes a header of the kernel by its place in the tree.
+            .arg("-I../../../..")
+            .arg("-I")
+            .arg(&found_out)
             .arg("-isystem")
             .arg(&headers)
             .arg("-o")
             .arg(folder.join(name))
             .arg(format!("{name}.c"))
             .args(COMMON)
+            .args(more)
             .args(LIBRARIES)
             .current_dir(&sources);
         tools::equip(&mut command)?;

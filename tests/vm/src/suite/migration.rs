@@ -9,14 +9,14 @@ use anyhow::{Result, ensure};
 
 use super::mover::{FOLIO_KIB, PROGRAM_LIMIT, get, mover, parse, refuses, run, set};
 use super::workload::{self, Workload};
-use super::{BOTH, Check, DEBUG, FAST, Suite};
+use super::{BOTH, Check, FAST, Suite};
 use crate::machine::{Guest, Options};
 
 const MODE: &str = "/sys/kernel/testmig/mode";
 const ACTIVE: &str = "/sys/kernel/testmig/active";
 const CALLS: &str = "/sys/kernel/testmig/calls";
 const FOLIOS: &str = "/sys/kernel/testmig/folios";
-const COPIED: &str = "/sys/kernel/testmig/copied";
+pub(super) const COPIED: &str = "/sys/kernel/testmig/copied";
 const ASKED: &str = "/sys/kernel/testmig/asked";
 const DELAY: &str = "/sys/kernel/testmig/delay_ms";
 const CHURN: &str = "/sys/kernel/testmig/churn";
@@ -29,7 +29,7 @@ const CHURNS: u64 = 1000;
 /// They and the mover beside them: testmig waits for up to a second for every eighth.
 const CHURN_LIMIT: Duration = Duration::from_secs(330);
 
-pub(super) const SUITES: &[Suite] = &[MISBEHAVING, SELFTESTS, SELFTESTS_DEBUG];
+pub(super) const SUITES: &[Suite] = &[MISBEHAVING];
 
 const MISBEHAVING: Suite = Suite {
     name: "migration",
@@ -71,65 +71,15 @@ const MISBEHAVING: Suite = Suite {
     ],
 };
 
-const SELFTESTS: Suite = Suite {
-    name: "selftests",
-    about: "the kernel's own tests of migration, with a migrator at work",
-    kernels: FAST,
-    machine: || Options {
-        devices: 0,
-        // The migration test uses all processors but two.
-        cpus: 4,
-        modules: vec!["testmig"],
-        selftests: true,
-        ..Options::default()
-    },
-    checks: &[
-        Check::new("rmap", |guest| selftest(guest, "rmap", "rmap")),
-        Check::new("compaction", |guest| {
-            selftest(guest, "compaction_test", "compaction_test")
-        }),
-        // Each takes 20 seconds.
-        Check::new("migrate-anon", |guest| {
-            selftest(guest, "migration -t private_anon", "private_anon")
-        }),
-        Check::new("migrate-shared", |guest| {
-            selftest(guest, "migration -t shared_anon", "shared_anon")
-        }),
-        Check::new("migrate-thp", |guest| {
-            selftest(guest, "migration -t private_anon_thp", "private_anon_thp")
-        }),
-        Check::soak("migrate-all", |guest| {
-            selftest(guest, "migration", "migration")
-        }),
-    ],
-};
-
-/// The rest of them takes too long with the debug kernel's checks.
-const SELFTESTS_DEBUG: Suite = Suite {
-    name: "selftests-debug",
-    about: "the kernel's own test of migration, with a migrator at work",
-    kernels: DEBUG,
-    machine: || Options {
-        devices: 0,
-        cpus: 4,
-        modules: vec!["testmig"],
-        selftests: true,
-        ..Options::default()
-    },
-    checks: &[Check::new("migrate-anon", |guest| {
-        selftest(guest, "migration -t private_anon", "private_anon")
-    })],
-};
-
 /// Loads the migrator and registers it in a mode.
-fn activate(guest: &mut Guest, mode: &str) -> Result<()> {
+pub(super) fn activate(guest: &mut Guest, mode: &str) -> Result<()> {
     guest.ok("[ -d /sys/kernel/testmig ] || modprobe testmig")?;
     set(guest, MODE, mode)?;
     set(guest, DELAY, "20")?;
     set(guest, ACTIVE, "1")
 }
 
-fn deactivate(guest: &mut Guest) -> Result<()> {
+pub(super) fn deactivate(guest: &mut Guest) -> Result<()> {
     set(guest, ACTIVE, "0")?;
     let name = guest.ok(&format!("cat {MIGRATOR}"))?;
     ensure!(name.trim() == "none", "{name} is registered");
@@ -470,35 +420,4 @@ fn long_mix(guest: &mut Guest) -> Result<String> {
     }
     deactivate(guest)?;
     Ok(format!("{moved} folios"))
-}
-
-/// The kernel's tests speak TAP; a test that does not run has not passed.
-fn selftest(guest: &mut Guest, command: &str, what: &str) -> Result<String> {
-    const LIMIT: Duration = Duration::from_secs(240);
-    activate(guest, "copy")?;
-    let before = get(guest, COPIED)?;
-    let out = guest.sh_within(command, LIMIT)?;
-    let copied = get(guest, COPIED)?.saturating_sub(before);
-    let count = |word: &str| {
-        out.text
-            .lines()
-            .filter(|line| line.starts_with(word))
-            .count()
-    };
-    let skipped = out
-        .text
-        .lines()
-        .filter(|line| line.contains("# SKIP"))
-        .count();
-    let passed = count("ok ").saturating_sub(skipped);
-    ensure!(
-        out.code == 0 && !out.timed_out && passed > 0 && count("not ok ") == 0,
-        "{what}: exit status {}, {passed} passed, {skipped} skipped\n{}",
-        out.code,
-        out.text
-    );
-    deactivate(guest)?;
-    Ok(format!(
-        "{passed} passed, {skipped} skipped, {copied} folios"
-    ))
 }

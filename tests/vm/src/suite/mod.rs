@@ -11,6 +11,7 @@ pub(crate) mod mover;
 mod report;
 mod runner;
 mod selection;
+mod selftests;
 mod smoke;
 mod stock;
 mod suspend;
@@ -114,6 +115,7 @@ pub(crate) const SUITES: &[&[Suite]] = &[
     smoke::SUITES,
     stock::SUITES,
     migration::SUITES,
+    selftests::SUITES,
     dcbm::SUITES,
     kshim::SUITES,
 ];
