@@ -144,8 +144,8 @@ pub(super) struct Cell {
     /// Instructions of the guest's processor in `move_pages`, interrupts included.
     pub(super) instructions_per_folio: f64,
     /// Of those, in the copy: `folio_mc_copy` of the kernel, or the migrator's
-    /// `offload_copy`; interrupts included.
-    pub(super) copy_instructions_per_folio: f64,
+    /// `offload_copy`; interrupts included. Nothing if it cannot be told.
+    pub(super) copy_instructions_per_folio: Option<f64>,
     pub(super) reads_per_folio: f64,
     pub(super) writes_per_folio: f64,
     pub(super) interrupts_per_folio: f64,
@@ -210,7 +210,7 @@ pub(super) fn folios(
         folios: moved,
         by_device,
         instructions_per_folio: per(report.number("/phase_ns/busy")?),
-        copy_instructions_per_folio: per(copying),
+        copy_instructions_per_folio: copying.map(per),
         reads_per_folio: per(total.mmio_reads),
         writes_per_folio: per(total.mmio_writes),
         interrupts_per_folio: per(total.interrupts),

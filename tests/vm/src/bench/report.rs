@@ -19,7 +19,8 @@ const FIGURES: &[(&str, Figure)] = &[
         |cell| format!("{:.0}", cell.instructions_per_folio),
     ),
     ("guest instructions per folio in the copy", |cell| {
-        format!("{:.0}", cell.copy_instructions_per_folio)
+        cell.copy_instructions_per_folio
+            .map_or_else(|| "?".into(), |count| format!("{count:.0}"))
     }),
     ("MMIO accesses per folio", |cell| {
         small(cell.reads_per_folio + cell.writes_per_folio)
@@ -219,7 +220,7 @@ mod tests {
             folios: 8,
             by_device: 8,
             instructions_per_folio: 1234.5,
-            copy_instructions_per_folio: 234.5,
+            copy_instructions_per_folio: Some(234.5),
             reads_per_folio: 3.0,
             writes_per_folio: 6.0,
             interrupts_per_folio: 0.03,

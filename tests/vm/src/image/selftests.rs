@@ -17,27 +17,20 @@ const PROGRAMS: &[&str] = &[
     "compaction_test",
     "cow",
     "folio_split_race_test",
-    "gup_longterm",
     "hugetlb-soft-offline",
-    "khugepaged",
     "ksm_functional_tests",
     "ksm_tests",
-    "memory-failure",
     "migration",
     "mkdirty",
     "mremap_test",
     "rmap",
     "split_huge_page_test",
     "transhuge-stress",
-    "uffd-stress",
-    "uffd-unit-tests",
 ];
 /// Linked with each program.
 const COMMON: &[&str] = &["vm_util.c", "hugepage_settings.c"];
-/// Linked with those whose names begin like it.
-const USERFAULTFD: (&str, &str) = ("uffd-", "uffd-common.c");
 /// What the folder's Makefile finds out about this machine, into a header of this name: that
-/// there is no liburing, without which some checks of two programs are skipped.
+/// there is no liburing, without which some checks of `cow` are skipped.
 const FOUND_OUT: &str = "local_config.h_gen";
 /// As the folder's Makefile has them, but static.
 const FLAGS: &[&str] = &[
@@ -79,7 +72,6 @@ pub(super) fn build() -> Result<Vec<PathBuf>> {
     fs::create_dir_all(&found_out)?;
     fs::write(found_out.join(FOUND_OUT), "")?;
     for name in PROGRAMS {
-        let more = name.starts_with(USERFAULTFD.0).then_some(USERFAULTFD.1);
         let mut command = Command::new("gcc");
         command
             .args(FLAGS)
@@ -95,7 +87,6 @@ pub(super) fn build() -> Result<Vec<PathBuf>> {
             .arg(folder.join(name))
             .arg(format!("{name}.c"))
             .args(COMMON)
-            .args(more)
             .args(LIBRARIES)
             .current_dir(&sources);
         tools::equip(&mut command)?;
