@@ -62,12 +62,7 @@ pub(super) fn print(results: &Results) {
         println!("Table 2, by number of 2 MiB folios: {title}");
         println!(
             "{}\n",
-            grid(
-                &results.huge,
-                "folios",
-                |cell| cell.at_once,
-                *figure
-            )
+            grid(&results.huge, "folios", |cell| cell.at_once, *figure)
         );
     }
     ratio(
@@ -100,11 +95,13 @@ fn share_of_cpu(cells: &[Cell], cell: &Cell) -> String {
             && other.folio_kib == cell.folio_kib
             && other.folios == cell.folios
     });
-    match baseline {
-        Some(cpu) if cell.copy_instructions_per_folio > 0.0 => {
-            let times = cpu.copy_instructions_per_folio / cell.copy_instructions_per_folio;
+    let cpu = baseline.and_then(|cpu| cpu.copy_instructions_per_folio);
+    match (cpu, cell.copy_instructions_per_folio) {
+        (Some(cpu), Some(count)) if count > 0.0 => {
+            let times = cpu / count;
             format!("1/{times:.*}", usize::from(times < 10.0))
         }
+        (Some(_), None) => "?".into(),
         _ => String::new(),
     }
 }
@@ -254,7 +251,7 @@ mod tests {
             cell(Migrator::Ptdma, 16, 2048),
             cell(Migrator::Ptdma, 16, 4),
         ];
-        cells[0].copy_instructions_per_folio = 23450.0;
+        cells[0].copy_instructions_per_folio = Some(23450.0);
         assert_eq!(share_of_cpu(&cells, &cells[1]), "1/100");
         assert_eq!(share_of_cpu(&cells, &cells[0]), "1/1.0");
         assert_eq!(share_of_cpu(&cells, &cells[2]), "");

@@ -196,7 +196,8 @@ fn is_complaint(line: &str) -> bool {
     let complains = ["warning:", "error:", "specified, but sparse"]
         .iter()
         .any(|word| line.contains(word));
-    complains && !line.starts_with("make") && !line.contains("the compiler differs")
+    let by_make = line.starts_with("make:") || line.starts_with("make[");
+    complains && !by_make && !line.contains("the compiler differs")
 }
 
 /// Removes the objects directly in a folder.
