@@ -136,6 +136,9 @@ impl Work {
     fn rows(&self, patches: &[PathBuf]) -> Result<Vec<Row>> {
         let steps = (patches.len() + 1) * Setting::ALL.len();
         let bar = step::bar("patches", steps as u64);
+        for setting in Setting::ALL {
+            let _ = fs::remove_file(self.log(setting));
+        }
         let mut rows = Vec::new();
         let mut unpatched = None;
         let mut with_option = Vec::new();
@@ -186,7 +189,7 @@ impl Work {
                 }
                 bar.inc(1);
                 if bar.is_hidden() {
-                    eprintln!("patch {number}, {}: built", setting.name());
+                    eprintln!("patch {number}, {}: done", setting.name());
                 }
             }
             rows.push(row);
@@ -206,10 +209,18 @@ impl Work {
         Ok(rows)
     }
 
+    fn build_folder(&self, setting: Setting) -> PathBuf {
+        self.twin.folder().join(format!("build-{}", setting.name()))
+    }
+
+    fn log(&self, setting: Setting) -> PathBuf {
+        self.build_folder(setting).with_extension("log")
+    }
+
     fn build(&self, setting: Setting, bar: &ProgressBar) -> Result<Built> {
-        let build = self.twin.folder().join(format!("build-{}", setting.name()));
+        let build = self.build_folder(setting);
         fs::create_dir_all(&build)?;
-        let log = build.with_extension("log");
+        let log = self.log(setting);
         let fragment = build.join(".ptdma-fragment");
         fs::write(&fragment, setting.fragment()?)?;
         let mut command = make(&self.twin, &build)?;
