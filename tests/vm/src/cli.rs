@@ -51,6 +51,9 @@ enum Command {
         /// Also the long runs
         #[arg(long)]
         soak: bool,
+        /// Also the long runs, of which none lasts longer than so many minutes
+        #[arg(long, value_name = "MINUTES", value_parser = clap::value_parser!(u64).range(1..=120))]
+        soak_minutes: Option<u64>,
         /// Run checks that fail again, this often; who passes then is reported as flaky
         #[arg(long, default_value_t = 0)]
         retry: u32,
@@ -153,6 +156,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<bool> {
             kernel,
             set,
             soak,
+            soak_minutes,
             retry,
             within,
             list,
@@ -162,17 +166,18 @@ pub(crate) fn dispatch(cli: Cli) -> Result<bool> {
                 filter,
                 kernel,
                 part: set,
-                soak,
+                soak: soak || soak_minutes.is_some(),
             };
             if list {
                 suite::list(&selection, json)?;
                 return Ok(true);
             }
-            let within = within.map(|minutes| Duration::from_secs(60 * minutes));
+            let minutes = |count| Duration::from_secs(60 * count);
             let manner = Manner {
                 retry,
                 json,
-                within,
+                within: within.map(minutes),
+                longest_soak: soak_minutes.map(minutes),
             };
             suite::run(&selection, manner)
         }

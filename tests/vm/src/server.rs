@@ -40,6 +40,8 @@ pub(crate) struct Counters {
     pub(crate) errors: u64,
     /// Interrupt messages sent.
     pub(crate) interrupts: u64,
+    /// Interrupt messages lost to a fault.
+    pub(crate) interrupts_lost: u64,
 }
 
 impl AddAssign for Counters {
@@ -52,6 +54,7 @@ impl AddAssign for Counters {
         self.bytes += other.bytes;
         self.errors += other.errors;
         self.interrupts += other.interrupts;
+        self.interrupts_lost += other.interrupts_lost;
     }
 }
 

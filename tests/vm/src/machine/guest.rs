@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::symlink;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -56,6 +56,8 @@ pub(crate) struct Guest {
     // Dropped first: the emulator, then the server, then the sockets.
     agent: Agent,
     qmp: Option<Qmp>,
+    /// The other end of the guest's second serial port, once it was used.
+    line: Option<UnixStream>,
     emulator: Group,
     server: Option<Server>,
     sockets: SocketDir,
@@ -67,6 +69,8 @@ pub(crate) struct Guest {
     judged: usize,
     /// Marks that have been put into the kernel's log.
     marks: u64,
+    /// The longest that a load of the long runs is kept up.
+    longest_soak: Option<Duration>,
 }
 
 impl Guest {
@@ -143,6 +147,7 @@ impl Guest {
         Ok(Self {
             agent,
             qmp: None,
+            line: None,
             emulator,
             server,
             sockets,
@@ -152,12 +157,24 @@ impl Guest {
             booted_after: began.elapsed(),
             judged: 0,
             marks: 0,
+            longest_soak: None,
         })
     }
 
     /// What this machine was asked to be.
     pub(crate) fn options(&self) -> &Options {
         &self.options
+    }
+
+    /// Has the loads of the long runs be kept up for this time at most.
+    pub(crate) fn limit_soak(&mut self, longest: Option<Duration>) {
+        self.longest_soak = longest;
+    }
+
+    /// How long to keep up a load that should last `whole`: less if a shorter run was asked for.
+    pub(crate) fn soak_time(&self, whole: Duration) -> Duration {
+        self.longest_soak
+            .map_or(whole, |longest| longest.min(whole))
     }
 
     /// `uname -r`.
@@ -362,6 +379,21 @@ impl Guest {
             Some(qmp) => qmp.execute(command, arguments),
             None => bail!("the emulator's control socket is gone"),
         }
+    }
+
+    /// Sends a line to the guest's second serial port (`/dev/ttyS1`), which wakes it if the port
+    /// may do that: the way to reach a guest whose agent does not answer.
+    pub(crate) fn send_line(&mut self, text: &str) -> Result<()> {
+        let stream = match self.line.take() {
+            Some(stream) => stream,
+            None => UnixStream::connect(self.sockets.path().join("line.sock"))
+                .context("the guest's second serial port")?,
+        };
+        self.transcript(&format!("[to ttyS1: {text}]\n"));
+        let stream = self.line.insert(stream);
+        stream.set_write_timeout(Some(COMMAND_LIMIT))?;
+        writeln!(stream, "{text}")?;
+        Ok(())
     }
 
     /// Ends the server process of one function (see [`Options::separate_servers`]), or

@@ -2,27 +2,29 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::mover::{FOLIO_KIB, PROGRAM_LIMIT, Report, get, mover, parse, refuses, run, set};
+use super::mover::{FOLIO_KIB, PROGRAM_LIMIT, Report, get, mover, parse, run, set};
 use super::workload::{self, Workload};
-use super::{BOTH, Check, FAST, Suite, suspend};
+use super::{BOTH, Check, FAST, Suite, kshim_controls, suspend};
 use crate::machine::{Guest, Iommu, Options};
 
-const PARAMETERS: &str = "/sys/module/ptdma_migrator/parameters";
-const OFFLOADING: &str = "/sys/module/ptdma_migrator/parameters/offloading";
-const CHANNELS: &str = "/sys/module/ptdma_migrator/parameters/nr_dma_chan";
+pub(super) const PARAMETERS: &str = "/sys/module/ptdma_migrator/parameters";
+pub(super) const OFFLOADING: &str = "/sys/module/ptdma_migrator/parameters/offloading";
+pub(super) const CHANNELS: &str = "/sys/module/ptdma_migrator/parameters/nr_dma_chan";
 const REASONS: &str = "/sys/module/ptdma_migrator/parameters/reason_mask";
-const SMALLEST: &str = "/sys/module/ptdma_migrator/parameters/min_batch_kb";
+pub(super) const SMALLEST: &str = "/sys/module/ptdma_migrator/parameters/min_batch_kb";
 pub(super) const TIMEOUT: &str = "/sys/module/ptdma_migrator/parameters/timeout_ms";
-const MIGRATED: &str = "/sys/module/ptdma_migrator/parameters/folios_migrated";
-const FAILURES: &str = "/sys/module/ptdma_migrator/parameters/folios_failures";
-const BYTES: &str = "/sys/module/ptdma_migrator/parameters/bytes_migrated";
+pub(super) const MIGRATED: &str = "/sys/module/ptdma_migrator/parameters/folios_migrated";
+pub(super) const FAILURES: &str = "/sys/module/ptdma_migrator/parameters/folios_failures";
+pub(super) const BYTES: &str = "/sys/module/ptdma_migrator/parameters/bytes_migrated";
 pub(super) const QUARANTINED: &str = "/sys/module/ptdma_migrator/parameters/folios_quarantined";
 
+const TRACE: &str = "/sys/kernel/tracing/trace";
+
 /// The counters that a check of every byte takes.
-const ALL: [&str; 3] = [MIGRATED, FAILURES, BYTES];
+pub(super) const ALL: [&str; 3] = [MIGRATED, FAILURES, BYTES];
 
 pub(super) const SUITES: &[Suite] = &[
     Suite {
@@ -36,7 +38,9 @@ pub(super) const SUITES: &[Suite] = &[
         },
         checks: &[
             Check::new("self-test", self_test).quick(BOTH),
-            Check::new("controls", controls).quick(BOTH),
+            Check::new("controls", kshim_controls::ranges).quick(BOTH),
+            Check::new("controls-act", kshim_controls::act).quick(FAST),
+            Check::new("statistics", kshim_controls::statistics).quick(FAST),
             Check::new("every-size", every_size).quick(FAST),
             Check::new("one-huge-folio", one_huge_folio).quick(FAST),
             Check::new("reasons", reasons).quick(FAST),
@@ -51,7 +55,8 @@ pub(super) const SUITES: &[Suite] = &[
             Check::new("reset-and-rebind", reset_and_rebind),
             Check::new("module-removal", module_removal).quick(FAST),
             Check::new("two-minutes", two_minutes),
-            Check::spoiling("suspend", suspend::healthy),
+            Check::spoiling("suspend-to-idle", suspend::to_idle).quick(FAST),
+            Check::spoiling("suspend-to-ram", suspend::to_ram),
             Check::spoiling("suspend-hung", suspend::hung),
             Check::soak("load-1000-times", load_1000_times),
             Check::soak("two-hours", two_hours),
@@ -143,7 +148,7 @@ pub(super) fn start(guest: &mut Guest, channels: usize) -> Result<()> {
     Ok(())
 }
 
-fn stop(guest: &mut Guest) -> Result<()> {
+pub(super) fn stop(guest: &mut Guest) -> Result<()> {
     set(guest, OFFLOADING, "0")?;
     guest.expect_clean_dmesg()
 }
@@ -164,7 +169,7 @@ fn reasons(guest: &mut Guest) -> Result<String> {
 }
 
 /// After faults: the module has complained, and gives everything back when it goes.
-fn stop_after_faults(guest: &mut Guest) -> Result<()> {
+pub(super) fn stop_after_faults(guest: &mut Guest) -> Result<()> {
     guest.server()?.clear_faults(None)?;
     set(guest, OFFLOADING, "0")?;
     ensure!(
@@ -176,7 +181,7 @@ fn stop_after_faults(guest: &mut Guest) -> Result<()> {
 }
 
 /// Every folio that moved was copied by the devices, and nothing else was.
-fn all_by_device(guest: &mut Guest, report: &Report) -> Result<()> {
+pub(super) fn all_by_device(guest: &mut Guest, report: &Report) -> Result<()> {
     let moved = report.folios_moved()?;
     let (migrated, failures) = (report.counter(MIGRATED)?, report.counter(FAILURES)?);
     let counters = guest.server()?.reset_counters()?;
@@ -218,71 +223,6 @@ fn self_test(guest: &mut Guest) -> Result<String> {
     guest.ok("rmmod ptdma_migrator")?;
     guest.expect_clean_dmesg()?;
     Ok(format!("{devices} channels"))
-}
-
-fn controls(guest: &mut Guest) -> Result<String> {
-    start(guest, 64)?;
-    // What is promised for sixteen channels.
-    let bytes: u64 = guest
-        .ok(&format!("cat {PARAMETERS}/memory_bytes"))?
-        .trim()
-        .parse()?;
-    ensure!(bytes < 2 << 20, "rings, pools and state take {bytes} bytes");
-    for (name, values) in [
-        ("nr_dma_chan", &["65", "-1", "x"][..]),
-        ("ring_entries", &["16", "1000", "16384"]),
-        ("stripe_kb", &["3", "2049"]),
-        ("poll_us", &["10001", "-1"]),
-        ("timeout_ms", &["9", "60001"]),
-        ("hybrid_percent", &["51"]),
-        ("min_batch_kb", &["1048577"]),
-        ("offloading", &["7"]),
-        ("reason_mask", &["whim", "0xffffffff"]),
-    ] {
-        for value in values {
-            refuses(guest, &format!("{PARAMETERS}/{name}"), value)?;
-        }
-    }
-    let name = guest.ok("cat /sys/kernel/mm/migrate_offload/migrator")?;
-    ensure!(name.trim() == "ptdma_migrator", "{name}");
-    let out = guest.sh("rmmod ptdma_migrator")?;
-    ensure!(out.code != 0, "removed while registered");
-
-    // Each of them has its effect at once.
-    for (entries, kib) in [(32, 4), (8192, 4), (1024, 2048)] {
-        set(
-            guest,
-            &format!("{PARAMETERS}/ring_entries"),
-            &entries.to_string(),
-        )?;
-        // Bring-up has each engine fail once, to see where its head stays.
-        guest.server()?.reset_counters()?;
-        let report = run(guest, &mover(kib, "--bytes 8M", &ALL))?;
-        all_by_device(guest, &report)?;
-    }
-    set(guest, SMALLEST, "1048576")?;
-    let report = run(guest, &mover(4, "--bytes 4M", &[MIGRATED]))?;
-    ensure!(report.counter(MIGRATED)? == 0, "{report:?}");
-    // The cost model leaves a single page to the CPU, and a full batch to the engines.
-    set(guest, SMALLEST, "0")?;
-    let report = run(guest, &mover(4, "--bytes 4K", &[MIGRATED]))?;
-    ensure!(report.counter(MIGRATED)? == 0, "{report:?}");
-    set(guest, CHANNELS, "16")?;
-    let report = run(guest, &mover(4, "--bytes 4M", &[MIGRATED]))?;
-    ensure!(report.counter(MIGRATED)? == 1024, "{report:?}");
-    set(guest, &format!("{PARAMETERS}/hybrid_percent"), "25")?;
-    guest.server()?.reset_counters()?;
-    let report = run(guest, &mover(4, "--bytes 4M", &ALL))?;
-    let by_device = guest.server()?.reset_counters()?.bytes;
-    let all = report.counter(MIGRATED)? * 4096;
-    ensure!(
-        report.counter(FAILURES)? == 0 && by_device < all && by_device > all / 2,
-        "{by_device} of {all} bytes by the devices: {report:?}"
-    );
-    stop(guest)?;
-    guest.ok("rmmod ptdma_migrator")?;
-    guest.expect_clean_dmesg()?;
-    Ok(String::new())
 }
 
 fn every_size(guest: &mut Guest) -> Result<String> {
@@ -367,6 +307,16 @@ fn failed_descriptors(guest: &mut Guest) -> Result<String> {
     ))
 }
 
+/// A count of the channels, of all that are bound.
+fn sum_of(guest: &mut Guest, name: &str) -> Result<u64> {
+    let text = guest.ok(&format!(
+        "cat /sys/bus/pci/drivers/ptdma_migrator/0*/ptdma/{name}"
+    ))?;
+    text.lines()
+        .map(|line| line.trim().parse::<u64>().context(name.to_owned()))
+        .sum()
+}
+
 /// Every fault that the model has, while memory moves and is written.
 fn faults(guest: &mut Guest) -> Result<String> {
     let kinds: [(&str, Value); 10] = [
@@ -397,12 +347,28 @@ fn faults(guest: &mut Guest) -> Result<String> {
     for (name, kind) in kinds {
         start(guest, 16)?;
         set(guest, TIMEOUT, "400")?;
-        let fault = json!({"trigger": {"every": {"n": 40, "offset": 9}}, "kind": kind});
+        // One descriptor of a batch interrupts, which one in forty would hardly meet.
+        let trigger = match name {
+            "lost-interrupt" => json!("always"),
+            _ => json!({"every": {"n": 40, "offset": 9}}),
+        };
+        let fault = json!({"trigger": trigger, "kind": kind});
         guest.server()?.fault(None, &fault)?;
         let more = "--bytes 8M --rounds 4 --writers 1 --movers 2";
         let report = run(guest, &mover(4, more, &ALL))?;
         ensure!(report.counter(MIGRATED)? > 0, "{name}: {report:?}");
-        table.push(format!("{name} {}", report.counter(FAILURES)?));
+        let failures = report.counter(FAILURES)?;
+        let seen = guest.server()?.counters()?;
+        let spurious = sum_of(guest, "spurious_interrupts")?;
+        // That the fault has struck, as far as the device counts it.
+        let struck = match name {
+            "error" | "partial" | "no-source" | "no-destination" => seen.errors > 0 && failures > 0,
+            "lost-interrupt" => seen.interrupts_lost > 0,
+            "spurious-interrupt" => spurious > 0,
+            _ => true,
+        };
+        ensure!(struck, "{name}: nothing happened: {seen:?} {report:?}");
+        table.push(format!("{name} {failures}"));
         stop_after_faults(guest)?;
     }
     Ok(table.join(", "))
@@ -410,7 +376,7 @@ fn faults(guest: &mut Guest) -> Result<String> {
 
 /// An engine that stands still for good: halted if it can be, reset if not, and in use again.
 fn hangs(guest: &mut Guest) -> Result<String> {
-    for haltable in [true, false] {
+    for (haltable, heeds_halt) in [(true, true), (true, false), (false, true)] {
         start(guest, 16)?;
         set(guest, TIMEOUT, "300")?;
         let stall = json!({
@@ -418,8 +384,21 @@ fn hangs(guest: &mut Guest) -> Result<String> {
             "kind": {"stall": {"for": "ever", "haltable": haltable}},
         });
         guest.server()?.fault(Some(3), &stall)?;
+        if !heeds_halt {
+            let deaf = json!({"trigger": "now", "kind": "ignore_halt"});
+            guest.server()?.fault(Some(3), &deaf)?;
+        }
+        let recoveries = "echo 1 > /sys/kernel/tracing/events/ptdma_migrator/ptdma_recovery/enable";
+        guest.ok(&format!("{recoveries}; echo > {TRACE}"))?;
         let report = run(guest, &mover(4, "--bytes 8M --rounds 4 --writers 1", &ALL))?;
         ensure!(report.counter(MIGRATED)? > 0, "{report:?}");
+        let hangs = sum_of(guest, "hangs")?;
+        let resets = guest.ok(&format!("grep -c 'step=reset rc=0' {TRACE}; true"))?;
+        let needed = !(haltable && heeds_halt);
+        ensure!(
+            hangs > 0 && (resets.trim() != "0") == needed,
+            "{hangs} hangs, {resets} resets (haltable: {haltable}, heeds a halt: {heeds_halt})"
+        );
         // It comes back: its function is asked for work again.
         guest.server()?.clear_faults(None)?;
         guest.server()?.reset_counters()?;
@@ -534,7 +513,10 @@ fn soak(guest: &mut Guest, time: Duration) -> Result<String> {
     let (moved, failures) = (report.folios_moved()?, report.counter(FAILURES)?);
     ensure!(report.counter(MIGRATED)? > 0 && failures > 0, "{report:?}");
     stop_after_faults(guest)?;
-    Ok(format!("{moved} folios, {failures} of them failed first"))
+    let minutes = time.as_secs() / 60;
+    Ok(format!(
+        "{minutes} minutes: {moved} folios, {failures} of them failed first"
+    ))
 }
 
 fn two_minutes(guest: &mut Guest) -> Result<String> {
@@ -542,21 +524,30 @@ fn two_minutes(guest: &mut Guest) -> Result<String> {
 }
 
 fn two_hours(guest: &mut Guest) -> Result<String> {
-    soak(guest, Duration::from_secs(2 * 3600))
+    let time = guest.soak_time(Duration::from_secs(2 * 3600));
+    soak(guest, time)
 }
 
-/// Hot removal of two functions of sixteen under load.
+/// Hot removal of two functions of sixteen under load, and their return.
 fn unplug(guest: &mut Guest) -> Result<String> {
     start(guest, 16)?;
     let job = guest.start(
         &mover(4, "--bytes 8M --for-ms 6000 --movers 2 --writers 1", &[]),
         PROGRAM_LIMIT,
     )?;
+    const BOUND: &str = "ls -d /sys/bus/pci/drivers/ptdma_migrator/0* | wc -l";
     guest.unplug(15)?;
     guest.unplug(14)?;
-    guest.wait_ok(&job)?;
-    let left = guest.ok("ls -d /sys/bus/pci/drivers/ptdma_migrator/0*| wc -l")?;
+    let left = guest.ok(BOUND)?;
     ensure!(left.trim() == "14", "{left} functions are bound");
+    guest.replug()?;
+    let left = guest.ok(BOUND)?;
+    ensure!(left.trim() == "16", "{left} functions are bound again");
+    guest.wait_ok(&job)?;
+    guest.server()?.reset_counters()?;
+    run(guest, &mover(4, "--bytes 8M --rounds 2", &[]))?;
+    let each = guest.server()?.counters_by_device()?;
+    ensure!(each.iter().all(|c| c.bytes > 0), "{each:?}");
     set(guest, OFFLOADING, "0")?;
     guest.ok("rmmod ptdma_migrator")?;
     guest.expect_clean_dmesg()?;

@@ -6,6 +6,8 @@
 
 mod dcbm;
 mod kshim;
+mod kshim_binding;
+mod kshim_controls;
 mod migration;
 pub(crate) mod mover;
 mod report;
@@ -118,4 +120,5 @@ pub(crate) const SUITES: &[&[Suite]] = &[
     selftests::SUITES,
     dcbm::SUITES,
     kshim::SUITES,
+    kshim_binding::SUITES,
 ];

@@ -23,6 +23,8 @@ pub(crate) struct Manner {
     pub(crate) json: bool,
     /// Begin no check after this time.
     pub(crate) within: Option<Duration>,
+    /// The longest that a load of the long runs is kept up; none: as each wants it.
+    pub(crate) longest_soak: Option<Duration>,
 }
 
 /// Runs the selected checks; returns whether all passed, be it in a repetition.
@@ -38,7 +40,7 @@ pub(crate) fn run(selection: &Selection, manner: Manner) -> Result<bool> {
     let logs = run_dir::logs()?;
     let began = Instant::now();
     let deadline = manner.within.map(|limit| began + limit);
-    let mut outcomes = round(&plans, &logs.join("1"), deadline);
+    let mut outcomes = round(&plans, &logs.join("1"), deadline, manner);
     for again in 0..manner.retry {
         let failed = failed(&plans, &outcomes);
         if failed.is_empty() {
@@ -46,7 +48,7 @@ pub(crate) fn run(selection: &Selection, manner: Manner) -> Result<bool> {
         }
         let count: usize = failed.iter().map(|plan| plan.checks.len()).sum();
         eprintln!("\nREPEATING the {count} check(s) that failed, each on a machine of its own:");
-        for repeated in round(&failed, &logs.join((again + 2).to_string()), None) {
+        for repeated in round(&failed, &logs.join((again + 2).to_string()), None, manner) {
             if let Some(first) = outcomes.iter_mut().find(|one| one.name == repeated.name) {
                 first.repeated(repeated);
             }
@@ -97,12 +99,12 @@ fn failed(plans: &[Plan], outcomes: &[Outcome]) -> Vec<Plan> {
 }
 
 /// Runs the plans once.
-fn round(plans: &[Plan], logs: &Path, deadline: Option<Instant>) -> Vec<Outcome> {
+fn round(plans: &[Plan], logs: &Path, deadline: Option<Instant>, manner: Manner) -> Vec<Outcome> {
     let total: usize = plans.iter().map(|plan| plan.checks.len()).sum();
     let bar = step::bar("guest tests", total as u64);
     let outcomes = plans
         .iter()
-        .flat_map(|plan| run_plan(plan, logs, &bar, deadline))
+        .flat_map(|plan| run_plan(plan, logs, &bar, deadline, manner))
         .collect();
     bar.finish_and_clear();
     outcomes
@@ -113,6 +115,7 @@ fn run_plan(
     logs: &Path,
     bar: &ProgressBar,
     deadline: Option<Instant>,
+    manner: Manner,
 ) -> Vec<Outcome> {
     let mut machine: Option<Guest> = None;
     let mut boots = 0;
@@ -137,7 +140,8 @@ fn run_plan(
                 };
                 folder = logs.join(format!("{}@{}-{boots}", plan.suite.name, plan.kernel));
                 match Guest::boot(options, &folder) {
-                    Ok(guest) => {
+                    Ok(mut guest) => {
+                        guest.limit_soak(manner.longest_soak);
                         boot = Some(began.elapsed().as_secs_f64());
                         began = Instant::now();
                         attempt(entry.check, guest, &mut machine)

@@ -1,12 +1,14 @@
 # Suspends the guest with a load at work, and looks at what is left of the module.
 #
 # Runs all by itself: after the first resume the host cannot reach the agent any more, so what
-# there is to say goes to the kernel's log. suspend.rs sets the variables in capitals.
-# The migrator is loaded and at work, and faults are in place.
+# there is to say goes to the kernel's log, and what it is told comes over the second serial port.
+# suspend.rs sets the variables in capitals. The migrator is loaded and at work, and faults are in
+# place.
 
 parameters=/sys/module/ptdma_migrator/parameters
 functions=/sys/bus/pci/devices
 tracing=/sys/kernel/tracing
+line=ttyS1
 
 say() {
 	echo "ptdma-suspend: $*" > /dev/kmsg
@@ -32,8 +34,27 @@ moving() {
 	fail "nothing is migrated $*"
 }
 
-echo "$DELAY" > /sys/module/suspend/parameters/pm_test_delay
-echo platform > /sys/power/pm_test || fail "the kernel cannot rehearse suspending"
+# The host says this word.
+told() {
+	read -r -t 300 word <&3 || fail "the host does not say $1"
+	[ "$word" = "$1" ] || fail "the host says $word instead of $1"
+}
+
+exec 3<> /dev/$line
+case $HOW in
+idle)
+	state=freeze
+	echo enabled > /sys/class/tty/$line/power/wakeup || fail "$line cannot wake the machine"
+	# The host waits for the kernel's word that it is about to stand still.
+	echo 1 > /sys/power/pm_debug_messages
+	echo 8 > /proc/sys/kernel/printk
+	echo N > /sys/module/printk/parameters/console_suspend
+	;;
+ram)
+	state=mem
+	echo deep > /sys/power/mem_sleep || fail "the machine cannot suspend to RAM"
+	;;
+esac
 # User space stands still only between two calls, each of which is long on a debug kernel.
 echo 60000 > /sys/power/pm_freeze_timeout
 echo 1 > $tracing/events/ptdma_migrator/ptdma_recovery/enable || fail "no trace events"
@@ -42,13 +63,21 @@ slept=$(cat /sys/power/suspend_stats/success)
 mover --folio 4K --bytes 8M --for-ms 600000 --until /tmp/awake --movers 2 --writers 1 \
 	> /tmp/load 2>&1 &
 load=$!
+woken=
 for suspend in $(seq "$TIMES"); do
 	moving "before suspend $suspend of $TIMES"
 	# Not earlier: the module would make use of it.
 	[ -z "$MAY_RESET" ] || echo default > $functions/$MAY_RESET/reset_method
-	echo freeze > /sys/power/state ||
+	say "about to suspend $suspend of $TIMES"
+	told suspend
+	echo $state > /sys/power/state ||
 		fail "suspend $suspend of $TIMES: $(grep . /sys/power/suspend_stats/last_* | tr '\n' ' ')"
 	say "awake from suspend $suspend of $TIMES"
+	if [ $HOW = idle ]; then
+		told wake
+		irq=$(cat /sys/power/pm_wakeup_irq)
+		woken="$woken${woken:+,}$(grep -c "^ *$irq:.*$line" /proc/interrupts)"
+	fi
 done
 moving "after the last resume"
 touch /tmp/awake
@@ -78,4 +107,4 @@ done
 echo 0 > $parameters/offloading
 rmmod ptdma_migrator || fail "the module stays"
 say "end {\"slept\":$slept,\"after\":$after,\"passed\":$passed,\"quarantined\":$quarantined,\
-\"resets\":[$resets],\"masters\":[$masters]}"
+\"woken\":[$woken],\"resets\":[$resets],\"masters\":[$masters]}"
