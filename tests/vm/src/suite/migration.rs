@@ -403,7 +403,12 @@ fn long_mix(guest: &mut Guest) -> Result<String> {
         mover(16, "--kind shmem --bytes 8M --for-ms 300000 --overlap", &[]),
     ]
     .iter()
-    .map(|command| guest.start(command, LIMIT))
+    .map(|command| {
+        let job = guest.start(command, LIMIT)?;
+        // The size of folios is a setting of the whole machine: the next one changes it.
+        guest.ok("sleep 5")?;
+        Ok(job)
+    })
     .collect::<Result<Vec<_>>>()?;
     let modes = [
         "half", "late", "fail", "copy", "lie", "decline", "refuse", "copy",
