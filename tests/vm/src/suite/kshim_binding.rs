@@ -38,6 +38,7 @@ pub(super) const SUITES: &[Suite] = &[
         kernels: FAST,
         machine: || Options {
             devices: MOST,
+            separate_servers: true,
             modules: vec!["kshim"],
             ..Options::default()
         },
