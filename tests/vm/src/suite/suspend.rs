@@ -51,7 +51,7 @@ impl How {
             // A channel that came up once may not come up again.
             Self::Idle => 3,
             // The second time (Linux 7.3.4 on QEMU 11.1) the emulator does not suspend, and the
-            // kernel goes on at once, with or without our functions.
+            // kernel goes on at once. Seen with functions present; why is not known.
             Self::Ram => 1,
         }
     }
