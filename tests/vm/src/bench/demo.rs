@@ -12,10 +12,8 @@ use crate::{build, run_dir, step};
 
 /// PTDMA functions: as many as the machine of the published tables has.
 const CHANNELS: usize = 16;
-/// Memory moved for each cell: a few batches of the kernel's default size.
-const MOVED_MIB: u64 = 16;
-/// To and fro.
-const ROUNDS: u64 = 4;
+/// Memory that moves at once: a few batches of the kernel's default size.
+const AT_ONCE_KIB: u64 = 16 << 10;
 /// Threads that write to the pages while they move.
 const WRITERS: u64 = 2;
 /// Smallest, middle and largest folio of the published tables, in KiB.
@@ -28,8 +26,9 @@ pub(crate) fn run() -> Result<bool> {
     let logs = run_dir::logs()?;
     let table = moves(&logs).with_context(|| format!("logs: {}", logs.display()))?;
     println!(
-        "{CHANNELS} channels, {MOVED_MIB} MiB moved to and fro {ROUNDS} times by move_pages(2) while \
-         {WRITERS} threads write to it"
+        "{CHANNELS} channels, {} MiB moved for each line by move_pages(2) while {WRITERS} threads \
+         write to it",
+        (AT_ONCE_KIB * measure::TIMES) >> 10
     );
     println!("{table}");
     println!(
@@ -71,9 +70,13 @@ fn moves(logs: &std::path::Path) -> Result<Table> {
             bar.set_message(format!("{migrator}, {kib} KiB"));
             let migrated = migrator.migrated_file();
             let files: Vec<&str> = migrated.iter().map(String::as_str).collect();
+            let (folios, rounds) = measure::folios_and_rounds(kib, AT_ONCE_KIB / kib);
             let command = mover::mover(
                 kib,
-                &format!("--bytes {MOVED_MIB}M --rounds {ROUNDS} --writers {WRITERS}"),
+                &format!(
+                    "--bytes {}K --rounds {rounds} --writers {WRITERS}",
+                    folios * kib
+                ),
                 &files,
             );
             guest.server()?.reset_counters()?;

@@ -18,7 +18,7 @@ pub(super) const TIMES: u64 = 4;
 ///
 /// The kernel splits a large folio below 2 MiB that migrates again: it was mapped by
 /// pages, and counts as partly mapped since. Of those, there are more instead.
-fn folios_and_rounds(folio_kib: u64, count: u64) -> (u64, u64) {
+pub(super) fn folios_and_rounds(folio_kib: u64, count: u64) -> (u64, u64) {
     match folio_kib {
         4 | 2048 => (count, TIMES),
         _ => (count * TIMES, 1),
