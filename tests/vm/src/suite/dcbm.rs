@@ -275,13 +275,14 @@ fn swallowed_errors(guest: &mut Guest) -> Result<String> {
         "kind": {"error": {"code": 19}},
     });
     guest.server()?.fault(None, &fault)?;
+    let counted_before = get(guest, FAILURES)?;
     let out = guest.sh_within(
         &mover(4, "--bytes 4M --rounds 1", &[MIGRATED, FAILURES]),
         PROGRAM_LIMIT,
     )?;
     guest.server()?.clear_faults(None)?;
     let errors = guest.server()?.counters()?.errors;
-    let failures = get(guest, FAILURES)?;
+    let failures = get(guest, FAILURES)? - counted_before;
     ensure!(errors > 0, "no descriptor failed");
     ensure!(
         out.code == 1 && out.text.contains("FAIL: after the moves: page"),
