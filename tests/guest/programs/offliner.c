@@ -14,8 +14,8 @@
 enum { MAX_BLOCKS = 4096 };
 
 /* A page that somebody else holds for a moment refuses a block (-EBUSY): ask again. */
-#define TRIES 5
-#define PAUSE_US 20000
+#define TRIES 20
+#define PAUSE_US 50000
 
 static uint64_t block_bytes(void)
 {
