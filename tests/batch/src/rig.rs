@@ -4,9 +4,14 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use batch_copy::{Engines, Port, PtdmaQueue, Wait, WaitFor, Wake};
+use batch_copy::{
+    Batch, CpuCopier, Engines, Host, Mapper, Options, Outcome, OverlapCheck, Port, PtdmaQueue,
+    Report, Rescue, Wait, WaitFor, Wake,
+};
 use ptdma::{Channel, ChannelConfig, Limits, Signalling};
 use ptdma_model::{BusRing, BusSpace, Counters, Model, ModelConfig};
+
+use crate::memory::Memory;
 
 /// Most channels of a rig.
 pub const MAX_CHANNELS: usize = 16;
@@ -120,6 +125,33 @@ impl Rig {
             steps: 1000,
             round_ns: 1000,
         }
+    }
+
+    /// Runs a batch of all folios of `memory`, and compares memory with what it reports.
+    ///
+    /// # Panics
+    ///
+    /// If the batch is refused, or an outcome is not what memory holds.
+    pub fn run<W: Wait, M: Mapper, K: CpuCopier, R: Rescue>(
+        &self,
+        memory: &Memory,
+        options: &Options,
+        host: &mut Host<W, M, K, R>,
+    ) -> (Report, Vec<Outcome>) {
+        // An outcome that the batch forgets to write stays a claim, which memory refutes.
+        let mut outcomes = vec![Outcome::Dma; memory.folios.len()];
+        let report = Batch::<MAX_CHANNELS>::new()
+            .run(
+                &self.engines,
+                &memory.folios[..],
+                OverlapCheck::CallerKnows,
+                options,
+                host,
+                &mut outcomes,
+            )
+            .expect("a sound batch");
+        memory.verify(&outcomes).expect("outcomes hold");
+        (report, outcomes)
     }
 
     /// What all functions counted, added up.

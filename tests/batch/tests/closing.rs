@@ -4,12 +4,10 @@
 
 use std::cell::Cell;
 
-use batch_copy::{
-    Batch, FailReason, Host, Options, Outcome, OverlapCheck, Report, Wait, WaitFor, Wake,
-};
+use batch_copy::{FailReason, Host, Options, Outcome, Report, Wait, WaitFor, Wake};
 use ptdma::Signalling;
 use ptdma_batch_tests::memory::{Layout, Memory};
-use ptdma_batch_tests::rig::{MAX_CHANNELS, Rig, Setup};
+use ptdma_batch_tests::rig::{Rig, Setup};
 use ptdma_model::fault::StallFor;
 use ptdma_model::{Fault, FaultKind, Trigger};
 
@@ -106,19 +104,8 @@ struct Run {
 }
 
 fn run(rig: &Rig, memory: &Memory, order: &[usize], steps: u64, options: &Options) -> Run {
-    let mut outcomes = vec![Outcome::Dma; memory.folios.len()];
     let mut host = Host::new(Ordered::new(rig, order, steps));
-    let report = Batch::<MAX_CHANNELS>::new()
-        .run(
-            &rig.engines,
-            &memory.folios[..],
-            OverlapCheck::CallerKnows,
-            options,
-            &mut host,
-            &mut outcomes,
-        )
-        .unwrap();
-    memory.verify(&outcomes).unwrap();
+    let (report, outcomes) = rig.run(&memory, options, &mut host);
     assert_eq!(report.unaccounted_bytes, 0, "{report:?}");
     assert!(!report.late, "{report:?}");
     Run {

@@ -8,11 +8,11 @@ use std::rc::Rc;
 use batch_copy::{
     Batch, CopyChannel, Engines, FailReason, Folio, Health, Host, Limits, MapError, Mapper,
     Options, Outcome, OverlapCheck, Piece, Port, PrepError, Prepared, Progress, Report, Rescue,
-    Segment, Service, SkipReason, Stopped, Wait, WaitFor, Wake,
+    Segment, Service, Stopped, Wait, WaitFor, Wake,
 };
 use ptdma::{Cookie, DmaAddr};
 use ptdma_batch_tests::memory::{Layout, Memory};
-use ptdma_batch_tests::rig::{MAX_CHANNELS, Rig, Setup};
+use ptdma_batch_tests::rig::{Rig, Setup};
 use ptdma_model::fault::StallFor;
 use ptdma_model::{Fault, FaultKind, Model};
 
@@ -53,7 +53,7 @@ impl Rescue for NoReset {
 
 /// Eight folios on one channel, whose engine fails the second one and hangs at the fourth; the
 /// failure makes the batch give the whole burst up, since the mapper answers differently.
-fn given_up<R: Rescue>(rescue: impl FnOnce(Model) -> R) -> (Rig, Memory, Report, [Outcome; 8], R) {
+fn given_up<R: Rescue>(rescue: impl FnOnce(Model) -> R) -> (Rig, Memory, Report, Vec<Outcome>, R) {
     let rig = Rig::new(Setup::default());
     let memory = Memory::new(&rig.bus, &[4096; 8], Layout::Scattered, 2);
     rig.models[0].inject(Fault::at(1, FaultKind::Error { code: 19 }));
@@ -69,22 +69,11 @@ fn given_up<R: Rescue>(rescue: impl FnOnce(Model) -> R) -> (Rig, Memory, Report,
             asked: vec![false; 8],
         })
         .with_rescue(rescue(rig.models[0].clone()));
-    let mut outcomes = [Outcome::Dma; 8];
     let options = Options {
         hang_ns: 1_000_000,
         ..Options::default()
     };
-    let report = Batch::<MAX_CHANNELS>::new()
-        .run(
-            &rig.engines,
-            &memory.folios[..],
-            OverlapCheck::CallerKnows,
-            &options,
-            &mut host,
-            &mut outcomes,
-        )
-        .unwrap();
-    memory.verify(&outcomes).unwrap();
+    let (report, outcomes) = rig.run(&memory, &options, &mut host);
     let rescue = host.rescue;
     (rig, memory, report, outcomes, rescue)
 }
@@ -168,22 +157,11 @@ fn an_engine_that_works_in_silence_does_not_hang() {
         rig: &rig,
         now_ns: Cell::new(0),
     });
-    let mut outcomes = [Outcome::NotAttempted(SkipReason::Declined); 40];
     let options = Options {
         hang_ns: 1_000_000,
         ..Options::default()
     };
-    let report = Batch::<MAX_CHANNELS>::new()
-        .run(
-            &rig.engines,
-            &memory.folios[..],
-            OverlapCheck::CallerKnows,
-            &options,
-            &mut host,
-            &mut outcomes,
-        )
-        .unwrap();
-    memory.verify(&outcomes).unwrap();
+    let (report, _outcomes) = rig.run(&memory, &options, &mut host);
     assert!(report.is_complete(), "{report:?}");
     for channel in 0..2 {
         let stats = rig.engines.channel_stats(channel).unwrap();

@@ -10,19 +10,8 @@ use ptdma_batch_tests::memory::{Layout, Memory};
 use ptdma_batch_tests::rig::{MAX_CHANNELS, Rig, Setup};
 
 fn run(rig: &Rig, memory: &Memory, options: &Options) -> (Report, Vec<Outcome>) {
-    let mut outcomes = vec![Outcome::NotAttempted(SkipReason::Declined); memory.folios.len()];
     let mut host = Host::new(rig.stepping());
-    let report = Batch::<MAX_CHANNELS>::new()
-        .run(
-            &rig.engines,
-            &memory.folios[..],
-            OverlapCheck::CallerKnows,
-            options,
-            &mut host,
-            &mut outcomes,
-        )
-        .expect("a sound batch");
-    memory.verify(&outcomes).expect("outcomes hold");
+    let (report, outcomes) = rig.run(memory, options, &mut host);
     (report, outcomes)
 }
 
@@ -117,21 +106,14 @@ fn rings_smaller_than_the_batch_are_refilled_and_never_run_dry() {
             let mut host = Host::new(rig.stepping());
             // The waiter looks about every four descriptors.
             host.wait.steps = 4;
-            let mut outcomes = vec![Outcome::Dma; 2000];
-            let report = Batch::<MAX_CHANNELS>::new()
-                .run(
-                    &rig.engines,
-                    &memory.folios[..],
-                    OverlapCheck::CallerKnows,
-                    &Options {
-                        channels,
-                        ..Options::default()
-                    },
-                    &mut host,
-                    &mut outcomes,
-                )
-                .unwrap();
-            memory.verify(&outcomes).unwrap();
+            let (report, _outcomes) = rig.run(
+                &memory,
+                &Options {
+                    channels,
+                    ..Options::default()
+                },
+                &mut host,
+            );
             assert!(report.is_complete());
             let counters = rig.counters();
             // An engine drains its ring once: at the end.
@@ -320,22 +302,11 @@ fn the_cpu_takes_its_share() {
             let memory = Memory::new(&rig.bus, &lens, layout, 3);
             let share = memory.bytes() / 5;
             let mut host = Host::new(rig.stepping()).with_cpu(memory.cpu());
-            let mut outcomes = vec![Outcome::Dma; lens.len()];
             let options = Options {
                 cpu_share_bytes: share,
                 ..Options::default()
             };
-            let report = Batch::<MAX_CHANNELS>::new()
-                .run(
-                    &rig.engines,
-                    &memory.folios[..],
-                    OverlapCheck::CallerKnows,
-                    &options,
-                    &mut host,
-                    &mut outcomes,
-                )
-                .unwrap();
-            memory.verify(&outcomes).unwrap();
+            let (report, _outcomes) = rig.run(&memory, &options, &mut host);
             assert!(report.is_complete(), "{report:?}");
             assert!(report.cpu_bytes > 0);
             assert_eq!(host.cpu.bytes, report.cpu_bytes);

@@ -3,13 +3,10 @@
 //! memory is what was reported, and nobody writes afterwards.
 #![allow(missing_docs)]
 
-use batch_copy::{
-    Batch, FailReason, Host, Options, Outcome, OverlapCheck, Piece, Report, Rescue, Service,
-    SkipReason,
-};
+use batch_copy::{FailReason, Host, Options, Outcome, Piece, Report, Rescue, Service, SkipReason};
 use ptdma::Signalling;
 use ptdma_batch_tests::memory::{Layout, Memory};
-use ptdma_batch_tests::rig::{MAX_CHANNELS, Rig, Setup};
+use ptdma_batch_tests::rig::{Rig, Setup};
 use ptdma_model::fault::StallFor;
 use ptdma_model::{Fault, FaultKind, ModelConfig, Side, Trigger};
 
@@ -96,7 +93,6 @@ fn run(case: &Case, faults: &[Fault]) -> (Rig, Memory, Run) {
     for fault in faults {
         victim.inject(fault.clone());
     }
-    let mut outcomes = vec![Outcome::Dma; memory.folios.len()];
     let mut host = Host::new(rig.stepping())
         .with_cpu(memory.cpu())
         .with_rescue(Reset {
@@ -113,17 +109,7 @@ fn run(case: &Case, faults: &[Fault]) -> (Rig, Memory, Run) {
         repair: case.repair,
         ..Options::default()
     };
-    let report = Batch::<MAX_CHANNELS>::new()
-        .run(
-            &rig.engines,
-            &memory.folios[..],
-            OverlapCheck::CallerKnows,
-            &options,
-            &mut host,
-            &mut outcomes,
-        )
-        .unwrap();
-    memory.verify(&outcomes).unwrap();
+    let (report, outcomes) = rig.run(&memory, &options, &mut host);
     assert_eq!(report.unaccounted_bytes, 0, "{report:?}");
     assert!(!report.late, "{report:?}");
     let left = outcomes.iter().filter(|o| !o.is_copied()).count();

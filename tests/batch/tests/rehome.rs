@@ -2,9 +2,9 @@
 //! apart when something goes wrong again.
 #![allow(missing_docs)]
 
-use batch_copy::{Batch, FailReason, Host, Options, Outcome, OverlapCheck, Wait, WaitFor, Wake};
+use batch_copy::{FailReason, Host, Options, Outcome, Wait, WaitFor, Wake};
 use ptdma_batch_tests::memory::{Layout, Memory};
-use ptdma_batch_tests::rig::{MAX_CHANNELS, Rig, Setup};
+use ptdma_batch_tests::rig::{Rig, Setup};
 use ptdma_model::{Fault, FaultKind};
 
 const FOLIO_BYTES: u64 = 1 << 20;
@@ -48,18 +48,7 @@ fn a_failure_behind_the_seam_is_not_that_of_the_folio_before_it() {
         rig: &rig,
         now_ns: 0,
     });
-    let mut outcomes = [Outcome::Dma; 2];
-    let report = Batch::<MAX_CHANNELS>::new()
-        .run(
-            &rig.engines,
-            &memory.folios[..],
-            OverlapCheck::CallerKnows,
-            &Options::default(),
-            &mut host,
-            &mut outcomes,
-        )
-        .unwrap();
-    memory.verify(&outcomes).unwrap();
+    let (report, outcomes) = rig.run(&memory, &Options::default(), &mut host);
     // One descriptor on each channel, and the second one again on the first.
     assert_eq!((report.channels, report.descriptors), (2, 3), "{report:?}");
     assert_eq!(report.moved_bytes, FOLIO_BYTES, "{report:?}");

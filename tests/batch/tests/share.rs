@@ -1,13 +1,11 @@
 //! The CPU's share of a batch: whoever is done first takes something of what the other still has.
 #![allow(missing_docs)]
 
-use batch_copy::{
-    Batch, CpuCopier, CpuCopyError, Host, Options, Outcome, OverlapCheck, Piece, Report, SkipReason,
-};
+use batch_copy::{CpuCopier, CpuCopyError, Host, Options, Piece, Report};
 use proptest::prelude::*;
 use ptdma::Signalling;
 use ptdma_batch_tests::memory::{Cpu, Layout, Memory};
-use ptdma_batch_tests::rig::{MAX_CHANNELS, Rig, Setup};
+use ptdma_batch_tests::rig::{Rig, Setup};
 
 /// A CPU that takes its time: every function makes some steps while it copies a chunk.
 struct Paced<'a> {
@@ -29,7 +27,6 @@ impl CpuCopier for Paced<'_> {
 
 /// Runs the batch and checks that every byte was copied once, by the one or the other.
 fn run(rig: &Rig, memory: &Memory, share: u64, steps: u64) -> Report {
-    let mut outcomes = vec![Outcome::NotAttempted(SkipReason::Declined); memory.folios.len()];
     let mut host = Host::new(rig.stepping()).with_cpu(Paced {
         cpu: memory.cpu(),
         rig,
@@ -40,17 +37,7 @@ fn run(rig: &Rig, memory: &Memory, share: u64, steps: u64) -> Report {
         budget_ns: u64::MAX,
         ..Options::default()
     };
-    let report = Batch::<MAX_CHANNELS>::new()
-        .run(
-            &rig.engines,
-            &memory.folios[..],
-            OverlapCheck::CallerKnows,
-            &options,
-            &mut host,
-            &mut outcomes,
-        )
-        .expect("a sound batch");
-    memory.verify(&outcomes).expect("outcomes hold");
+    let (report, _outcomes) = rig.run(&memory, &options, &mut host);
     assert!(report.is_complete(), "{report:?}");
     assert_eq!(report.cpu_bytes, host.cpu.cpu.bytes);
     assert_eq!(report.dma_bytes, rig.counters().bytes);
