@@ -105,7 +105,7 @@ struct Run {
 
 fn run(rig: &Rig, memory: &Memory, order: &[usize], steps: u64, options: &Options) -> Run {
     let mut host = Host::new(Ordered::new(rig, order, steps));
-    let (report, outcomes) = rig.run(&memory, options, &mut host);
+    let (report, outcomes) = rig.run(memory, options, &mut host);
     assert_eq!(report.unaccounted_bytes, 0, "{report:?}");
     assert!(!report.late, "{report:?}");
     Run {

@@ -37,7 +37,7 @@ fn run(rig: &Rig, memory: &Memory, share: u64, steps: u64) -> Report {
         budget_ns: u64::MAX,
         ..Options::default()
     };
-    let (report, _outcomes) = rig.run(&memory, &options, &mut host);
+    let (report, _outcomes) = rig.run(memory, &options, &mut host);
     assert!(report.is_complete(), "{report:?}");
     assert_eq!(report.cpu_bytes, host.cpu.cpu.bytes);
     assert_eq!(report.dma_bytes, rig.counters().bytes);

@@ -24,8 +24,6 @@ const COPIES: u64 = 3000;
 /// The same on the debug kernel, where a copy takes about 8 ms, up to four channels; more
 /// channels share four times that.
 const COPIES_DEBUG: u64 = 1000;
-/// The stock driver's own bug, see above.
-const KNOWN: &[&str] = &["BUG: KASAN: slab-use-after-free in pt_cmd_callback+* [ptdma]"];
 /// Enough to see that a channel works.
 const FEW_COPIES: u64 = 50;
 /// dmatest fills and compares its buffers byte by byte, which is what takes the time
@@ -195,7 +193,7 @@ fn passes(guest: &mut Guest, copies: u64) -> Result<Counters> {
         summary == wanted,
         "dmatest: {summary:?}, wanted {wanted:?}\n{log}"
     );
-    guest.expect_clean_dmesg_but(KNOWN)?;
+    guest.expect_clean_dmesg()?;
     let counters = guest.server()?.counters()?;
     ensure!(
         counters.descriptors == wanted.tests && counters.errors == 0,
@@ -336,7 +334,7 @@ fn error_is_logged(guest: &mut Guest) -> Result<String> {
         log.contains("data error"),
         "dmatest compared and found nothing\n{log}"
     );
-    guest.expect_clean_dmesg_but(KNOWN)?;
+    guest.expect_clean_dmesg()?;
     passes(guest, FEW_COPIES)?;
     let text = line
         .split_once("PTDMA error: ")
@@ -363,7 +361,7 @@ fn error_is_swallowed(guest: &mut Guest) -> Result<String> {
         summary.tests == 100 && summary.failures == 0,
         "the stock driver has learned to report errors: {summary:?}\n{log}"
     );
-    guest.expect_clean_dmesg_but(KNOWN)?;
+    guest.expect_clean_dmesg()?;
     Ok(format!(
         "{} of {} descriptors failed in the device, {} reported",
         counters.errors, summary.tests, summary.failures
