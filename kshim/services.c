@@ -217,5 +217,10 @@ void ptdma_k_report(u32 index, u32 event, u64 code)
 			"channel %u does not come up again, and is out of use\n",
 			index);
 		break;
+	case PTDMA_EVENT_NOT_REFUSED:
+		pci_warn(chan->pdev,
+			 "channel %u does not refuse a wrong descriptor: treated with caution\n",
+			 index);
+		break;
 	}
 }

@@ -87,7 +87,8 @@ TRACE_EVENT(ptdma_channel_event,
 				       { PTDMA_EVENT_TERMINATED, "terminated" },
 				       { PTDMA_EVENT_NOT_STOPPED, "not_stopped" },
 				       { PTDMA_EVENT_REVIVED, "revived" },
-				       { PTDMA_EVENT_RETIRED, "retired" }),
+				       { PTDMA_EVENT_RETIRED, "retired" },
+				       { PTDMA_EVENT_NOT_REFUSED, "not_refused" }),
 		      __entry->code)
 );
 

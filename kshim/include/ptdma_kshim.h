@@ -206,6 +206,8 @@ struct ptdma_channel_stats {
  *	register.
  * @PTDMA_EVENT_REVIVED: The channel is in use again.
  * @PTDMA_EVENT_RETIRED: The channel does not come up again, and is out of use.
+ * @PTDMA_EVENT_NOT_REFUSED: At bring-up the engine did not refuse what it should:
+ *	where its head stays is not known.
  */
 enum ptdma_event {
 	PTDMA_EVENT_ERROR = 0,
@@ -216,6 +218,7 @@ enum ptdma_event {
 	PTDMA_EVENT_NOT_STOPPED = 5,
 	PTDMA_EVENT_REVIVED = 6,
 	PTDMA_EVENT_RETIRED = 7,
+	PTDMA_EVENT_NOT_REFUSED = 8,
 };
 
 /**

@@ -374,7 +374,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
 
     /// Waits, a bounded number of reads, for an engine that has reported an error to be halted,
     /// telling it to if it is not. The error is the last control value read.
-    fn await_halt(&self) -> Result<(), u32> {
+    pub(crate) fn await_halt(&self) -> Result<(), u32> {
         let mut control = self.regs.read(Register::Control);
         if control != ALL_ONES && control & QueueControl::HALT.bits() != 0 {
             return Ok(());

@@ -251,26 +251,54 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         let past = self.ring.issue();
         self.regs.write(Register::Tail, past);
         self.start();
-        let mut found = None;
-        while found.is_none() && !deadline.expired(clock) {
-            let raw = self.regs.read(Register::InterruptStatus);
-            if raw == ALL_ONES {
-                return Err(ProbeError::Faulted(self.set_fault(Fault::DeviceGone)));
-            }
-            if Interrupts::from_bits_retain(raw).contains(Interrupts::ERROR) {
-                found = match self.regs.read(Register::Head) {
-                    head if head == at => Some(ErrorHead::AtFailing),
-                    head if head == past => Some(ErrorHead::PastFailing),
-                    raw => {
-                        return Err(ProbeError::Faulted(self.set_fault(Fault::BadHead { raw })));
-                    }
-                };
-            }
-        }
+        let found = self
+            .await_refusal(at, past, clock, &mut deadline)
+            .map_err(ProbeError::Faulted)?;
         self.error_head = found.unwrap_or(ErrorHead::PastFailing);
         match self.terminate(clock, halt_deadline) {
             Ok(_) => found.ok_or(ProbeError::NotRefused),
             Err(e) => Err(ProbeError::NotStopped(e)),
+        }
+    }
+
+    /// Where the head is, at the slot `at` or `past` it, once the engine has refused the one
+    /// descriptor that it was given; nothing if it has not by the deadline.
+    fn await_refusal<C: Clock + ?Sized>(
+        &mut self,
+        at: u32,
+        past: u32,
+        clock: &C,
+        deadline: &mut Deadline,
+    ) -> Result<Option<ErrorHead>, Fault> {
+        loop {
+            // Asked before the look, so that there is a last look after the deadline: whoever
+            // looks may not have run for all of the time.
+            let last = deadline.expired(clock);
+            let raw = self.regs.read(Register::InterruptStatus);
+            if raw == ALL_ONES {
+                return Err(self.set_fault(Fault::DeviceGone));
+            }
+            let interrupts = Interrupts::from_bits_retain(raw);
+            if interrupts.contains(Interrupts::ERROR) {
+                break;
+            }
+            // An engine that ran it and stopped behind it: there is nothing to wait for.
+            let ran =
+                interrupts.contains(Interrupts::STOPPED) && self.regs.read(Register::Head) == past;
+            if last || ran {
+                return Ok(None);
+            }
+        }
+        // The head may move after the error is shown. What counts is where it comes to rest.
+        match self.await_halt() {
+            Ok(()) => {}
+            Err(ALL_ONES) => return Err(self.set_fault(Fault::DeviceGone)),
+            Err(_) => return Ok(None),
+        }
+        match self.regs.read(Register::Head) {
+            head if head == at => Ok(Some(ErrorHead::AtFailing)),
+            head if head == past => Ok(Some(ErrorHead::PastFailing)),
+            raw => Err(self.set_fault(Fault::BadHead { raw })),
         }
     }
 

@@ -195,6 +195,8 @@ pub enum Event {
     Revived = 6,
     /// The channel does not come up again, and is out of use.
     Retired = 7,
+    /// At bring-up the engine did not refuse what it should: where its head stays is not known.
+    NotRefused = 8,
 }
 
 /// Room for a `spinlock_t` with all of its debugging.

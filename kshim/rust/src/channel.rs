@@ -16,8 +16,10 @@ use crate::kernel;
 /// in work, at most 2 MiB, which takes 140 us. Waited for with interrupts off.
 const HALT_NS: u64 = 2_000_000;
 
-/// How long an engine gets to refuse a descriptor at bring-up, in nanoseconds.
-const PROBE_NS: u64 = 50_000_000;
+/// How long an engine gets to refuse a descriptor at bring-up, in nanoseconds. Silicon takes
+/// microseconds. An emulated engine is a thread, which a busy host was seen not to run for 50 ms;
+/// and an engine of which this is not known is treated with caution for as long as it is up.
+const PROBE_NS: u64 = 1_000_000_000;
 
 /// The kernel's clock.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +62,10 @@ impl KernelChannel {
         let deadline = Deadline::after(&clock, PROBE_NS);
         let error_head = match engine.probe_error_head(&clock, deadline) {
             Ok(error_head) => error_head,
-            Err(ProbeError::NotRefused) => ErrorHead::PastFailing,
+            Err(ProbeError::NotRefused) => {
+                kernel::report(number, Event::NotRefused, 0);
+                ErrorHead::PastFailing
+            }
             Err(_) => return Err(BringUpError::StillRunning { control: u32::MAX }),
         };
         Ok(Self {

@@ -1,6 +1,9 @@
 //! What a channel does for its user, on every kind of engine: order, wrap, full rings, stops.
 
-use ptdma::{Channel, ChannelConfig, ErrorHead, Fault, Notify, Signalling, SubmitError};
+use ptdma::regs::{Interrupts, QueueControl, Register};
+use ptdma::{
+    Channel, ChannelConfig, ErrorHead, Fault, Notify, RegisterIo, Signalling, SubmitError,
+};
 use ptdma_host_tests::rig::{Rig, Setup};
 use ptdma_model::{Fault as Injected, FaultKind};
 
@@ -305,6 +308,109 @@ fn the_probe_finds_where_the_head_stays() {
         };
         assert_eq!(cookies, [7; 64]);
     }
+}
+
+/// Registers of an engine that is not like the model's.
+struct Odd {
+    model: ptdma_model::Model,
+    kind: Oddity,
+    /// Reads of the control register since the error.
+    looks: std::cell::Cell<u32>,
+    first: std::cell::Cell<Option<u32>>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Oddity {
+    /// Shows its error a while before it halts, and its head is at the failed descriptor until
+    /// then.
+    HeadComesLate,
+    /// Runs what it should refuse.
+    RunsIt,
+}
+
+impl RegisterIo for Odd {
+    fn read(&self, register: Register) -> u32 {
+        let value = self.model.read(register);
+        let failed = self.model.counters().errors > 0;
+        match (self.kind, register) {
+            (_, Register::Head) if self.first.get().is_none() => self.first.set(Some(value)),
+            (Oddity::HeadComesLate, Register::Control) if failed => {
+                self.looks.set(self.looks.get() + 1);
+                if self.looks.get() < 5 {
+                    return value & !QueueControl::HALT.bits() | QueueControl::RUN.bits();
+                }
+            }
+            (Oddity::HeadComesLate, Register::Head) if failed && self.looks.get() < 5 => {
+                return self.first.get().unwrap();
+            }
+            (Oddity::RunsIt, Register::InterruptStatus) => {
+                return value & !Interrupts::ERROR.bits();
+            }
+            _ => {}
+        }
+        value
+    }
+
+    fn write(&self, register: Register, value: u32) {
+        self.model.write(register, value);
+    }
+}
+
+fn odd(kind: Oddity) -> (Rig, Channel<Odd, ptdma_model::BusRing>) {
+    // In both of them the head is past the descriptor in the end.
+    let rig = Rig::new(Setup {
+        auto_step: 1,
+        head_past_error: true,
+        ..Setup::default()
+    });
+    let registers = Odd {
+        model: rig.model.clone(),
+        kind,
+        looks: std::cell::Cell::default(),
+        first: std::cell::Cell::default(),
+    };
+    let ring = ptdma_model::BusRing::new(&rig.bus, 8).unwrap();
+    let Ok(channel) = Channel::bring_up(registers, ring, ChannelConfig::default()) else {
+        panic!("not brought up")
+    };
+    (rig, channel)
+}
+
+/// Where it is when the error shows is not where it stays: believing that would make a copy of
+/// what failed.
+#[test]
+fn the_probe_waits_until_the_head_has_come_to_rest() {
+    let (rig, mut channel) = odd(Oddity::HeadComesLate);
+    assert_eq!(
+        channel.probe_error_head(&rig.model, rig.deadline()),
+        Ok(ErrorHead::PastFailing)
+    );
+}
+
+#[test]
+fn the_probe_does_not_wait_for_an_engine_that_has_run_it() {
+    let (rig, mut channel) = odd(Oddity::RunsIt);
+    let before = rig.model.counters().mmio_reads;
+    assert_eq!(
+        channel.probe_error_head(&rig.model, rig.deadline()),
+        Err(ptdma::ProbeError::NotRefused)
+    );
+    let reads = rig.model.counters().mmio_reads - before;
+    assert!(reads < 20, "{reads} reads");
+}
+
+/// The one who probes may not have run for all of the time that the engine got.
+#[test]
+fn the_probe_looks_once_more_when_its_time_is_over() {
+    let mut rig = Rig::new(Setup {
+        auto_step: 1,
+        ..Setup::default()
+    });
+    let over = rig.deadline().with_poll_limit(0);
+    assert_eq!(
+        rig.channel.probe_error_head(&rig.model, over),
+        Ok(ErrorHead::AtFailing)
+    );
 }
 
 #[test]

@@ -237,6 +237,13 @@ impl Model {
         self.shared.state.lock().answers()
     }
 
+    /// Whether its queue is set up: it has a ring, runs, or may interrupt. Not after a reset, nor
+    /// after a driver has turned it off.
+    #[must_use]
+    pub fn programmed(&self) -> bool {
+        self.shared.state.lock().programmed()
+    }
+
     /// Adds a fault.
     pub fn inject(&self, fault: Fault) -> FaultId {
         let mut state = self.shared.state.lock();

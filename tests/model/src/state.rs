@@ -137,6 +137,11 @@ impl State {
         self.gone.is_none()
     }
 
+    /// Whether the queue is set up: it has a ring, runs, or may interrupt.
+    pub(crate) fn programmed(&self) -> bool {
+        self.running || !self.control.is_empty() || !self.enable.is_empty()
+    }
+
     // Registers.
 
     pub(crate) fn read(&mut self, offset: u64) -> u32 {

@@ -42,6 +42,8 @@ pub struct FunctionStatus {
     pub connected: bool,
     /// Whether it answers on the bus (see [`ptdma_model::FaultKind::AllOnes`]).
     pub answers: bool,
+    /// Whether its queue is set up (see [`Model::programmed`]).
+    pub programmed: bool,
     /// Number of maps that the client has made.
     pub maps: usize,
     /// Bytes that they cover.
@@ -119,6 +121,7 @@ impl Function {
             index: self.index,
             connected: self.connected.load(Ordering::Relaxed),
             answers: self.model.answers(),
+            programmed: self.model.programmed(),
             maps,
             mapped_bytes,
             counters,

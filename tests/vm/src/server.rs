@@ -69,6 +69,7 @@ impl Counters {
 #[derive(Deserialize)]
 struct Device {
     index: usize,
+    programmed: bool,
     counters: Counters,
 }
 
@@ -125,6 +126,13 @@ impl Server {
     /// Counts of all functions together.
     pub(crate) fn counters(&mut self) -> Result<Counters> {
         Ok(sum(&self.counters_by_device()?))
+    }
+
+    /// The functions whose queue is set up: it has a ring, runs, or may interrupt.
+    pub(crate) fn programmed(&mut self) -> Result<Vec<usize>> {
+        let devices = self.devices(&json!({"cmd": "counters"}))?;
+        let programmed = devices.into_iter().filter(|device| device.programmed);
+        Ok(programmed.map(|device| device.index).collect())
     }
 
     /// Sets all counts to zero and returns what they were, together.
@@ -185,6 +193,11 @@ impl Server {
     }
 
     fn collect(&mut self, request: &Value) -> Result<Vec<Counters>> {
+        let devices = self.devices(request)?;
+        Ok(devices.into_iter().map(|device| device.counters).collect())
+    }
+
+    fn devices(&mut self, request: &Value) -> Result<Vec<Device>> {
         let mut all = Vec::new();
         for process in &mut self.processes {
             let mut answer = process.request(request)?;
@@ -193,7 +206,7 @@ impl Server {
             all.extend(devices);
         }
         all.sort_by_key(|device| device.index);
-        Ok(all.into_iter().map(|device| device.counters).collect())
+        Ok(all)
     }
 }
 
@@ -309,7 +322,7 @@ mod tests {
 
     #[test]
     fn the_reply_of_the_server_is_understood() -> Result<()> {
-        let text = r#"{"index":3,"connected":true,"answers":true,"maps":12,"mapped_bytes":1,
+        let text = r#"{"index":3,"connected":true,"answers":true,"programmed":false,"maps":12,"mapped_bytes":1,
             "counters":{"mmio_reads":1,"mmio_writes":2,"reads":{"Head":1},"writes":{},
             "unknown_accesses":0,"doorbells":4,"run_writes":1,"descriptors":5,"bytes":6,
             "partial_bytes":0,"errors":7,"interrupts":8,"interrupts_lost":0}}"#;

@@ -57,8 +57,9 @@ impl How {
     }
 }
 
-/// Waits until the machine has suspended, sees that it stands still, and wakes it.
-fn sleep_and_wake(guest: &mut Guest, how: How) -> Result<()> {
+/// Waits until the machine has suspended, sees that it stands still and that the functions were
+/// taken out of use, but for those `left_on`, and wakes it.
+fn sleep_and_wake(guest: &mut Guest, how: How, left_on: &[usize]) -> Result<()> {
     match how {
         How::Idle => {
             // The last that the kernel says before its processors wait.
@@ -72,6 +73,11 @@ fn sleep_and_wake(guest: &mut Guest, how: How) -> Result<()> {
             }
         }
     }
+    let on = guest.server()?.programmed()?;
+    ensure!(
+        on == left_on,
+        "while the machine is suspended the queues of functions {on:?} are on, not {left_on:?}"
+    );
     let before = guest.server()?.counters()?;
     std::thread::sleep(SLEEP);
     let after = guest.server()?.counters()?;
@@ -97,8 +103,15 @@ fn awake_until(guest: &mut Guest, mark: &str) -> Result<()> {
 }
 
 /// Runs the script; functions are told by their index. Those `watched` are in its report, and
-/// the one that `may_reset` can be reset from the first time of suspending on.
-fn run(guest: &mut Guest, how: How, watched: &[usize], may_reset: Option<usize>) -> Result<Report> {
+/// the one that `may_reset` can be reset from the first time of suspending on. The queues of
+/// those `left_on` stay as they are while the machine is suspended.
+fn run(
+    guest: &mut Guest,
+    how: How,
+    watched: &[usize],
+    may_reset: Option<usize>,
+    left_on: &[usize],
+) -> Result<Report> {
     let times = how.times();
     let address = |function: &usize| guest.options().address_of(*function);
     let addresses: Vec<String> = watched.iter().map(address).collect();
@@ -116,7 +129,7 @@ fn run(guest: &mut Guest, how: How, watched: &[usize], may_reset: Option<usize>)
         // What comes next is not to be taken for what was there already.
         guest.expect_clean_console()?;
         guest.send_line("suspend")?;
-        sleep_and_wake(guest, how)?;
+        sleep_and_wake(guest, how, left_on)?;
     }
     let end = guest.wait_for_console(END, LIMIT)?;
     if let Some(why) = end.strip_prefix("failed: ") {
@@ -148,7 +161,9 @@ fn healthy(guest: &mut Guest, how: How) -> Result<String> {
         // On a busy host a batch was seen to take longer than the two seconds that it has by itself.
         set(guest, TIMEOUT, "20000")?;
     }
-    let report = run(guest, how, &[], None)?;
+    let refused = guest.server()?.counters()?.errors;
+    let report = run(guest, how, &[], None, &[])?;
+    let refused = guest.server()?.counters()?.errors - refused;
     if how == How::Idle {
         for time in 0..how.times() {
             ensure!(
@@ -164,6 +179,17 @@ fn healthy(guest: &mut Guest, how: How) -> Result<String> {
     ensure!(
         report.number("/quarantined")? == 0,
         "folios are in quarantine: {report:?}"
+    );
+    // Suspending and resuming took the channels down and up, not recovery; and each bring-up has
+    // its engine refuse a descriptor, to see where the head stays.
+    let brought_up = (devices * how.times()) as u64;
+    ensure!(
+        report.number("/recoveries")? == 0 && refused == brought_up,
+        "{refused} descriptors refused, {brought_up} wanted: {report:?}"
+    );
+    ensure!(
+        report.number("/stays")? == devices as u64,
+        "it is not known of every engine where its head stays: {report:?}"
     );
     guest.expect_clean_console()?;
     let times = how.times();
@@ -205,7 +231,7 @@ pub(super) fn hung(guest: &mut Guest) -> Result<String> {
     );
 
     let watched = [RESET, UNSTOPPABLE];
-    let report = run(guest, How::Idle, &watched, Some(RESET))?;
+    let report = run(guest, How::Idle, &watched, Some(RESET), &[UNSTOPPABLE])?;
     ensure!(
         report.number("/passed")? == devices as u64 - 1 && report.number("/after")? >= FOLIOS,
         "not all but one as before: {report:?}"

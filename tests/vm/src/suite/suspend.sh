@@ -34,6 +34,15 @@ moving() {
 	fail "nothing is migrated $*"
 }
 
+# A count of the channels, of all that are bound.
+sum() {
+	total=0
+	for count in /sys/bus/pci/drivers/ptdma_migrator/0*/ptdma/"$1"; do
+		total=$((total + $(cat "$count")))
+	done
+	echo $total
+}
+
 # The host says this word.
 told() {
 	read -r -t 300 word <&3 || fail "the host does not say $1"
@@ -59,6 +68,7 @@ esac
 echo 60000 > /sys/power/pm_freeze_timeout
 echo 1 > $tracing/events/ptdma_migrator/ptdma_recovery/enable || fail "no trace events"
 slept=$(cat /sys/power/suspend_stats/success)
+recoveries=$(sum recoveries)
 
 mover --folio 4K --bytes 8M --for-ms 600000 --until /tmp/awake --movers 2 --writers 1 \
 	> /tmp/load 2>&1 &
@@ -92,6 +102,8 @@ after=$(($(migrated) - before))
 echo 1 > $parameters/selftest || fail "the self-test: $(tr '\n' ' ' < $parameters/selftest)"
 passed=$(grep -c 'passed$' $parameters/selftest)
 quarantined=$(cat $parameters/folios_quarantined)
+recoveries=$(($(sum recoveries) - recoveries))
+stays=$(sum head_stays)
 
 # Of some functions the host wants to know whether they were reset, and may use the bus.
 resets=
@@ -107,4 +119,5 @@ done
 echo 0 > $parameters/offloading
 rmmod ptdma_migrator || fail "the module stays"
 say "end {\"slept\":$slept,\"after\":$after,\"passed\":$passed,\"quarantined\":$quarantined,\
+\"recoveries\":$recoveries,\"stays\":$stays,\
 \"woken\":[$woken],\"resets\":[$resets],\"masters\":[$masters]}"
