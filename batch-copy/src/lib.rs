@@ -130,7 +130,7 @@ pub use options::Options;
 pub use overlap::{Interval, OverlapCheck};
 pub use plan::{CutRules, Plan, Stretch, pieces};
 pub use policy::{CostModel, Decision, Policy};
-pub use queue::PtdmaQueue;
+pub use queue::{NoClock, Observer, PtdmaQueue};
 pub use reason::Reasons;
 pub use source::{FolioFn, FolioSource};
 pub use stats::{ChannelStats, Report, Totals};

@@ -479,6 +479,13 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         }
     }
 
+    /// Where the head is taken to stay on an error: what the configuration said, or what
+    /// [`Channel::probe_error_head`] found.
+    #[must_use]
+    pub const fn error_head(&self) -> ErrorHead {
+        self.error_head
+    }
+
     /// Counts since bring-up.
     #[must_use]
     pub fn stats(&self) -> Stats {

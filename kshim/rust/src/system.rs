@@ -4,17 +4,16 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use batch_copy::{Engines, NotIdle, Policy, Port, Service};
-use ptdma::{CoherentRing, Cookie, FunctionQuiesced, Mmio};
+use ptdma::{CoherentRing, Cookie, ErrorHead, FunctionQuiesced, Mmio};
 
 use crate::abi::{ChannelSetup, ChannelState, ChannelStats, Event, MAX_CHANNELS, Settings};
 use crate::batch;
-use crate::channel::{KernelChannel, bus};
+use crate::channel::{self, KernelQueue, bus};
 use crate::comeback::Comeback;
 use crate::errno;
 use crate::kernel::{self, KernelLock};
 
-pub(crate) type SystemEngines =
-    Engines<KernelChannel, KernelLock<Port<KernelChannel>>, MAX_CHANNELS>;
+pub(crate) type SystemEngines = Engines<KernelQueue, KernelLock<Port<KernelQueue>>, MAX_CHANNELS>;
 
 /// What is known of a channel number beside its engine.
 #[derive(Clone, Copy, Debug, Default)]
@@ -151,7 +150,7 @@ impl System {
         // SAFETY: the caller's promise.
         let ring = unsafe { CoherentRing::new(memory, bus(setup.ring_dma), entries) };
         let first = Cookie::new(self.with_seat(number, |seat| seat.next_cookie));
-        match KernelChannel::bring_up(number, registers, ring, setup, first) {
+        match channel::bring_up(number, registers, ring, setup, first) {
             Ok(channel) => match self.engines.put(number, channel) {
                 Ok(()) => {
                     self.with_seat(number, |seat| seat.comeback.arrived());
@@ -159,7 +158,7 @@ impl System {
                     0
                 }
                 Err(channel) => {
-                    channel.shut_down();
+                    channel::shut_down(number, channel);
                     -errno::EBUSY
                 }
             },
@@ -199,7 +198,7 @@ impl System {
             seat.comeback = Comeback::default();
         });
         if shut_down {
-            channel.shut_down();
+            channel::shut_down(number, channel);
         }
         true
     }
@@ -235,7 +234,10 @@ impl System {
             }
         };
         // Retired is proved stopped: its engine has halted, or its function was reset.
-        let works = channel.recover(FunctionQuiesced::by_owner()).is_ok();
+        let works = channel
+            .channel()
+            .recover(FunctionQuiesced::by_owner())
+            .is_ok();
         let next = batch_copy::CopyChannel::next_cookie(&channel).number();
         self.with_seat(number, |seat| {
             seat.next_cookie = next;
@@ -259,10 +261,10 @@ impl System {
             _ if seat.comeback.given_up => ChannelState::Retired,
             _ => ChannelState::Faulted,
         };
-        let engine = self
-            .engines
-            .with_channel(number, |channel| (channel.stats(), channel.head_stays()));
-        let head_stays = engine.is_some_and(|(_, stays)| stays);
+        let engine = self.engines.with_channel(number, |queue| {
+            (queue.channel().stats(), queue.channel().error_head())
+        });
+        let head_stays = engine.is_some_and(|(_, head)| head == ErrorHead::AtFailing);
         let engine = engine.map(|(stats, _)| stats).unwrap_or_default();
         let shared = self.engines.channel_stats(number).unwrap_or_default();
         ChannelStats {
