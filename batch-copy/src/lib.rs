@@ -64,7 +64,8 @@
 //!    with one doorbell. A ring that cannot hold it is refilled whenever half of it is free.
 //! 4. **Watch**: by polling, by interrupts, or by both ([`Wait`]), with a deadline. Several
 //!    batches on several CPUs share the channels: each [`Port`] knows how far its engine is and
-//!    which descriptors were lost, and each batch which ones are its own.
+//!    which descriptors were lost, and each batch which ones are its own. An [`Observer`] hears of
+//!    what goes wrong in a queue, for logs and traces.
 //! 5. **Account**: a failed descriptor is traced back to its bytes by walking the same stretch
 //!    again. Work of a channel that stopped moves to the others. At the end every byte is in
 //!    exactly one book (copied by an engine, copied by the CPU, failed, skipped, quarantined); if
