@@ -59,6 +59,8 @@ struct folio;
  * @reset_lock: Serialises recovery of this function.
  * @proofs: How often the function was proved stopped, under @reset_lock.
  * @recoveries: Successful recoveries.
+ * @sleeps: Times that a batch slept until the engine interrupts.
+ * @overdue_waits: Those of them that ended because their time was over.
  */
 struct ptdma_chan {
 	struct pci_dev *pdev;
@@ -79,6 +81,8 @@ struct ptdma_chan {
 	struct mutex reset_lock; /* resetting the function */
 	unsigned long proofs;
 	atomic_long_t recoveries;
+	atomic_long_t sleeps;
+	atomic_long_t overdue_waits;
 };
 
 /**

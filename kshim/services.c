@@ -113,10 +113,16 @@ bool ptdma_k_wait(struct ptdma_batch *batch, u32 index, u64 spin_ns,
 	if (!ptdma_has_event(batch, chan) && spin_ns < timeout_ns) {
 		/* The tick that is running counts as a whole one. */
 		unsigned long timeout = nsecs_to_jiffies(timeout_ns) + 1;
+		long left;
 
 		batch->sleeps++;
-		wait_event_timeout(chan->wq, ptdma_has_event(batch, chan),
-				   timeout);
+		atomic_long_inc(&chan->sleeps);
+		left = wait_event_timeout(chan->wq,
+					  ptdma_has_event(batch, chan),
+					  timeout);
+		/* 1: it has interrupted, but that is not what woke us. */
+		if (left <= 1)
+			atomic_long_inc(&chan->overdue_waits);
 	}
 
 	interrupted = ptdma_has_event(batch, chan);

@@ -40,14 +40,22 @@ PTDMA_COUNT(restarts);
 PTDMA_COUNT(stops);
 PTDMA_COUNT(hangs);
 
-static ssize_t recoveries_show(struct device *dev,
-			       struct device_attribute *attr, char *buf)
-{
-	struct ptdma_chan *chan = dev_get_drvdata(dev);
+/* What C counts, for as long as the function is bound. */
+#define PTDMA_BOUND_COUNT(count)					\
+	static ssize_t count##_show(struct device *dev,			\
+				    struct device_attribute *attr,	\
+				    char *buf)				\
+	{								\
+		struct ptdma_chan *chan = dev_get_drvdata(dev);		\
+									\
+		return sysfs_emit(buf, "%ld\n",				\
+				  atomic_long_read(&chan->count));	\
+	}								\
+	static DEVICE_ATTR_RO(count)
 
-	return sysfs_emit(buf, "%ld\n", atomic_long_read(&chan->recoveries));
-}
-static DEVICE_ATTR_RO(recoveries);
+PTDMA_BOUND_COUNT(recoveries);
+PTDMA_BOUND_COUNT(sleeps);
+PTDMA_BOUND_COUNT(overdue_waits);
 
 static ssize_t index_show(struct device *dev, struct device_attribute *attr,
 			  char *buf)
@@ -96,6 +104,8 @@ static struct attribute *ptdma_chan_attrs[] = {
 	&dev_attr_stops.attr,
 	&dev_attr_hangs.attr,
 	&dev_attr_recoveries.attr,
+	&dev_attr_sleeps.attr,
+	&dev_attr_overdue_waits.attr,
 	NULL
 };
 

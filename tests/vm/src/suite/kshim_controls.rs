@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::kshim::{
     ALL, BYTES, CHANNELS, FAILURES, MIGRATED, OFFLOADING, PARAMETERS, SMALLEST, TIMEOUT,
-    all_by_device, start, stop, stop_after_faults,
+    all_by_device, expect_woken, start, stop, stop_after_faults, sum_of,
 };
 use super::mover::{get, mover, refuses, run, set};
 use crate::machine::Guest;
@@ -182,10 +182,16 @@ pub(super) fn act(guest: &mut Guest) -> Result<String> {
     guest.ok(&format!("echo 1 > {EVENTS}/ptdma_batch_end/enable"))?;
     let slow = json!({"trigger": "always", "kind": {"delay": {"ns": 1_000_000}}});
     guest.server()?.fault(None, &slow)?;
+    let overdue = sum_of(guest, "overdue_waits")?;
     let (at_once, batches) = sleeps(guest, 0)?;
+    let overdue = sum_of(guest, "overdue_waits")? - overdue;
     let (spinning, _) = sleeps(guest, 10_000)?;
     guest.server()?.clear_faults(None)?;
     set(guest, POLL, "10")?;
+    ensure!(
+        overdue * 2 <= at_once,
+        "{overdue} of {at_once} sleeps were not ended by an interrupt"
+    );
     ensure!(
         at_once >= batches as u64 && spinning * 2 < at_once,
         "{at_once} sleeps of {batches} batches that do not spin, {spinning} of those that do"
@@ -247,7 +253,7 @@ pub(super) fn statistics(guest: &mut Guest) -> Result<String> {
     };
     let before = read(guest)?;
     guest.server()?.reset_counters()?;
-    let report = run(guest, &mover(64, "--bytes 8M --rounds 2", &ALL))?;
+    let report = run(guest, &mover(64, "--bytes 8M --rounds 8", &ALL))?;
     let seen = guest.server()?.counters_by_device()?;
     let after = read(guest)?;
     let grown = |count: usize, function: usize| after[count][function] - before[count][function];
@@ -265,6 +271,7 @@ pub(super) fn statistics(guest: &mut Guest) -> Result<String> {
             "function {function}, {names:?}: counted {counted:?}, the device saw {wanted:?}"
         );
     }
+    expect_woken(guest)?;
     let bytes: u64 = seen.iter().map(|one| one.bytes).sum();
     ensure!(bytes == report.counter(BYTES)? && bytes > 0, "{report:?}");
 
