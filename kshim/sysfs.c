@@ -41,21 +41,32 @@ PTDMA_COUNT(stops);
 PTDMA_COUNT(hangs);
 
 /* What C counts, for as long as the function is bound. */
-#define PTDMA_BOUND_COUNT(count)					\
-	static ssize_t count##_show(struct device *dev,			\
-				    struct device_attribute *attr,	\
-				    char *buf)				\
-	{								\
-		struct ptdma_chan *chan = dev_get_drvdata(dev);		\
-									\
-		return sysfs_emit(buf, "%ld\n",				\
-				  atomic_long_read(&chan->count));	\
-	}								\
-	static DEVICE_ATTR_RO(count)
+static ssize_t recoveries_show(struct device *dev,
+			       struct device_attribute *attr, char *buf)
+{
+	struct ptdma_chan *chan = dev_get_drvdata(dev);
 
-PTDMA_BOUND_COUNT(recoveries);
-PTDMA_BOUND_COUNT(sleeps);
-PTDMA_BOUND_COUNT(overdue_waits);
+	return sysfs_emit(buf, "%ld\n", atomic_long_read(&chan->recoveries));
+}
+static DEVICE_ATTR_RO(recoveries);
+
+static ssize_t sleeps_show(struct device *dev,
+			   struct device_attribute *attr, char *buf)
+{
+	struct ptdma_chan *chan = dev_get_drvdata(dev);
+
+	return sysfs_emit(buf, "%ld\n", atomic_long_read(&chan->sleeps));
+}
+static DEVICE_ATTR_RO(sleeps);
+
+static ssize_t overdue_waits_show(struct device *dev,
+				  struct device_attribute *attr, char *buf)
+{
+	struct ptdma_chan *chan = dev_get_drvdata(dev);
+
+	return sysfs_emit(buf, "%ld\n", atomic_long_read(&chan->overdue_waits));
+}
+static DEVICE_ATTR_RO(overdue_waits);
 
 static ssize_t index_show(struct device *dev, struct device_attribute *attr,
 			  char *buf)
