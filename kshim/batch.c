@@ -24,8 +24,13 @@ struct ptdma_totals ptdma_totals;
 /* Counted on in rust/tests/budget.rs. */
 static_assert(sizeof(struct ptdma_batch) <= 52 * SZ_1K);
 
-static void ptdma_batch_free(struct ptdma_batch *batch)
+/**
+ * ptdma_batch_free - Free a batch.
+ * @batch: The batch, out of the pool.
+ */
+void ptdma_batch_free(struct ptdma_batch *batch)
 {
+	timer_shutdown_sync(&batch->alarm);
 	kvfree(batch->scratch);
 	kvfree(batch);
 }
@@ -51,6 +56,8 @@ int ptdma_pool_init(void)
 			goto out_free;
 		}
 		ptdma_rs_scratch_init(batch->scratch);
+		rcuwait_init(&batch->sleeper);
+		timer_setup(&batch->alarm, ptdma_alarm, 0);
 		ptdma_batch_put(batch);
 	}
 	return 0;

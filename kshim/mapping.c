@@ -126,28 +126,7 @@ static noinline bool ptdma_map_windowed(struct ptdma_batch *batch,
 
 	part->src = window->src.addr + window->used;
 	part->dst = window->dst.addr + window->used;
-	part->windowed = true;
 	window->used += len;
-	return true;
-}
-
-static bool ptdma_map_single(struct ptdma_batch *batch, unsigned int chan,
-			     const struct ptdma_piece *piece,
-			     struct ptdma_part *part)
-{
-	struct device *dev = ptdma_dev(chan);
-
-	part->src = dma_map_phys(dev, piece->src, piece->len, DMA_TO_DEVICE, 0);
-	if (dma_mapping_error(dev, part->src))
-		return false;
-	part->dst = dma_map_phys(dev, piece->dst, piece->len, DMA_FROM_DEVICE,
-				 0);
-	if (dma_mapping_error(dev, part->dst)) {
-		dma_unmap_phys(dev, part->src, piece->len, DMA_TO_DEVICE, 0);
-		return false;
-	}
-	part->windowed = false;
-	batch->mapped |= BIT_ULL(chan);
 	return true;
 }
 
@@ -201,8 +180,13 @@ int ptdma_k_map(struct ptdma_batch *batch, u32 chan,
 		const struct ptdma_piece *piece, struct ptdma_segment *segment)
 {
 	u16 first = batch->first_part[piece->folio];
+	struct ptdma_chan *channel = ptdma_chans[chan];
+	struct device *dev = &channel->pdev->dev;
+	unsigned int nr = batch->nr_parts;
 	u64 end = piece->offset + piece->len;
+	u64 len = piece->len;
 	struct ptdma_part *part;
+	dma_addr_t src, dst;
 	u32 top = end;
 
 	if (first != PTDMA_NO_PART) {
@@ -218,25 +202,40 @@ int ptdma_k_map(struct ptdma_batch *batch, u32 chan,
 		top = max(top, known);
 	}
 
-	if (batch->nr_parts == PTDMA_ROUND_PARTS || piece->len > U32_MAX ||
-	    end > U32_MAX)
+	if (nr == PTDMA_ROUND_PARTS || len > U32_MAX || end > U32_MAX)
 		return -ENOSPC;
 
-	part = &batch->parts[batch->nr_parts];
-	if (!(ptdma_chans[chan]->translated &&
-	      ptdma_map_windowed(batch, chan, piece, part)) &&
-	    !ptdma_map_single(batch, chan, piece, part))
-		return -EIO;
+	part = &batch->parts[nr];
+	if (unlikely(channel->translated) &&
+	    ptdma_map_windowed(batch, chan, piece, part)) {
+		src = part->src;
+		dst = part->dst;
+		part->windowed = true;
+	} else {
+		src = dma_map_phys(dev, piece->src, len, DMA_TO_DEVICE, 0);
+		if (dma_mapping_error(dev, src))
+			return -EIO;
+		dst = dma_map_phys(dev, piece->dst, len, DMA_FROM_DEVICE, 0);
+		if (dma_mapping_error(dev, dst)) {
+			dma_unmap_phys(dev, src, len, DMA_TO_DEVICE, 0);
+			return -EIO;
+		}
+		part->src = src;
+		part->dst = dst;
+		part->windowed = false;
+		batch->mapped |= BIT_ULL(chan);
+	}
 
 	part->chan = chan;
 	part->offset = piece->offset;
-	part->len = piece->len;
+	part->len = len;
 	part->top = top;
 	part->next = first;
-	batch->first_part[piece->folio] = batch->nr_parts++;
-	segment->src = part->src;
-	segment->dst = part->dst;
-	segment->len = part->len;
+	batch->first_part[piece->folio] = nr;
+	batch->nr_parts = nr + 1;
+	segment->src = src;
+	segment->dst = dst;
+	segment->len = len;
 	return 0;
 }
 
@@ -311,22 +310,15 @@ void ptdma_unmap_channel(struct ptdma_batch *batch, unsigned int chan)
  */
 void ptdma_unmap_round(struct ptdma_batch *batch)
 {
-	u64 mapped = batch->mapped, needed = 0;
+	u64 mapped = batch->mapped;
 	unsigned int i;
 
 	/* Where bus addresses are physical ones, there is nothing to do. */
-	for (; mapped; mapped &= mapped - 1) {
-		unsigned int chan = __ffs64(mapped);
-
-		if (dma_need_unmap(ptdma_dev(chan)))
-			needed |= BIT_ULL(chan);
-	}
-	for (i = 0; needed && i < batch->nr_parts; i++) {
-		unsigned int chan = batch->parts[i].chan;
-
-		if (chan != PTDMA_NO_CHANNEL && needed & BIT_ULL(chan))
+	while (mapped && !dma_need_unmap(ptdma_dev(__ffs64(mapped))))
+		mapped &= mapped - 1;
+	for (i = 0; mapped && i < batch->nr_parts; i++)
+		if (batch->parts[i].chan != PTDMA_NO_CHANNEL)
 			ptdma_unmap_part(&batch->parts[i]);
-	}
 	batch->mapped = 0;
 	batch->nr_parts = 0;
 	for (i = 0; i < batch->nr_windows; i++)

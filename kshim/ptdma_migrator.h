@@ -14,7 +14,9 @@
 #include <linux/list.h>
 #include <linux/mutex.h>
 #include <linux/pci.h>
+#include <linux/rcuwait.h>
 #include <linux/rwsem.h>
+#include <linux/timer.h>
 #include <linux/types.h>
 #include <linux/wait.h>
 
@@ -146,6 +148,8 @@ struct ptdma_window {
  * @unproven: Channels that may still write to them.
  * @orphan: One of these was removed: they stay in quarantine for good.
  * @sleeps: Times that the batch slept.
+ * @sleeper: Its task, while that sleeps.
+ * @alarm: Ends a sleep that no interrupt ends.
  */
 struct ptdma_batch {
 	struct list_head list;
@@ -164,6 +168,8 @@ struct ptdma_batch {
 	u64 unproven;
 	bool orphan;
 	unsigned int sleeps;
+	struct rcuwait sleeper;
+	struct timer_list alarm;
 };
 
 /**
@@ -207,12 +213,16 @@ size_t ptdma_chans_bytes(void);
 /* recovery.c */
 bool ptdma_chan_prove_stopped(struct ptdma_chan *chan);
 
+/* services.c */
+void ptdma_alarm(struct timer_list *timer);
+
 /* batch.c */
 int ptdma_pool_init(void);
 void ptdma_pool_exit(void);
 size_t ptdma_pool_bytes(void);
 struct ptdma_batch *ptdma_batch_get(void);
 void ptdma_batch_put(struct ptdma_batch *batch);
+void ptdma_batch_free(struct ptdma_batch *batch);
 int ptdma_offload_copy(struct list_head *dst, struct list_head *src,
 		       unsigned int folio_cnt);
 int ptdma_batch_round(struct ptdma_batch *batch, unsigned int nr, int only,

@@ -126,7 +126,6 @@ void ptdma_quarantine_abandon(void)
 			batch->nr_held, batch->unproven);
 		list_del(&batch->list);
 		kvfree(batch->held);
-		kvfree(batch->scratch);
-		kvfree(batch);
+		ptdma_batch_free(batch);
 	}
 }

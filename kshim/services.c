@@ -6,10 +6,13 @@
  */
 #include <linux/delay.h>
 #include <linux/highmem.h>
+#include <linux/jiffies.h>
 #include <linux/pci.h>
+#include <linux/rcuwait.h>
 #include <linux/sched.h>
 #include <linux/spinlock.h>
 #include <linux/timekeeping.h>
+#include <linux/timer.h>
 #include <linux/uaccess.h>
 
 #include "ptdma_migrator.h"
@@ -80,6 +83,52 @@ static bool ptdma_has_event(struct ptdma_batch *batch,
 }
 
 /**
+ * ptdma_alarm - Wake the batch that sleeps.
+ * @timer: The batch's alarm.
+ */
+void ptdma_alarm(struct timer_list *timer)
+{
+	struct ptdma_batch *batch = container_of(timer, struct ptdma_batch,
+						 alarm);
+
+	rcuwait_wake_up(&batch->sleeper);
+}
+
+/*
+ * Sleeps until the channel interrupts or so many jiffies are over: returns
+ * whether they are, also if it has interrupted but that is not what woke us.
+ *
+ * Almost every sleep ends with an interrupt, so the alarm that ends the others
+ * is left running afterwards instead of being set and stopped each time: one
+ * that rings too early costs a look at the clock, now and then.
+ */
+static bool ptdma_sleep(struct ptdma_batch *batch, struct ptdma_chan *chan,
+			unsigned long timeout)
+{
+	unsigned long deadline = jiffies + timeout;
+	DEFINE_WAIT(wait);
+
+	prepare_to_rcuwait(&batch->sleeper);
+	for (;;) {
+		unsigned long expires = READ_ONCE(batch->alarm.expires);
+
+		/* Pairs with wq_has_sleeper() in the interrupt handler. */
+		prepare_to_wait(&chan->wq, &wait, TASK_UNINTERRUPTIBLE);
+		if (ptdma_has_event(batch, chan) ||
+		    time_after_eq(jiffies, deadline))
+			break;
+		/* One that has expired by now rings, and ends this turn. */
+		if (!timer_pending(&batch->alarm) ||
+		    time_after(expires, deadline))
+			mod_timer(&batch->alarm, deadline);
+		schedule();
+	}
+	finish_wait(&chan->wq, &wait);
+	finish_rcuwait(&batch->sleeper);
+	return time_after_eq(jiffies, deadline);
+}
+
+/**
  * ptdma_k_wait - Wait until a channel has interrupted.
  * @batch: The batch that waits.
  * @index: The channel.
@@ -111,17 +160,10 @@ bool ptdma_k_wait(struct ptdma_batch *batch, u32 index, u64 spin_ns,
 	}
 
 	if (!ptdma_has_event(batch, chan) && spin_ns < timeout_ns) {
-		/* The tick that is running counts as a whole one. */
-		unsigned long timeout = nsecs_to_jiffies(timeout_ns) + 1;
-		long left;
-
 		batch->sleeps++;
 		atomic_long_inc(&chan->sleeps);
-		left = wait_event_timeout(chan->wq,
-					  ptdma_has_event(batch, chan),
-					  timeout);
-		/* 1: it has interrupted, but that is not what woke us. */
-		if (left <= 1)
+		/* The tick that is running counts as a whole one. */
+		if (ptdma_sleep(batch, chan, nsecs_to_jiffies(timeout_ns) + 1))
 			atomic_long_inc(&chan->overdue_waits);
 	}
 

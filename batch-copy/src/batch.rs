@@ -145,7 +145,7 @@ impl<const N: usize> Batch<N> {
             report,
         };
         let rest = run.start(start_ns);
-        run.drive(rest);
+        run.drive(rest, start_ns);
         Ok(run.finish())
     }
 }
@@ -214,14 +214,26 @@ where
             &self.rules,
         );
         let closing = self.closing_lane();
-        let mut start = self.state.plan.start(0);
         let (mut channels, mut parts) = (0_usize, 0_u64);
         let mut rest = false;
-        for number in 0..self.state.plan.len() {
-            let Some(&channel) = self.state.choice.get(number) else {
+        let mut number = 0;
+        while number < self.state.plan.len() {
+            let (mut start, mut end) = (self.state.plan.start(number), self.state.plan.end(number));
+            if end.folio.wrapping_sub(start.folio) <= 1 {
+                let begun = self.begin_parts(number, closing, now_ns);
+                parts = parts.wrapping_add(begun as u64);
+                channels = channels.wrapping_add(begun);
+                number = number.wrapping_add(begun);
+                if number >= self.state.plan.len() {
+                    break;
+                }
+                (start, end) = (self.state.plan.start(number), self.state.plan.end(number));
+            }
+            let this = number;
+            number = number.wrapping_add(1);
+            let Some(&channel) = self.state.choice.get(this) else {
                 break;
             };
-            let end = self.state.plan.end(number);
             let stretch = Stretch {
                 start: start.position,
                 end: end.position,
@@ -229,16 +241,8 @@ where
             if stretch.len_bytes() == 0 {
                 continue;
             }
-            let ends = (start, end);
-            let spoken_for = closing.is_some_and(|closing| closing != number);
-            start = end;
-            if self.begin_part(channel, ends, spoken_for, now_ns).is_some() {
-                parts = parts.wrapping_add(1);
-                channels = channels.wrapping_add(1);
-                continue;
-            }
-            let mut lane = Lane::new(channel, ends.0, ends.1);
-            lane.spoken_for = spoken_for;
+            let mut lane = Lane::new(channel, start, end);
+            lane.spoken_for = closing.is_some_and(|closing| closing != this);
             let index = self.state.lanes.len();
             if self.state.lanes.push(lane).is_err() {
                 self.orphan(stretch);
@@ -264,6 +268,12 @@ where
             return None;
         }
         let plan = &self.state.plan;
+        let mut channels = self.state.choice.iter().take(plan.len());
+        // The usual case, and all that it costs: nobody else's work, and equal parts.
+        let last = plan.last_of_equals();
+        if last.is_some() && channels.all(|&channel| self.engines.load_bytes(channel) == 0) {
+            return last;
+        }
         let lanes = self.state.choice.iter().take(plan.len()).enumerate();
         closing(lanes.map(|(number, &channel)| {
             // Other batches' work comes first. A lane without work of its own is none.
@@ -276,8 +286,8 @@ where
 
     /// Hands out, watches and collects until nothing is left.
     ///
-    /// `rest`: whether anything is left to be handed out now.
-    fn drive(&mut self, rest: bool) {
+    /// `rest`: whether anything is left to be handed out now; `start_ns`: when handing out began.
+    fn drive(&mut self, rest: bool, start_ns: u64) {
         // Nothing can be over yet: what is known is enough for the first look.
         let mut wake = Wake::Interrupted;
         let mut idle: u32 = 0;
@@ -287,7 +297,7 @@ where
                 // Everything was submitted a moment ago.
                 fresh = false;
                 if let Some(focus) = self.awaited(false) {
-                    wake = self.wait(Some(focus), false, self.host.wait.now_ns());
+                    wake = self.wait(Some(focus), false, start_ns);
                 }
             }
             let now_ns = self.host.wait.now_ns();

@@ -20,8 +20,14 @@ pub(crate) fn closing(
     mut ahead_bytes: impl ExactSizeIterator<Item = u64> + DoubleEndedIterator + Clone,
 ) -> Option<usize> {
     let most = ahead_bytes.clone().max()?;
-    let near = most.saturating_sub(most / NEAR);
-    ahead_bytes.rposition(|bytes| bytes >= near)
+    ahead_bytes.rposition(|bytes| is_near(bytes, most))
+}
+
+/// Whether a lane with so many bytes before it may be the last to finish, where no other has more
+/// than `most`.
+#[inline]
+pub(crate) const fn is_near(bytes: u64, most: u64) -> bool {
+    bytes >= most.saturating_sub(most / NEAR)
 }
 
 #[cfg(test)]

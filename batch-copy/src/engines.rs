@@ -67,6 +67,8 @@ pub struct Engines<C, L, const N: usize> {
     slots: Vec<Slot<L>, N>,
     /// One past the highest number that was ever in service: places behind it need no look.
     used: AtomicUsize,
+    /// How many channels are in service: changed with the channel's lock held, read without.
+    active: AtomicUsize,
     /// The strictest alignment of all channels that were ever in service.
     align_bytes: AtomicU64,
     next_start: AtomicUsize,
@@ -99,6 +101,7 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
         Self {
             slots: Vec::new(),
             used: AtomicUsize::new(0),
+            active: AtomicUsize::new(0),
             align_bytes: AtomicU64::new(1),
             next_start: AtomicUsize::new(0),
             totals: AtomicTotals {
@@ -130,6 +133,7 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
             Ok(()) => {
                 if service == Service::Active {
                     self.uses(number, limits);
+                    self.active.fetch_add(1, Ordering::Relaxed);
                 }
                 Ok(number)
             }
@@ -165,7 +169,7 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
     /// How many channels are in service.
     #[must_use]
     pub fn active(&self) -> usize {
-        self.used().iter().filter(|slot| slot.is_active()).count()
+        self.active.load(Ordering::Relaxed)
     }
 
     /// The interrupt handler's entry point: call it for every interrupt of channel `number`, then
@@ -269,7 +273,9 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
             let stats = port.stats;
             *port = Port::new(channel);
             port.stats = stats;
-            slot.active.store(true, Ordering::Relaxed);
+            if !slot.active.swap(true, Ordering::Relaxed) {
+                self.active.fetch_add(1, Ordering::Relaxed);
+            }
             Ok(())
         })
     }
@@ -279,11 +285,19 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
             slot.port.with(|port| {
                 let result = f(port);
                 if port.service != Service::Active {
-                    slot.active.store(false, Ordering::Relaxed);
+                    self.falls_out(slot);
                 }
                 result
             })
         })
+    }
+
+    /// A channel is not in service. Its lock is held.
+    #[cold]
+    fn falls_out(&self, slot: &Slot<L>) {
+        if slot.active.swap(false, Ordering::Relaxed) {
+            self.active.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn limits(&self, number: usize) -> Option<Limits> {
@@ -323,15 +337,19 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
             }
             return;
         }
-        let mut take = |from: usize, slots: &[Slot<L>]| {
-            for (number, slot) in (from..).zip(slots) {
-                if slot.is_active() {
-                    let _ = choice.push(number);
-                }
+        // Usually all of them are.
+        let all = self.active() == used.len();
+        let mut next = first;
+        for _ in 0..used.len() {
+            let number = next;
+            next = next.wrapping_add(1);
+            if next == used.len() {
+                next = 0;
             }
-        };
-        take(first, used.get(first..).unwrap_or_default());
-        take(0, used.get(..first).unwrap_or_default());
+            if all || used.get(number).is_some_and(Slot::is_active) {
+                let _ = choice.push(number);
+            }
+        }
         if most < choice.len() {
             let key = |number: &usize| self.slots.get(*number).map(|s| s.rank(dst_node, src_node));
             // Selection: `most` passes over few channels.

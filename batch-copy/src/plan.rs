@@ -2,6 +2,7 @@
 
 use heapless::Vec;
 
+use crate::closing::is_near;
 use crate::cursor::{Cursor, Place};
 use crate::map::Piece;
 use crate::source::FolioSource;
@@ -61,6 +62,8 @@ impl Stretch {
 pub struct Plan<const N: usize> {
     /// Where each stretch ends and the next one begins.
     ends: Vec<Place, N>,
+    /// No stretch has more bytes.
+    longest: u64,
 }
 
 impl<const N: usize> Plan<N> {
@@ -85,7 +88,10 @@ impl<const N: usize> Plan<N> {
 
     /// Nothing to copy.
     pub(crate) const fn empty() -> Self {
-        Self { ends: Vec::new() }
+        Self {
+            ends: Vec::new(),
+            longest: 0,
+        }
     }
 
     /// [`new`](Self::new) in place, because it is large for a kernel's stack, for everything
@@ -99,6 +105,7 @@ impl<const N: usize> Plan<N> {
         rules: &CutRules,
     ) {
         self.ends.clear();
+        self.longest = 0;
         let bytes = end.position;
         let stretches = (channels.min(N) as u64).min(survey.parts);
         let Some(share) = bytes.checked_div(stretches) else {
@@ -125,16 +132,32 @@ impl<const N: usize> Plan<N> {
         let mut left = stretches.wrapping_sub(1);
         while left != 0 {
             let here = self.ends.len();
+            let from = low.position;
             low = cutter.cut(ideals.next(), low);
             let _ = self.ends.push(low);
+            self.longest = self.longest.max(low.position.saturating_sub(from));
             left = left.wrapping_sub(1);
             if low.offset_bytes != 0 {
                 low = cutter.cut_same_folio(&mut ideals, low, left, &mut self.ends);
                 let made = self.ends.len().wrapping_sub(here).wrapping_sub(1);
                 left = left.saturating_sub(made as u64);
+                if made != 0 {
+                    // No part is longer than what balance wants and what aligning moved.
+                    let most = share.saturating_add(cutter.align_mask).saturating_add(1);
+                    self.longest = self.longest.max(most);
+                }
             }
         }
         let _ = self.ends.push(end);
+        self.longest = self.longest.max(bytes.saturating_sub(low.position));
+    }
+
+    /// The last stretch, if it is so long that of channels without other work its one finishes
+    /// last, or about when that does.
+    #[inline]
+    pub(crate) fn last_of_equals(&self) -> Option<usize> {
+        let last = self.ends.len().checked_sub(1)?;
+        is_near(self.stretch(last).len_bytes(), self.longest).then_some(last)
     }
 
     /// Number of stretches, the empty ones too.
@@ -158,6 +181,11 @@ impl<const N: usize> Plan<N> {
     /// Where stretch number `index` ends.
     pub(crate) fn end(&self, index: usize) -> Place {
         self.ends.get(index).copied().unwrap_or_default()
+    }
+
+    /// Where the stretches from number `index` on end.
+    pub(crate) fn ends(&self, index: usize) -> &[Place] {
+        self.ends.get(index..).unwrap_or_default()
     }
 
     /// Stretch number `index`; an empty one if there is none.

@@ -234,6 +234,11 @@ impl<R: RegisterIo, M: RingMemory, C: Clock, O: Observer> CopyChannel for PtdmaQ
         self.progress(result)
     }
 
+    #[inline]
+    fn poll_head(&mut self, _now_ns: u64) -> Option<Cookie> {
+        self.channel.poll_head()
+    }
+
     fn interrupt(&mut self, _now_ns: u64) -> Progress {
         let result = self.channel.handle_interrupt();
         self.progress(result)

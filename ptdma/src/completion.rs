@@ -121,6 +121,33 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         self.poll_again()
     }
 
+    /// A [`poll`](Self::poll) for the usual case: what it would find out is no more than how far
+    /// the engine is, which is the answer's [`done_before`](Progress::done_before). `None` if there
+    /// is more to it: then nothing is lost by it, and `poll` says what.
+    ///
+    /// The same one read as `poll`'s, at most.
+    #[inline]
+    pub fn poll_head(&mut self) -> Option<Cookie> {
+        if matches!(self.state, State::Faulted(_))
+            || self.idle_polls >= FIRST_ERROR_CHECK
+            || self.error_head == ErrorHead::PastFailing
+            || self.ring.in_flight() == 0
+        {
+            return None;
+        }
+        let head = self.regs.read(Register::Head);
+        match self.locate(head) {
+            HeadPosition::Advanced(0) => self.idle_polls = self.idle_polls.saturating_add(1),
+            HeadPosition::Advanced(count) => self.passed(count),
+            HeadPosition::Garbage => {
+                // The channel is out of order now: poll says so, and reads nothing.
+                let _ = self.bad_head(head);
+                return None;
+            }
+        }
+        Some(self.ring.oldest())
+    }
+
     /// A [`poll`](Self::poll) after several without progress.
     #[inline(never)]
     fn poll_again(&mut self) -> Result<Progress, Fault> {
@@ -254,9 +281,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
                     self.idle_polls = FIRST_ERROR_CHECK;
                     return Ok(good);
                 }
-                self.retire_completed(count);
-                self.idle_polls = 0;
-                self.restarts = 0;
+                self.passed(count);
                 Ok(count)
             }
             HeadPosition::Garbage => Err(self.bad_head(head)),
@@ -283,6 +308,14 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     fn knows_ring(&self) -> bool {
         let fields = QueueControl::SIZE.union(QueueControl::BASE_HIGH).bits();
         (self.regs.read(Register::Control) ^ self.run) & fields == 0
+    }
+
+    /// The head has passed `count` descriptors, none of which failed.
+    #[inline]
+    fn passed(&mut self, count: u64) {
+        self.retire_completed(count);
+        self.idle_polls = 0;
+        self.restarts = 0;
     }
 
     fn retire_completed(&mut self, count: u64) {

@@ -74,10 +74,15 @@ impl RingMemory for CoherentRing<'_> {
             return;
         }
         // SAFETY: `slot < entries`, and the constructor was promised that many slots.
-        let target = unsafe { self.slots.as_ptr().add(slot) };
-        // SAFETY: `target` is valid for writes and 8-byte aligned (constructor's contract), and
-        // nobody else in this address space uses it. Volatile, because the device reads it.
-        unsafe { target.write_volatile(descriptor.to_quads()) }
+        let target = unsafe { self.slots.as_ptr().add(slot) }.cast::<u64>();
+        // One by one: an array written as one takes a detour over the stack.
+        for (number, quad) in descriptor.to_quads().into_iter().enumerate() {
+            // SAFETY: `number < QUADS`, the size of a slot.
+            let word = unsafe { target.add(number) };
+            // SAFETY: `word` is valid for writes and 8-byte aligned (constructor's contract), and
+            // nobody else in this address space uses it. Volatile, because the device reads it.
+            unsafe { word.write_volatile(quad) }
+        }
     }
 
     #[inline]

@@ -4,10 +4,9 @@
 
 use ptdma::{DmaAddr, Lock};
 
-use super::Run;
+use super::{Batch, Run};
 
-use crate::channel::{CopyChannel, Segment};
-use crate::cursor::Place;
+use crate::channel::CopyChannel;
 use crate::engines::Port;
 use crate::gather::Digest;
 use crate::host::{CpuCopier, Rescue};
@@ -26,62 +25,93 @@ where
     K: CpuCopier,
     R: Rescue,
 {
-    /// Begins a lane whose stretch makes one descriptor, with that submitted. `None` if it does
-    /// not, or not all of it was mapped, or it was not accepted: then nothing was submitted, there
-    /// is no such lane yet, and [`refill`](Self::refill) finds out what becomes of it. The caller
-    /// counts the descriptor and its doorbell.
-    #[inline]
-    pub(super) fn begin_part(
+    /// Begins lanes whose stretches make one descriptor each, with that submitted, from stretch
+    /// number `from` on. Ends at the first that does not, or not all of which was mapped, or that
+    /// was not accepted: of that one nothing was submitted, there is no such lane yet, and
+    /// [`refill`](Self::refill) finds out what becomes of it. Returns how many were begun; the
+    /// caller counts their descriptors and doorbells.
+    // A function of its own, so that its variables have registers of their own.
+    #[inline(never)]
+    pub(super) fn begin_parts(
         &mut self,
-        channel: usize,
-        (start, end): (Place, Place),
-        spoken_for: bool,
+        from: usize,
+        closing: Option<usize>,
         now_ns: u64,
-    ) -> Option<()> {
-        // More folios than one: the usual case of a batch of small ones, and all that it costs.
-        if end.folio.wrapping_sub(start.folio) > 1
-            || !self.state.refused.is_empty()
-            || self.state.lanes.is_full()
-        {
-            return None;
+    ) -> usize {
+        let Batch {
+            lanes,
+            refused,
+            plan,
+            choice,
+            ..
+        } = &mut *self.state;
+        let mut begun: usize = 0;
+        if !refused.is_empty() {
+            return begun;
         }
-        let folio = self.source.folio(start.folio)?;
-        let bytes = end.position.checked_sub(start.position)?;
-        let left = folio.len_bytes.checked_sub(start.offset_bytes)?;
-        if bytes == 0 || bytes > left {
-            return None;
+        let interrupts = self.host.wait.wants_interrupts();
+        let ns_per_mib = self.options.engine_ns_per_mib;
+        let mut start = plan.start(from);
+        let Some(mut folio) = self.source.folio(start.folio) else {
+            return begun;
+        };
+        let ends = plan.ends(from);
+        let channels = choice.get(from..).unwrap_or_default();
+        let closing = closing.map(|closing| closing.wrapping_sub(from));
+        for (&end, &channel) in ends.iter().zip(channels) {
+            // More folios than one: the usual case of a batch of small ones.
+            if end.folio.wrapping_sub(start.folio) > 1 || lanes.is_full() {
+                break;
+            }
+            let bytes = end.position.wrapping_sub(start.position);
+            let left = folio.len_bytes.wrapping_sub(start.offset_bytes);
+            // Nothing, or what makes no sense, is more than there can be.
+            if bytes.wrapping_sub(1) >= left || left > folio.len_bytes {
+                break;
+            }
+            let piece = Piece {
+                folio: start.folio,
+                offset_bytes: start.offset_bytes,
+                // In range: the folio was checked.
+                src: DmaAddr::new(folio.src.get().wrapping_add(start.offset_bytes)),
+                dst: DmaAddr::new(folio.dst.get().wrapping_add(start.offset_bytes)),
+                len_bytes: bytes,
+            };
+            let Ok(mut copy) = self.host.mapper.map(channel, &piece) else {
+                break;
+            };
+            if copy.len_bytes < bytes {
+                break;
+            }
+            copy.len_bytes = bytes;
+            let spoken_for = closing.is_some_and(|closing| closing != begun);
+            let interrupt = interrupts && !spoken_for;
+            let submitted = self.engines.submit_one(channel, now_ns, copy, interrupt);
+            let Some(first) = submitted else {
+                break;
+            };
+            let burst = Burst {
+                first,
+                end: first.after(1),
+                start,
+                end_position: end.position,
+                bytes,
+                lost_bytes: 0,
+                digest: Digest::of_start(start),
+            };
+            let expected_ns = done_ns(now_ns, bytes, ns_per_mib);
+            let lane = Lane::handed_out_whole(channel, burst, end, spoken_for, expected_ns);
+            // There is room: looked at above.
+            let _ = lanes.push(lane);
+            begun = begun.wrapping_add(1);
+            if end.folio != start.folio {
+                match self.source.folio(end.folio) {
+                    Some(next) => folio = next,
+                    None => break,
+                }
+            }
+            start = end;
         }
-        let piece = Piece {
-            folio: start.folio,
-            offset_bytes: start.offset_bytes,
-            // In range: the folio was checked.
-            src: DmaAddr::new(folio.src.get().wrapping_add(start.offset_bytes)),
-            dst: DmaAddr::new(folio.dst.get().wrapping_add(start.offset_bytes)),
-            len_bytes: bytes,
-        };
-        let mapped = self.host.mapper.map(channel, &piece).ok()?;
-        if mapped.len_bytes < bytes {
-            return None;
-        }
-        let copy = Segment {
-            len_bytes: bytes,
-            ..mapped
-        };
-        let interrupt = self.host.wait.wants_interrupts() && !spoken_for;
-        let first = self.engines.submit_one(channel, now_ns, copy, interrupt)?;
-        let burst = Burst {
-            first,
-            end: first.after(1),
-            start,
-            end_position: end.position,
-            bytes,
-            lost_bytes: 0,
-            digest: Digest::of_start(start),
-        };
-        let expected_ns = done_ns(now_ns, bytes, self.options.engine_ns_per_mib);
-        let lane = Lane::handed_out_whole(channel, burst, end, spoken_for, expected_ns);
-        // There is room: looked at above.
-        let _ = self.state.lanes.push(lane);
-        Some(())
+        begun
     }
 }

@@ -104,9 +104,28 @@ impl<C: CopyChannel> Port<C> {
     }
 
     /// Has the channel look at its engine.
-    #[inline]
+    #[inline(always)]
     pub(super) fn poll(&mut self, now_ns: u64) {
         self.stats.polls = self.stats.polls.wrapping_add(1);
+        if self.service == Service::Active
+            && !self.log.is_full()
+            && let Some(channel) = &mut self.channel
+            && let Some(done_before) = channel.poll_head(now_ns)
+        {
+            let progress = Progress {
+                done_before,
+                failure: None,
+                health: Health::Alive,
+            };
+            self.absorb(progress, now_ns);
+        } else {
+            self.poll_further(now_ns);
+        }
+    }
+
+    /// The engine is looked at where there may be more to say than how far it is.
+    #[inline(never)]
+    fn poll_further(&mut self, now_ns: u64) {
         self.ask(now_ns, C::poll);
     }
 

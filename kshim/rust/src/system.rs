@@ -207,6 +207,9 @@ impl System {
     /// batches, after a batch: it takes a few dozen register accesses.
     pub(crate) fn revive(&self) {
         let mut present = self.present.load(Ordering::Relaxed);
+        if self.engines.active() >= present.count_ones() as usize {
+            return;
+        }
         while present != 0 {
             let number = present.trailing_zeros() as usize;
             present &= present.wrapping_sub(1);
