@@ -32,10 +32,10 @@ const COMPACTION: u32 = 0;
 const MOST_PER_FOLIO: f64 = 100.0;
 
 /// Most instructions for one 2 MiB folio on sixteen channels, for plan, submit and complete: some
-/// 440 for each channel, of which a third is the descriptor and its doorbell and a third the look
+/// 430 for each channel, of which a third is the descriptor and its doorbell and a third the look
 /// at the head, and 900 for the batch. A CPU copies such a folio with a hundred times as many as a
 /// kernel may spend on all of this, so what is spent here must stay a fraction of that.
-const MOST_PER_STRIPED_FOLIO: f64 = 8800.0;
+const MOST_PER_STRIPED_FOLIO: f64 = 8000.0;
 
 /// Most instructions for declining a batch.
 const MOST_PER_DECLINE: f64 = 50.0;
