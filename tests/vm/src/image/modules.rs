@@ -49,6 +49,12 @@ pub(crate) const MODULES: &[Module] = &[
         in_place: false,
     },
     Module {
+        name: "testfail",
+        folder: "kshim/testfail",
+        inputs: &["kshim/testfail"],
+        in_place: false,
+    },
+    Module {
         name: "kshim",
         folder: "kshim",
         inputs: &[

@@ -8,6 +8,8 @@ mod dcbm;
 mod kshim;
 mod kshim_binding;
 mod kshim_controls;
+mod kshim_iommu;
+mod kshim_load;
 mod migration;
 pub(crate) mod mover;
 mod report;
@@ -121,4 +123,6 @@ pub(crate) const SUITES: &[&[Suite]] = &[
     dcbm::SUITES,
     kshim::SUITES,
     kshim_binding::SUITES,
+    kshim_load::SUITES,
+    kshim_iommu::SUITES,
 ];

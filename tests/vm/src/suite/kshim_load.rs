@@ -1,0 +1,232 @@
+//! Our migrator when what it asks the kernel for is refused: memory, interrupts, mappings.
+//!
+//! `testfail` refuses one call of the module after the other.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, ensure};
+
+use super::kshim::{ALL, FAILURES, MIGRATED, PARAMETERS, all_by_device, start, stop};
+use super::mover::{get, mover, run, set};
+use super::{Check, FAST, Suite};
+use crate::machine::{Guest, Iommu, Options};
+
+const NTH: &str = "/sys/module/testfail/parameters/nth";
+const EVERY: &str = "/sys/module/testfail/parameters/every";
+const STRUCK: &str = "/sys/module/testfail/parameters/struck";
+const LAST: &str = "/sys/module/testfail/parameters/last";
+
+/// `modprobe` of busybox tries twice, in two ways.
+const MODULE: &str = "/lib/modules/$(uname -r)/ptdma_migrator.ko";
+
+pub(super) const SUITES: &[Suite] = &[
+    Suite {
+        name: "kshim-refused",
+        about: "our migrator when memory, interrupts or mappings are refused",
+        kernels: FAST,
+        machine: || Options {
+            devices: 2,
+            modules: vec!["kshim", "testfail"],
+            ..Options::default()
+        },
+        checks: &[
+            Check::new("at-load", at_load).quick(FAST),
+            Check::new("in-self-test", in_self_test),
+            Check::new("mappings", mappings).quick(FAST),
+        ],
+    },
+    Suite {
+        name: "kshim-refused-iova",
+        about: "our migrator behind an IOMMU that refuses mappings",
+        kernels: FAST,
+        machine: || Options {
+            devices: 2,
+            iommu: Iommu::Intel,
+            modules: vec!["kshim", "testfail"],
+            ..Options::default()
+        },
+        checks: &[Check::new("mappings", mappings_translated)],
+    },
+];
+
+/// What loading calls that may be refused, and where: each must have been seen to be refused.
+const AT_LOAD: [&str; 10] = [
+    "__kvmalloc_node_noprof in ptdma_init+",
+    "__kvmalloc_node_noprof in ptdma_pool_init+",
+    "devm_kmalloc in ptdma_probe+",
+    "pcim_enable_device in ptdma_probe+",
+    "pcim_iomap_region in ptdma_probe+",
+    "dma_set_mask in ptdma_probe+",
+    "pci_alloc_irq_vectors in ptdma_probe+",
+    "request_threaded_irq in ptdma_probe+",
+    "dma_alloc_attrs in ptdma_chan_up+",
+    "migrate_offload_start in ptdma_migrator_start+",
+];
+
+/// Functions that are bound; 0 if the module is not there.
+fn bound(guest: &mut Guest) -> Result<usize> {
+    let text = guest.ok("ls -d /sys/bus/pci/drivers/ptdma_migrator/0* 2> /dev/null | wc -l")?;
+    text.trim().parse().context("wc -l")
+}
+
+/// Unloads the module, if it is there, and looks at what it must not leave behind.
+fn unload(guest: &mut Guest) -> Result<()> {
+    guest.ok(&format!(
+        "if [ -e {PARAMETERS} ]; then echo 0 > {PARAMETERS}/offloading && \
+         rmmod ptdma_migrator; fi && ! grep ptdma_migrator /proc/iomem /proc/interrupts /proc/modules"
+    ))?;
+    let migrator = guest.ok("cat /sys/kernel/mm/migrate_offload/migrator")?;
+    ensure!(migrator.trim() == "none", "{migrator} is registered");
+    Ok(())
+}
+
+/// Loads the module again and again, and has one call more succeed each time, until none is
+/// refused. Returns which were.
+fn sweep(guest: &mut Guest, load: &str) -> Result<BTreeSet<String>> {
+    let devices = guest.options().devices;
+    // Beyond this something else is wrong.
+    const MOST: usize = 1000;
+    let mut refused = BTreeSet::new();
+    for nth in 1..MOST {
+        set(guest, NTH, &nth.to_string())?;
+        let out = guest.sh(load)?;
+        let struck = get(guest, STRUCK)?;
+        let last = guest.ok(&format!("cat {LAST}"))?;
+        set(guest, NTH, "0")?;
+        let functions = bound(guest)?;
+        let what = format!("call {nth} ({}): {}", last.trim(), out.text);
+        if struck == 0 {
+            ensure!(out.code == 0 && functions == devices, "{what}");
+            let report = run(guest, &mover(4, "--bytes 4M", &ALL))?;
+            ensure!(report.counter(MIGRATED)? >= 1024, "{what}: {report:?}");
+            unload(guest)?;
+            return Ok(refused);
+        }
+        refused.insert(last.trim().to_owned());
+        if out.code == 0 {
+            // Without one function, or all, and otherwise in order.
+            ensure!(functions < devices, "{what}: nothing happened");
+            let report = run(guest, &mover(4, "--bytes 1M", &[MIGRATED]))?;
+            ensure!(
+                functions == 0 || report.counter(MIGRATED)? >= 256,
+                "{what}: {functions} functions do not copy: {report:?}"
+            );
+        } else {
+            let there = guest.sh("grep '^ptdma_migrator ' /proc/modules")?;
+            ensure!(there.code != 0, "{what}: half loaded");
+        }
+        unload(guest)?;
+    }
+    anyhow::bail!("{MOST} calls, and still one is refused");
+}
+
+/// Each call of loading and binding that can fail does so once: the module is not there
+/// then, or there without a function; nothing stays behind; the next time it loads.
+fn at_load(guest: &mut Guest) -> Result<String> {
+    guest.ok(
+        "modprobe testfail functions=__kvmalloc_node_noprof,devm_kmalloc,pcim_enable_device,\
+         pcim_iomap_region,dma_set_mask,dma_alloc_attrs,\
+         pci_alloc_irq_vectors,request_threaded_irq,__pci_register_driver,migrate_offload_start",
+    )?;
+    let load = &format!("loader {MODULE} 'min_batch_kb=4 offloading=1'");
+    guest.ok(load)?;
+    unload(guest)?;
+    let refused = sweep(guest, load)?;
+    for call in AT_LOAD {
+        ensure!(
+            refused.iter().any(|one| one.starts_with(call)),
+            "{call} was not refused; these were: {refused:#?}"
+        );
+    }
+    guest.ok("rmmod testfail")?;
+    guest.expect_clean_dmesg()?;
+    Ok(format!("at {} places", refused.len()))
+}
+
+/// No memory for the self-test: loading fails, as it was asked for a test, and nothing stays.
+fn in_self_test(guest: &mut Guest) -> Result<String> {
+    guest.ok("modprobe testfail functions=__kmalloc_cache_noprof,alloc_pages_node_noprof")?;
+    // A channel's test allocates 195 times.
+    let load = &format!("loader {MODULE} 'selftest=1 offloading=1'");
+    let refused = sweep_test(guest, load)?;
+    guest.ok("rmmod testfail")?;
+    guest.expect_clean_dmesg()?;
+    Ok(format!("at {refused} allocations"))
+}
+
+fn sweep_test(guest: &mut Guest, load: &str) -> Result<usize> {
+    const STEP: usize = 31;
+    let devices = guest.options().devices;
+    let mut refused = 0;
+    for nth in (1..=195 * devices).step_by(STEP) {
+        set(guest, NTH, &nth.to_string())?;
+        let out = guest.sh(load)?;
+        let struck = get(guest, STRUCK)?;
+        set(guest, NTH, "0")?;
+        ensure!(
+            out.code != 0 && struck == 1 && bound(guest)? == 0,
+            "allocation {nth}: loaded, {struck} refused: {}",
+            out.text
+        );
+        unload(guest)?;
+        refused += 1;
+    }
+    guest.ok(load)?;
+    unload(guest)?;
+    Ok(refused)
+}
+
+/// Mappings that are refused now and then, and all of them: the CPU copies those, every page
+/// arrives, and the next batch is the engines' again.
+fn refuse_mappings(guest: &mut Guest, functions: &str) -> Result<String> {
+    guest.ok(&format!("modprobe testfail functions={functions}"))?;
+    start(guest, 2)?;
+    let mut table = Vec::new();
+    for every in [61, 7, 1] {
+        for size in [4, 2048] {
+            set(guest, EVERY, &every.to_string())?;
+            set(guest, NTH, "1")?;
+            guest.server()?.reset_counters()?;
+            let report = run(
+                guest,
+                &mover(size, "--bytes 8M --rounds 2 --writers 1", &ALL),
+            )?;
+            let struck = get(guest, STRUCK)?;
+            set(guest, NTH, "0")?;
+            let by_device = guest.server()?.reset_counters()?.bytes;
+            let all = report.number("/bytes")? * report.number("/rounds")?;
+            // A part that is refused may be mapped at the next attempt, or by another function, or
+            // is copied by the CPU; the program has seen that every byte is right.
+            ensure!(
+                struck > 0 && by_device <= all && (every == 1) == (by_device == 0),
+                "each {every}th of {size} KiB: {struck} refused, {by_device} of {all} bytes by the \
+                 devices: {report:?}"
+            );
+            let (migrated, failures) = (report.counter(MIGRATED)?, report.counter(FAILURES)?);
+            ensure!(migrated + failures >= report.folios_moved()?, "{report:?}");
+            table.push(format!("{} MiB", by_device >> 20));
+        }
+    }
+    let report = run(guest, &mover(4, "--bytes 4M", &ALL))?;
+    all_by_device(guest, &report)?;
+    stop(guest)?;
+    guest.ok("rmmod ptdma_migrator && rmmod testfail")?;
+    Ok(format!("of 16 MiB by the devices: {}", table.join(", ")))
+}
+
+fn mappings(guest: &mut Guest) -> Result<String> {
+    refuse_mappings(guest, "dma_map_phys")
+}
+
+/// Windows that cannot be had, or not be filled.
+fn mappings_translated(guest: &mut Guest) -> Result<String> {
+    let mut notes = Vec::new();
+    for functions in [
+        "dma_iova_link,dma_map_phys",
+        "dma_iova_sync,dma_map_phys",
+        "dma_iova_try_alloc,dma_map_phys",
+    ] {
+        notes.push(refuse_mappings(guest, functions).context(functions)?);
+    }
+    Ok(notes.join("; "))
+}
