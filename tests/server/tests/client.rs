@@ -4,7 +4,7 @@
 mod common;
 
 use std::os::fd::AsRawFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{
     BAR2, CONFIG, Guest, LIMIT, PAGE, RAM_AT, RAM_LEN, memfd, serve, signalled, sockets, until,
@@ -231,7 +231,14 @@ fn resets_bring_the_function_back() {
     for by_config in [false, true] {
         model.inject(Fault::at(0, stall.clone()));
         guest.put(SRC, b"after the reset");
+        let struck = model.counters().faults;
         guest.start(SRC, DST, 64);
+        // An engine that is halted before it has fetched anything stands still at once.
+        let patience = Instant::now() + Duration::from_secs(10);
+        while model.counters().faults == struck {
+            assert!(Instant::now() < patience, "the engine does not begin");
+            std::thread::yield_now();
+        }
         guest.write(Register::Control, 0);
         assert_eq!(
             guest.read(Register::Control) & 2,
