@@ -79,10 +79,13 @@ pub(crate) fn logs() -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Removes the oldest runs; their names sort by time.
+/// Removes the oldest runs that are over; their names sort by time.
+///
+/// One that is not, a soak of hours beside many short runs, would lose its logs and fail.
 fn prune(runs: &Path) -> Result<()> {
     let mut found: Vec<PathBuf> = fs::read_dir(runs)?
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|path| is_over(path))
         .collect();
     found.sort();
     let surplus = found.len().saturating_sub(KEPT_RUNS);
@@ -90,4 +93,39 @@ fn prune(runs: &Path) -> Result<()> {
         let _ = fs::remove_dir_all(old);
     }
     Ok(())
+}
+
+/// Whether the process whose run this is has ended, by the number at the end of its name. A number
+/// that was given to another process meanwhile only keeps a run for longer.
+fn is_over(run: &Path) -> bool {
+    let name = run.file_name().and_then(|name| name.to_str());
+    let Some((_, process)) = name.and_then(|name| name.rsplit_once('-')) else {
+        return true;
+    };
+    !Path::new("/proc").join(process).exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_runs_go_but_not_those_under_way() {
+        let runs = tempfile::tempdir().unwrap();
+        // Above every process number that Linux gives.
+        let over = |n: usize| runs.path().join(format!("{}-9999999", 1000 + n));
+        let under_way = runs.path().join(format!("1-{}", std::process::id()));
+        fs::create_dir(&under_way).unwrap();
+        for n in 0..KEPT_RUNS + 3 {
+            fs::create_dir(over(n)).unwrap();
+        }
+        prune(runs.path()).unwrap();
+        assert!(under_way.exists());
+        assert_eq!(
+            (0..KEPT_RUNS + 3)
+                .map(|n| over(n).exists())
+                .collect::<Vec<_>>(),
+            (0..KEPT_RUNS + 3).map(|n| n >= 3).collect::<Vec<_>>()
+        );
+    }
 }
