@@ -1,13 +1,32 @@
-//! Who keeps an engine from writing to memory that is not its own any more: our migrator, and the
-//! IOMMU if the migrator was wrong.
+//! The faults of the device behind an IOMMU, and who keeps an engine from writing to memory that
+//! is not its own any more: our migrator, and the IOMMU if the migrator was wrong.
+
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use super::kshim::{QUARANTINED, TIMEOUT, start, stop_after_faults};
+use super::kshim::{
+    QUARANTINED, TIMEOUT, failed_descriptors, faults, hangs, kill_all, kill_one, quarantine, start,
+    stop_after_faults,
+};
 use super::mover::{PROGRAM_LIMIT, get, mover, run, set};
-use super::{Check, FAST, Suite};
+use super::{BOTH, Check, DEBUG, FAST, Suite};
 use crate::machine::{Guest, Iommu, Options};
+
+/// Of [`kill_one`], which has the sixth of them die.
+const DEVICES: usize = 8;
+
+fn machine(iommu: Iommu, append: &str) -> Options {
+    Options {
+        devices: DEVICES,
+        iommu,
+        append: append.into(),
+        separate_servers: true,
+        modules: vec!["kshim"],
+        ..Options::default()
+    }
+}
 
 /// Two functions, and the means to have our module believe what is not so.
 fn stale(iommu: Iommu) -> Options {
@@ -22,16 +41,59 @@ fn stale(iommu: Iommu) -> Options {
     }
 }
 
-pub(super) const SUITES: &[Suite] = &[Suite {
-    name: "kshim-stale-writes-intel",
-    about: "Intel's IOMMU keeps an engine from memory that was given back",
-    kernels: FAST,
-    machine: || stale(Iommu::Intel),
-    checks: &[
-        Check::new("ours", stale_ours),
-        Check::spoiling("broken-on-purpose", stale_blocked).quick(FAST),
-    ],
-}];
+/// Every fault of the model, and devices that vanish.
+const CHECKS: &[Check] = &[
+    Check::new("failed-descriptors", failed_descriptors),
+    Check::new("faults", faults),
+    Check::new("hangs", hangs),
+    Check::new("quarantine", quarantine),
+    Check::spoiling("kill-one", kill_one),
+    Check::spoiling("kill-all", kill_all),
+];
+
+pub(super) const SUITES: &[Suite] = &[
+    Suite {
+        name: "kshim-intel-strict",
+        about: "every fault behind Intel's IOMMU, which forgets a mapping at once",
+        kernels: BOTH,
+        machine: || machine(Iommu::Intel, "iommu.strict=1"),
+        checks: CHECKS,
+    },
+    Suite {
+        name: "kshim-intel-lazy",
+        about: "every fault behind Intel's IOMMU, which forgets mappings in batches",
+        kernels: FAST,
+        machine: || machine(Iommu::Intel, "iommu.strict=0"),
+        checks: CHECKS,
+    },
+    Suite {
+        name: "kshim-amd-faults",
+        about: "every fault behind AMD's IOMMU",
+        kernels: FAST,
+        machine: || machine(Iommu::Amd, ""),
+        checks: CHECKS,
+    },
+    Suite {
+        name: "kshim-stale-writes",
+        about: "an engine that writes to memory that was given back",
+        kernels: DEBUG,
+        machine: || stale(Iommu::None),
+        checks: &[
+            Check::new("ours", stale_ours),
+            Check::spoiling("broken-on-purpose", stale_seen),
+        ],
+    },
+    Suite {
+        name: "kshim-stale-writes-intel",
+        about: "Intel's IOMMU keeps an engine from memory that was given back",
+        kernels: BOTH,
+        machine: || stale(Iommu::Intel),
+        checks: &[
+            Check::new("ours", stale_ours),
+            Check::spoiling("broken-on-purpose", stale_blocked).quick(FAST),
+        ],
+    },
+];
 
 /// Fills what is free of a node with bytes that are nothing's pattern: memory that was freed
 /// comes into use, and the kernel looks at what it filled it with.
@@ -128,7 +190,27 @@ fn stale_ours(guest: &mut Guest) -> Result<String> {
     Ok(format!("{} descriptors refused", late.refused))
 }
 
-/// A module that was wrong does no harm behind an IOMMU: the engine's descriptor fails.
+/// How the kernel reports a free page that is not as it was left.
+const POISONED: &str = "pagealloc: memory corruption";
+
+/// Without an IOMMU the engine of a module that was wrong writes to free memory, and the debug
+/// kernel says so: the report that all other checks look for is one that can be had.
+fn stale_seen(guest: &mut Guest) -> Result<String> {
+    let late = late_write(guest, true)?;
+    ensure!(late.written > 0, "the engine wrote nothing");
+    guest.wait_for_console(POISONED, Duration::from_secs(10))?;
+    // And that is what fails a check which does not expect it.
+    ensure!(
+        guest.expect_clean_dmesg().is_err(),
+        "a report of the kernel's does not fail a check"
+    );
+    Ok(format!(
+        "{} KiB written to free memory, reported",
+        late.written >> 10
+    ))
+}
+
+/// Behind an IOMMU the same module does no harm: the engine's descriptor fails.
 fn stale_blocked(guest: &mut Guest) -> Result<String> {
     let late = late_write(guest, true)?;
     ensure!(

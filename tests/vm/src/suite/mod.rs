@@ -7,6 +7,7 @@
 mod dcbm;
 mod kshim;
 mod kshim_binding;
+mod kshim_busy;
 mod kshim_controls;
 mod kshim_iommu;
 mod kshim_load;
