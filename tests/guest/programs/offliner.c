@@ -17,6 +17,13 @@ enum { MAX_BLOCKS = 4096 };
 #define TRIES 20
 #define PAUSE_US 50000
 
+/*
+ * Blocks with memory that the kernel reserved for itself at boot, or with a hole, never go
+ * offline, and only trying tells which those are. As long as all that we have is in such, we take
+ * more: half a gigabyte with the usual sizes, which is a node.
+ */
+#define MAX_TAKES 16
+
 static uint64_t block_bytes(void)
 {
 	FILE *file = fopen("/sys/devices/system/memory/block_size_bytes", "r");
@@ -52,6 +59,43 @@ static void count_blocks(void *memory, size_t bytes, uint64_t block, unsigned in
 	close(pagemap);
 }
 
+/* What was tried, of all blocks. */
+struct tried {
+	bool refused[MAX_BLOCKS];
+	unsigned int blocks, nr_refused, nr_emptied;
+};
+
+/* Has each block with pages of ours emptied that was not refused before. */
+static void empty_blocks(void *memory, size_t bytes, struct tried *tried)
+{
+	static unsigned int counts[MAX_BLOCKS], left[MAX_BLOCKS];
+	uint64_t block = block_bytes();
+	unsigned int index, try;
+	char path[96];
+
+	count_blocks(memory, bytes, block, counts);
+	for (index = 0; index < MAX_BLOCKS; index++) {
+		if (!counts[index] || tried->refused[index])
+			continue;
+		tried->blocks++;
+		snprintf(path, sizeof(path), "/sys/devices/system/memory/memory%u/state", index);
+		for (try = 0; try < TRIES && !try_write(path, "offline"); try++)
+			usleep(PAUSE_US);
+		if (try == TRIES) {
+			tried->refused[index] = true;
+			tried->nr_refused++;
+			continue;
+		}
+		count_blocks(memory, bytes, block, left);
+		if (left[index])
+			fail("block %u is offline with %u of our pages", index, left[index]);
+		tried->nr_emptied++;
+		check_pages(memory, bytes, 5, false, "with a block offline");
+		must_write(path, "online_movable");
+	}
+	check_pages(memory, bytes, 5, false, "with all blocks online again");
+}
+
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
@@ -59,16 +103,13 @@ int main(int argc, char **argv)
 		{ "node", 1, NULL, 'n' },      { "counter", 1, NULL, 'C' },
 		{ NULL, 0, NULL, 0 },
 	};
-	static unsigned int counts[MAX_BLOCKS], left[MAX_BLOCKS];
+	static struct tried tried;
 	size_t bytes = 32UL << 20, folio = PAGE_BYTES;
-	unsigned int index, emptied = 0, refused = 0, blocks = 0, try;
 	unsigned long long moved;
 	const char *counter = NULL;
 	long long counted = 0;
-	int node = 1, which;
-	char path[96];
-	void *memory;
-	uint64_t block, begin;
+	int node = 1, which, take;
+	uint64_t begin;
 
 	while ((which = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		switch (which) {
@@ -83,44 +124,26 @@ int main(int argc, char **argv)
 			exit(2);
 		}
 	}
-	block = block_bytes();
-	memory = make_memory(KIND_ANON, bytes, folio, node, NULL);
-	fill_pages(memory, bytes, 5);
-	/* Offlining may have to put them on another node. */
-	unbind_memory(memory, bytes);
-	count_blocks(memory, bytes, block, counts);
-
 	moved = vmstat("pgmigrate_success");
 	if (counter)
 		counted = read_number(counter);
 	begin = now_ns();
-	for (index = 0; index < MAX_BLOCKS; index++) {
-		if (!counts[index])
-			continue;
-		blocks++;
-		snprintf(path, sizeof(path), "/sys/devices/system/memory/memory%u/state", index);
-		for (try = 0; try < TRIES && !try_write(path, "offline"); try++)
-			usleep(PAUSE_US);
-		if (try == TRIES) {
-			refused++;
-			continue;
-		}
-		count_blocks(memory, bytes, block, left);
-		if (left[index])
-			fail("block %u is offline with %u of our pages", index, left[index]);
-		emptied++;
-		check_pages(memory, bytes, 5, false, "with a block offline");
-		must_write(path, "online_movable");
+	for (take = 0; take < MAX_TAKES && !tried.nr_emptied; take++) {
+		void *memory = make_memory(KIND_ANON, bytes, folio, node, NULL);
+
+		fill_pages(memory, bytes, 5);
+		/* Offlining may have to put them on another node. */
+		unbind_memory(memory, bytes);
+		empty_blocks(memory, bytes, &tried);
 	}
 	moved = vmstat("pgmigrate_success") - moved;
 	if (counter)
 		counted = read_number(counter) - counted;
-	check_pages(memory, bytes, 5, false, "with all blocks online again");
-	if (!emptied)
-		fail("none of %u blocks could be taken offline", blocks);
+	if (!tried.nr_emptied)
+		fail("none of %u blocks could be taken offline", tried.blocks);
 	printf("{\"pages\":%zu,\"blocks\":%u,\"emptied\":%u,\"refused\":%u,\"wall_ns\":%llu,"
 	       "\"counter\":%lld,\"vmstat\":{\"pgmigrate_success\":%llu}}\n",
-	       bytes / PAGE_BYTES, blocks, emptied, refused,
+	       take * bytes / PAGE_BYTES, tried.blocks, tried.nr_emptied, tried.nr_refused,
 	       (unsigned long long)(now_ns() - begin), counted, moved);
 	return 0;
 }
