@@ -122,6 +122,14 @@ impl Options {
             // writes to freed memory: KASAN sees processors only. What is unmapped is out of an
             // engine's reach at once, and not when the IOMMU gets round to it.
             words.extend(["page_poison=1", "page_table_check=on", "iommu.strict=1"]);
+        } else if self.icount.is_none() {
+            // The emulator keeps its translations of a page of code until the guest writes to it,
+            // and does not see devices of another process do that: a program whose code an engine
+            // had moved to such a page ran what was there before, and crashed (once in about 200
+            // runs of a program that moves itself, with any migrator that uses engines; the bytes
+            // in memory were right). So the guest writes to each page that it allocates; the debug
+            // kernel's pattern does the same. Not where instructions are counted.
+            words.push("init_on_alloc=1");
         }
         match self.iommu {
             Iommu::None => {}
