@@ -125,7 +125,7 @@ impl Options {
         } else if self.icount.is_none() {
             // The emulator keeps its translations of a page of code until the guest writes to it,
             // and does not see devices of another process do that: a program whose code an engine
-            // had moved to such a page ran what was there before, and crashed (once in about 200
+            // had moved to such a page ran what was there before, and crashed (once in 3 to 220
             // runs of a program that moves itself, with any migrator that uses engines; the bytes
             // in memory were right). So the guest writes to each page that it allocates; the debug
             // kernel's pattern does the same. Not where instructions are counted.

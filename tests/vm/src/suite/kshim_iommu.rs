@@ -123,6 +123,19 @@ struct Late {
     refused: u64,
 }
 
+impl Late {
+    /// It tried, and nothing came of it.
+    fn expect_harmless(&self) -> Result<()> {
+        ensure!(
+            self.written == 0 && self.refused > 0,
+            "{} bytes written, {} descriptors refused",
+            self.written,
+            self.refused
+        );
+        Ok(())
+    }
+}
+
 /// An engine stands still in the middle of a batch and can not be stopped. With `lie` the module
 /// is made to believe that it has been; then it gives the memory back. The program ends, the
 /// memory is free, and the engine goes on.
@@ -174,12 +187,7 @@ fn late_write(guest: &mut Guest, lie: bool) -> Result<Late> {
 /// engine wants to write goes nowhere, IOMMU or not.
 fn stale_ours(guest: &mut Guest) -> Result<String> {
     let late = late_write(guest, false)?;
-    ensure!(
-        late.written == 0 && late.refused > 0,
-        "{} bytes written, {} descriptors refused",
-        late.written,
-        late.refused
-    );
+    late.expect_harmless()?;
     guest.expect_clean_dmesg()?;
     let stuck = guest.options().address_of(1);
     guest.ok(&format!(
@@ -213,12 +221,7 @@ fn stale_seen(guest: &mut Guest) -> Result<String> {
 /// Behind an IOMMU the same module does no harm: the engine's descriptor fails.
 fn stale_blocked(guest: &mut Guest) -> Result<String> {
     let late = late_write(guest, true)?;
-    ensure!(
-        late.written == 0 && late.refused > 0,
-        "{} bytes written, {} descriptors refused",
-        late.written,
-        late.refused
-    );
+    late.expect_harmless()?;
     guest.expect_clean_dmesg()?;
     Ok(format!("{} descriptors refused", late.refused))
 }
