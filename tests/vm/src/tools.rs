@@ -80,6 +80,8 @@ pub(crate) const PACKAGES: &[&str] = &[
 ];
 
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+/// Where a package has its programs.
+const PROGRAMS: &[&str] = &["usr/bin", "usr/sbin", "bin", "sbin"];
 
 const fn program(package: &'static str, name: &'static str) -> Tool {
     Tool {
@@ -130,10 +132,7 @@ pub(crate) fn equip(command: &mut Command) -> Result<()> {
         value
     };
     command
-        .env(
-            "PATH",
-            before("PATH", &["usr/bin", "usr/sbin", "bin", "sbin"]),
-        )
+        .env("PATH", before("PATH", PROGRAMS))
         .env(
             "C_INCLUDE_PATH",
             before(
@@ -176,7 +175,7 @@ fn prefix() -> Result<Option<&'static Path>> {
 }
 
 fn unpack(packages: &[&str]) -> Result<PathBuf> {
-    let mut key = Key::new("tools-1");
+    let mut key = Key::new("tools-2");
     key.text(&apt::own_release());
     for package in packages {
         key.text(package);
@@ -195,6 +194,9 @@ fn unpack(packages: &[&str]) -> Result<PathBuf> {
     let _ = fs::remove_dir_all(&prefix);
     apt::unpack(&files, &prefix, &folder.join("unpack.log"))?;
     repair_links(&prefix.join(LIBRARIES))?;
+    for folder in PROGRAMS {
+        keep_links_inside(&prefix, &prefix.join(folder))?;
+    }
     fs::write(prefix.join("complete"), "")?;
     Ok(prefix)
 }
@@ -214,6 +216,29 @@ fn repair_links(folder: &Path) -> Result<()> {
         if !path.exists() && own.exists() {
             fs::remove_file(&path)?;
             symlink(&own, &path).with_context(|| format!("cannot link {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// A program that is a link by an absolute path, as `depmod` is to `/bin/kmod`, is one of the
+/// machine, which does not have it: point it to the one in the prefix.
+fn keep_links_inside(prefix: &Path, folder: &Path) -> Result<()> {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Ok(());
+    };
+    for entry in entries {
+        let path = entry?.path();
+        let Ok(target) = fs::read_link(&path) else {
+            continue;
+        };
+        let Ok(target) = target.strip_prefix("/") else {
+            continue;
+        };
+        let inside = prefix.join(target);
+        if inside.exists() {
+            fs::remove_file(&path)?;
+            symlink(&inside, &path).with_context(|| format!("cannot link {}", path.display()))?;
         }
     }
     Ok(())
@@ -255,6 +280,22 @@ mod tests {
         for tool in TOOLS.iter().chain(COMPILER) {
             assert!(PACKAGES.contains(&tool.package), "{}", tool.package);
         }
+    }
+
+    #[test]
+    fn an_absolute_link_to_a_program_stays_inside() -> Result<()> {
+        let prefix = tempfile::tempdir()?;
+        let (bin, sbin) = (prefix.path().join("bin"), prefix.path().join("sbin"));
+        fs::create_dir_all(&bin)?;
+        fs::create_dir_all(&sbin)?;
+        fs::write(bin.join("only-here"), "")?;
+        symlink("/bin/only-here", sbin.join("tool"))?;
+        symlink("/bin/sh", sbin.join("shell"))?;
+        keep_links_inside(prefix.path(), &sbin)?;
+        assert!(sbin.join("tool").exists());
+        assert_eq!(fs::read_link(sbin.join("shell"))?, Path::new("/bin/sh"));
+        keep_links_inside(prefix.path(), &prefix.path().join("missing"))?;
+        Ok(())
     }
 
     #[test]
