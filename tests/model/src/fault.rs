@@ -102,7 +102,8 @@ pub enum FaultKind {
     /// A message without a reason, before the descriptor is executed.
     SpuriousInterrupt,
     /// The function does not answer: reads are all ones, writes are lost, the engine stops. Ends
-    /// after that many reads, or when the fault is removed; state is as it was before.
+    /// after that many reads, of registers or by [`crate::Model::miss`], or when the fault is
+    /// removed; state is as it was before, and the engine goes on.
     AllOnes {
         /// Reads until it answers again; none: for ever.
         #[serde(default)]

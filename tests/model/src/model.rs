@@ -237,6 +237,14 @@ impl Model {
         self.shared.state.lock().answers()
     }
 
+    /// A read of something else than its registers, its configuration space say, where the
+    /// function does not answer either: counts among those of [`crate::FaultKind::AllOnes`].
+    pub fn miss(&self) {
+        let mut state = self.shared.state.lock();
+        state.miss();
+        self.settle(state);
+    }
+
     /// Whether its queue is set up: it has a ring, runs, or may interrupt. Not after a reset, nor
     /// after a driver has turned it off.
     #[must_use]

@@ -151,13 +151,21 @@ impl State {
             Some(register) => self.counters.reads.add(register),
             None => self.counters.unknown_accesses += 1,
         }
-        if let Some((_, left)) = &mut self.gone {
-            if count_down(left) {
-                self.gone = None;
-            }
+        if self.miss() {
             return ALL_ONES;
         }
         register.map_or(0, |register| self.value_of(register))
+    }
+
+    /// Counts a read that is not answered; false if it is.
+    pub(crate) fn miss(&mut self) -> bool {
+        let Some((_, left)) = &mut self.gone else {
+            return false;
+        };
+        if count_down(left) {
+            self.gone = None;
+        }
+        true
     }
 
     fn value_of(&mut self, register: Register) -> u32 {

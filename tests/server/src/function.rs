@@ -157,7 +157,10 @@ impl Function {
         match region {
             VFIO_PCI_BAR2_REGION_INDEX => self.model.read_bytes(offset, buf),
             // A function that is gone does not answer here either.
-            _ if !self.model.answers() => buf.fill(0xff),
+            _ if !self.model.answers() => {
+                buf.fill(0xff);
+                self.model.miss();
+            }
             VFIO_PCI_CONFIG_REGION_INDEX => self.config.lock().read(offset, buf),
             _ => {
                 let table = self.msix_table.lock();

@@ -273,6 +273,13 @@ fn a_function_that_is_gone_reads_all_ones() {
     let mut id_word = [0; 4];
     gone.client.region_read(CONFIG, 0, &mut id_word).unwrap();
     assert_eq!(id_word, [0xff; 4]);
+    model.remove_fault(id);
+    // Reads of the configuration space count among those that are not answered.
+    let id = model.inject(Fault::now(FaultKind::AllOnes { reads: Some(2) }));
+    for answers in [false, false, true] {
+        gone.client.region_read(CONFIG, 0, &mut id_word).unwrap();
+        assert_eq!(id_word != [0xff; 4], answers);
+    }
     assert_eq!(other.copy(SRC, DST, 64), 0);
     model.remove_fault(id);
     assert_eq!(gone.copy(SRC, DST, 64), 0);

@@ -42,6 +42,8 @@ pub(crate) struct Counters {
     pub(crate) interrupts: u64,
     /// Interrupt messages lost to a fault.
     pub(crate) interrupts_lost: u64,
+    /// Faults that have struck.
+    pub(crate) faults: u64,
 }
 
 impl AddAssign for Counters {
@@ -55,6 +57,7 @@ impl AddAssign for Counters {
         self.errors += other.errors;
         self.interrupts += other.interrupts;
         self.interrupts_lost += other.interrupts_lost;
+        self.faults += other.faults;
     }
 }
 
@@ -325,7 +328,7 @@ mod tests {
         let text = r#"{"index":3,"connected":true,"answers":true,"programmed":false,"maps":12,"mapped_bytes":1,
             "counters":{"mmio_reads":1,"mmio_writes":2,"reads":{"Head":1},"writes":{},
             "unknown_accesses":0,"doorbells":4,"run_writes":1,"descriptors":5,"bytes":6,
-            "partial_bytes":0,"errors":7,"interrupts":8,"interrupts_lost":0}}"#;
+            "partial_bytes":0,"errors":7,"interrupts":8,"interrupts_lost":0,"faults":9}}"#;
         let device: Device = serde_json::from_str(text)?;
         assert_eq!((device.index, device.counters.errors), (3, 7));
         Ok(())
