@@ -272,6 +272,7 @@ int ptdma_offload_copy(struct list_head *dst_list, struct list_head *src_list,
 	if (trace_ptdma_batch_end_enabled())
 		start = ptdma_k_now_ns();
 	batch->sleeps = 0;
+	batch->doubted = 0;
 	rc = ptdma_copy_rounds(batch, dst_list, src_list, folio_cnt, &copied);
 	/* The marks of earlier rounds are not trusted either. */
 	if (rc)

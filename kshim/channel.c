@@ -30,13 +30,14 @@ static void ptdma_ring_free(struct ptdma_chan *chan)
 {
 	if (!chan->ring)
 		return;
-	if (chan->leaked)
+	if (chan->leaked) {
 		pci_crit(chan->pdev,
 			 "the engine is not proved stopped: its ring of %zu bytes stays allocated\n",
 			 chan->ring_bytes);
-	else
-		dma_free_coherent(&chan->pdev->dev, chan->ring_bytes,
-				  chan->ring, chan->ring_dma);
+		return;
+	}
+	dma_free_coherent(&chan->pdev->dev, chan->ring_bytes, chan->ring,
+			  chan->ring_dma);
 	chan->ring = NULL;
 }
 
@@ -112,6 +113,29 @@ void ptdma_chan_down(struct ptdma_chan *chan)
 }
 
 /**
+ * ptdma_chan_settle - Try once more to prove a leaked channel stopped.
+ * @chan: The channel, which is down.
+ *
+ * For when something has changed: the function answers again, or was reset.
+ *
+ * Context: Process context, ptdma_topology held for writing; sleeps.
+ * Return: Whether it can come up: it was not leaked, or is not any more.
+ */
+bool ptdma_chan_settle(struct ptdma_chan *chan)
+{
+	lockdep_assert_held_write(&ptdma_topology);
+
+	if (!chan->leaked)
+		return true;
+	if (!ptdma_chan_prove_stopped(chan))
+		return false;
+	chan->leaked = false;
+	ptdma_quarantine_release(BIT_ULL(chan->index));
+	ptdma_ring_free(chan);
+	return true;
+}
+
+/**
  * ptdma_chans_bytes - Memory that the channels take.
  *
  * Context: Process context.
@@ -130,7 +154,7 @@ size_t ptdma_chans_bytes(void)
 		if (!chan)
 			continue;
 		bytes += sizeof(*chan);
-		if (chan->ring || chan->leaked)
+		if (chan->ring)
 			bytes += chan->ring_bytes;
 	}
 	up_read(&ptdma_topology);

@@ -208,7 +208,7 @@ static int ptdma_go_on(struct ptdma_chan *chan)
 	int rc = 0;
 
 	down_write(&ptdma_topology);
-	if (chan->suspended && !chan->leaked) {
+	if ((chan->suspended || chan->leaked) && ptdma_chan_settle(chan)) {
 		pci_set_master(chan->pdev);
 		rc = ptdma_chan_up(chan);
 		if (rc)

@@ -55,11 +55,12 @@ struct folio;
  * @translated: An IOMMU translates for it, see mapping.c.
  * @up: The Rust library drives the function's queue.
  * @suspended: Down for suspend or reset, comes up again.
- * @leaked: Engine not proved stopped: its ring must stay where it is.
+ * @leaked: Down, and its engine not proved stopped: its ring stays where it is.
  * @wq: Batches that sleep until the engine interrupts.
  * @events: Interrupts so far, so that none is missed between look and sleep.
  * @reset_lock: Serialises recovery of this function.
- * @proofs: How often the function was proved stopped, under @reset_lock.
+ * @proofs: Number of the last proof that the function has stopped, of all proofs
+ *	of all channels; written under @reset_lock.
  * @recoveries: Successful recoveries.
  * @sleeps: Times that a batch slept until the engine interrupts.
  * @overdue_waits: Those of them that ended because their time was over.
@@ -146,6 +147,8 @@ struct ptdma_window {
  * @held: References to folios in quarantine.
  * @nr_held: How many.
  * @unproven: Channels that may still write to them.
+ * @doubted: Channels of which it was asked in vain whether they have stopped.
+ * @doubted_at: Number of the last proof when that was asked last.
  * @orphan: One of these was removed: they stay in quarantine for good.
  * @sleeps: Times that the batch slept.
  * @sleeper: Its task, while that sleeps.
@@ -166,6 +169,8 @@ struct ptdma_batch {
 	struct folio **held;
 	unsigned int nr_held;
 	u64 unproven;
+	u64 doubted;
+	unsigned long doubted_at;
 	bool orphan;
 	unsigned int sleeps;
 	struct rcuwait sleeper;
@@ -207,6 +212,7 @@ extern struct ptdma_totals ptdma_totals;
 /* channel.c */
 int ptdma_chan_up(struct ptdma_chan *chan);
 void ptdma_chan_down(struct ptdma_chan *chan);
+bool ptdma_chan_settle(struct ptdma_chan *chan);
 int ptdma_chans_reopen(void);
 size_t ptdma_chans_bytes(void);
 

@@ -15,6 +15,36 @@
 static LIST_HEAD(ptdma_quarantined);
 static DEFINE_SPINLOCK(ptdma_quarantine_lock);
 
+static void ptdma_quarantine_end(struct ptdma_batch *batch)
+{
+	unsigned int i;
+
+	ptdma_unmap_round(batch);
+	for (i = 0; i < batch->nr_held; i++)
+		folio_put(batch->held[i]);
+	atomic64_sub(batch->nr_held, &ptdma_totals.quarantined);
+	pr_notice("%u folios are out of quarantine\n", batch->nr_held);
+	kvfree(batch->held);
+	batch->held = NULL;
+	batch->nr_held = 0;
+	ptdma_batch_put(batch);
+}
+
+/* Those of the channels that were not proved stopped since the batch asked. */
+static u64 ptdma_still_unproven(struct ptdma_batch *batch, u64 unproven)
+{
+	unsigned int i;
+
+	for (i = 0; i < ptdma_chans_end; i++) {
+		struct ptdma_chan *chan = ptdma_chans[i];
+
+		if (chan && batch->doubted & BIT_ULL(i) &&
+		    (long)(READ_ONCE(chan->proofs) - batch->doubted_at) > 0)
+			unproven &= ~BIT_ULL(i);
+	}
+	return unproven;
+}
+
 /**
  * ptdma_quarantine - Keep the destinations of a batch from everybody.
  * @batch: The batch, which goes into quarantine with its mappings.
@@ -37,30 +67,23 @@ void ptdma_quarantine(struct ptdma_batch *batch, struct list_head *dst,
 		if (batch->held)
 			batch->held[batch->nr_held++] = folio;
 	}
-	batch->unproven = unproven;
 	atomic64_add(nr, &ptdma_totals.quarantined);
 
+	/*
+	 * Whoever proves it from here on finds the batch in the list; of who has
+	 * proved it before, @proofs tells.
+	 */
 	spin_lock(&ptdma_quarantine_lock);
+	unproven = ptdma_still_unproven(batch, unproven);
+	batch->unproven = unproven;
 	list_add_tail(&batch->list, &ptdma_quarantined);
 	spin_unlock(&ptdma_quarantine_lock);
 
-	pr_crit("channels %#llx can not be stopped: %u folios that they may write to are in quarantine\n",
-		unproven, nr);
-}
-
-static void ptdma_quarantine_end(struct ptdma_batch *batch)
-{
-	unsigned int i;
-
-	ptdma_unmap_round(batch);
-	for (i = 0; i < batch->nr_held; i++)
-		folio_put(batch->held[i]);
-	atomic64_sub(batch->nr_held, &ptdma_totals.quarantined);
-	pr_notice("%u folios are out of quarantine\n", batch->nr_held);
-	kvfree(batch->held);
-	batch->held = NULL;
-	batch->nr_held = 0;
-	ptdma_batch_put(batch);
+	if (unproven)
+		pr_crit("channels %#llx can not be stopped: %u folios that they may write to are in quarantine\n",
+			unproven, nr);
+	else
+		ptdma_quarantine_release(0);
 }
 
 /**

@@ -13,6 +13,9 @@
 #include "ptdma_migrator.h"
 #include "trace.h"
 
+/* Proofs so far, of all channels: tells which of two came first. */
+static atomic_long_t ptdma_proofs;
+
 /*
  * Somebody else may hold the device lock, and may wait for us meanwhile (remove
  * and suspend wait for batches in flight), so it is tried for this long only.
@@ -21,20 +24,41 @@
 #define PTDMA_RESET_LOCK_MS	2
 
 /*
- * A function whose configuration space does not answer is not on the bus: it was
- * pulled, or its link went down, which resets it.  Looked at twice, with the
- * longest completion timeout that devices commonly use in between, so that one
- * lost answer is not taken for an absent device and what was under way on the
- * bus has ended.
+ * A function whose configuration space does not answer gets this long to do so:
+ * the longest completion timeout that devices commonly use, so that one lost
+ * answer is not taken for an absent device.
  */
 #define PTDMA_ABSENT_MS		50
 
-static bool ptdma_chan_absent(struct pci_dev *pdev)
+static bool ptdma_chan_answers(struct pci_dev *pdev)
 {
 	if (pci_device_is_present(pdev))
-		return false;
+		return true;
 	msleep(PTDMA_ABSENT_MS);
-	return !pci_device_is_present(pdev);
+	return pci_device_is_present(pdev);
+}
+
+/*
+ * Whether it was pulled: its port has seen the slot empty or the link down,
+ * which no engine survives.  That a function does not answer proves nothing: it
+ * may answer again in a moment, with its engine where it was.
+ */
+static bool ptdma_chan_unplugged(struct pci_dev *pdev)
+{
+	return READ_ONCE(pdev->error_state) == pci_channel_io_perm_failure;
+}
+
+/*
+ * Whether a reset has reached the function: it is not allowed anything then.  It
+ * may have been out of reach while it was told to reset, and be back since.
+ */
+static bool ptdma_chan_was_reset(struct pci_dev *pdev)
+{
+	u16 command;
+
+	if (pci_read_config_word(pdev, PCI_COMMAND, &command))
+		return false;
+	return !(command & (PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER));
 }
 
 static int ptdma_chan_reset(struct pci_dev *pdev)
@@ -75,7 +99,8 @@ static int ptdma_chan_reset(struct pci_dev *pdev)
  *
  * Bus mastering is turned off, then the function is reset, which ends whatever
  * its engine was at.  After success the function is a bus master again, with
- * its queue not set up.
+ * its queue not set up.  A function that does not answer is not proved stopped,
+ * but if it was pulled.
  *
  * Context: Process context, ptdma_topology held; sleeps, for 0.1 s if all is well
  * and for a minute if the function does not come back from its reset, which is
@@ -89,23 +114,36 @@ bool ptdma_chan_prove_stopped(struct ptdma_chan *chan)
 
 	lockdep_assert_held(&ptdma_topology);
 
-	if (ptdma_chan_absent(pdev)) {
-		trace_ptdma_recovery(chan->index, PTDMA_RECOVERY_ABSENT, 0);
-		return true;
+	if (!ptdma_chan_answers(pdev)) {
+		bool unplugged = ptdma_chan_unplugged(pdev);
+
+		trace_ptdma_recovery(chan->index, PTDMA_RECOVERY_ABSENT,
+				     unplugged ? 0 : -ENODEV);
+		if (!unplugged)
+			pci_err(pdev, "does not answer, and can not be reset\n");
+		return unplugged;
 	}
 
-	pci_clear_master(pdev);
 	/*
-	 * As it is to be if the reset fails: what is saved here during suspend is
-	 * what the PCI core writes back during resume.
+	 * One that was reset while it did not answer knows nothing that is worth
+	 * to be kept: it gets back what was saved before.
 	 */
-	pci_save_state(pdev);
+	if (!ptdma_chan_was_reset(pdev)) {
+		pci_clear_master(pdev);
+		/*
+		 * As it is to be if the reset fails: what is saved here during
+		 * suspend is what the PCI core writes back during resume.
+		 */
+		pci_save_state(pdev);
+	}
 	rc = ptdma_chan_reset(pdev);
+	if (!rc && !ptdma_chan_was_reset(pdev))
+		rc = -EIO;
 	trace_ptdma_recovery(chan->index, PTDMA_RECOVERY_RESET, rc);
 	if (rc) {
 		/* Stays off the bus. */
 		pci_err(pdev, "reset failed: %d\n", rc);
-		return ptdma_chan_absent(pdev);
+		return ptdma_chan_unplugged(pdev);
 	}
 	pci_restore_state(pdev);
 	pci_set_master(pdev);
@@ -137,13 +175,17 @@ bool ptdma_k_prove_stopped(struct ptdma_batch *batch, u32 index)
 	mutex_lock(&chan->reset_lock);
 	proved = chan->proofs != before;
 	if (!proved && ptdma_chan_prove_stopped(chan)) {
-		WRITE_ONCE(chan->proofs, chan->proofs + 1);
+		WRITE_ONCE(chan->proofs, atomic_long_inc_return(&ptdma_proofs));
 		/*
 		 * Only here: what another batch puts into quarantine after this
 		 * proof, because of a later hang, is not covered by it.
 		 */
 		ptdma_quarantine_release(BIT_ULL(index));
 		proved = true;
+	}
+	if (!proved) {
+		batch->doubted |= BIT_ULL(index);
+		batch->doubted_at = atomic_long_read(&ptdma_proofs);
 	}
 	mutex_unlock(&chan->reset_lock);
 

@@ -7,6 +7,9 @@
  * does not take place: the caller gets what the function returns when it fails.
  * Unlike the kernel's own fault injection it works on any kernel with kprobes, and
  * no second attempt inside of a function makes up for the first.
+ *
+ * It also tells the kernel that a function was pulled, which the emulator cannot do
+ * to those that are tested.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -16,6 +19,7 @@
 #include <linux/limits.h>
 #include <linux/module.h>
 #include <linux/moduleparam.h>
+#include <linux/pci.h>
 #include <linux/spinlock.h>
 #include <linux/string.h>
 
@@ -102,6 +106,30 @@ static const struct kernel_param_ops nth_ops = {
 module_param_cb(nth, &nth_ops, &nth, 0644);
 MODULE_PARM_DESC(nth,
 		 "the call that fails, from 1; 0: none; counting starts anew when it is written");
+
+/* As the port of a slot does when that is empty all of a sudden. */
+static int unplugged_set(const char *val, const struct kernel_param *kp)
+{
+	unsigned int domain, bus, device, function;
+	struct pci_dev *pdev;
+
+	if (sscanf(val, "%x:%x:%x.%x", &domain, &bus, &device, &function) != 4)
+		return -EINVAL;
+	pdev = pci_get_domain_bus_and_slot(domain, bus,
+					   PCI_DEVFN(device, function));
+	if (!pdev)
+		return -ENODEV;
+	WRITE_ONCE(pdev->error_state, pci_channel_io_perm_failure);
+	pci_dev_put(pdev);
+	return 0;
+}
+
+static const struct kernel_param_ops unplugged_ops = {
+	.set = unplugged_set,
+};
+module_param_cb(unplugged, &unplugged_ops, NULL, 0200);
+MODULE_PARM_DESC(unplugged,
+		 "a PCI function, like 0000:c1:00.2, of which the kernel is to know that it was pulled");
 
 /*
  * Where a call goes that does not take place: returns at once, with the value that

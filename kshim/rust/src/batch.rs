@@ -289,7 +289,7 @@ pub(crate) fn run(
     let Some(options) = options(&round, &settings, &policy, bytes) else {
         outcomes.fill(Outcome::NotAttempted);
         result.not_attempted = round.folios.len() as u32;
-        round.system.revive();
+        round.system.revive(round.context);
         return 0;
     };
     let context = round.context;
@@ -315,7 +315,10 @@ pub(crate) fn run(
         raw,
     ) {
         Ok(report) => report,
-        Err(BadInput::NoChannels) => return -errno::ENODEV,
+        Err(BadInput::NoChannels) => {
+            round.system.revive(context);
+            return -errno::ENODEV;
+        }
         Err(_) => return -errno::EINVAL,
     };
     for (to, from) in outcomes.iter_mut().zip(raw) {
@@ -335,6 +338,8 @@ pub(crate) fn run(
         // Cannot be, but then no channel is above suspicion.
         result.unproven = u64::MAX;
     }
-    round.system.revive();
+    if result.unproven == 0 {
+        round.system.revive(context);
+    }
     0
 }

@@ -40,8 +40,17 @@ impl Comeback {
     /// It was tried. From one try to the next the wait doubles: the first comes at once, since
     /// the memory may have been to blame and not the channel.
     pub(crate) fn tried(&mut self, now_ns: u64, works: bool) {
-        self.busy = false;
         self.given_up = !works;
+        self.wait_longer(now_ns);
+    }
+
+    /// It is not known whether its engine has stopped, so it could not be tried.
+    pub(crate) fn doubted(&mut self, now_ns: u64) {
+        self.wait_longer(now_ns);
+    }
+
+    fn wait_longer(&mut self, now_ns: u64) {
+        self.busy = false;
         self.delay_ns = if self.delay_ns == 0 {
             FIRST_DELAY_NS
         } else {
@@ -80,6 +89,19 @@ mod tests {
         assert_eq!(waits[1], FIRST_DELAY_NS);
         assert!(waits[2..].windows(2).all(|w| w[0] <= w[1]));
         assert_eq!(*waits.last().unwrap(), LAST_DELAY_NS);
+    }
+
+    #[test]
+    fn a_doubtful_one_is_asked_again_ever_more_rarely() {
+        let mut comeback = Comeback::default();
+        comeback.arrived();
+        assert!(comeback.claim(0));
+        comeback.doubted(0);
+        assert!(!comeback.claim(FIRST_DELAY_NS - 1));
+        assert!(comeback.claim(FIRST_DELAY_NS));
+        comeback.doubted(FIRST_DELAY_NS);
+        assert!(!comeback.claim(3 * FIRST_DELAY_NS - 1));
+        assert!(comeback.claim(3 * FIRST_DELAY_NS));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::batch;
 use crate::channel::{self, KernelQueue, bus};
 use crate::comeback::Comeback;
 use crate::errno;
-use crate::kernel::{self, KernelLock};
+use crate::kernel::{self, BatchContext, KernelLock};
 
 pub(crate) type SystemEngines = Engines<KernelQueue, KernelLock<Port<KernelQueue>>, MAX_CHANNELS>;
 
@@ -203,9 +203,11 @@ impl System {
         true
     }
 
-    /// Brings channels back that were taken out of service, if it is time to. For those who run
-    /// batches, after a batch: it takes a few dozen register accesses.
-    pub(crate) fn revive(&self) {
+    /// Brings channels back that were taken out of service, if it is time to; asks for a new proof
+    /// of those that were not proved stopped. For those who run batches, after a batch of which
+    /// nothing is in doubt: what it has yet to put into quarantine would not be released by the
+    /// proof. It takes a few dozen register accesses, or a reset.
+    pub(crate) fn revive(&self, context: BatchContext) {
         let mut present = self.present.load(Ordering::Relaxed);
         if self.engines.active() >= present.count_ones() as usize {
             return;
@@ -214,19 +216,30 @@ impl System {
             let number = present.trailing_zeros() as usize;
             present &= present.wrapping_sub(1);
             if !self.engines.is_active(number) {
-                self.revive_one(number);
+                self.revive_one(number, context);
             }
         }
     }
 
     #[cold]
-    fn revive_one(&self, number: usize) {
-        if self.engines.service(number) != Some(Service::Retired) {
-            return;
-        }
+    fn revive_one(&self, number: usize, mut context: BatchContext) {
+        let is_proved = match self.engines.service(number) {
+            Some(Service::Retired) => true,
+            Some(Service::Unproven) => false,
+            _ => return,
+        };
         let now_ns = kernel::now_ns();
         if !self.with_seat(number, |seat| seat.comeback.claim(now_ns)) {
             return;
+        }
+        if !is_proved {
+            if !context.prove_stopped(number) {
+                // It took a while.
+                let now_ns = kernel::now_ns();
+                self.with_seat(number, |seat| seat.comeback.doubted(now_ns));
+                return;
+            }
+            self.engines.confirm_stopped(number);
         }
         let mut channel = match self.engines.take(number) {
             Ok(channel) => channel,

@@ -1,18 +1,8 @@
-//! The faults of the device behind an IOMMU, and who keeps an engine from writing to memory that
-//! is not its own any more: our migrator, and the IOMMU if the migrator was wrong.
+//! The faults of the device behind an IOMMU.
 
-use std::time::Duration;
-
-use anyhow::{Context, Result, ensure};
-use serde_json::json;
-
-use super::kshim::{
-    QUARANTINED, TIMEOUT, failed_descriptors, faults, hangs, kill_all, kill_one, quarantine, start,
-    stop_after_faults,
-};
-use super::mover::{PROGRAM_LIMIT, get, mover, run, set};
-use super::{BOTH, Check, DEBUG, FAST, Suite};
-use crate::machine::{Guest, Iommu, Options};
+use super::kshim::{failed_descriptors, faults, hangs, kill_all, kill_one, quarantine};
+use super::{BOTH, Check, FAST, Suite};
+use crate::machine::{Iommu, Options};
 
 /// Of [`kill_one`], which has the sixth of them die.
 const DEVICES: usize = 8;
@@ -24,19 +14,6 @@ fn machine(iommu: Iommu, append: &str) -> Options {
         append: append.into(),
         separate_servers: true,
         modules: vec!["kshim"],
-        ..Options::default()
-    }
-}
-
-/// Two functions, and the means to have our module believe what is not so.
-fn stale(iommu: Iommu) -> Options {
-    Options {
-        devices: 2,
-        // All of it will be filled.
-        node_memory_mib: 320,
-        iommu,
-        append: "iommu.strict=1".into(),
-        modules: vec!["kshim", "testfail"],
         ..Options::default()
     }
 }
@@ -73,155 +50,4 @@ pub(super) const SUITES: &[Suite] = &[
         machine: || machine(Iommu::Amd, ""),
         checks: CHECKS,
     },
-    Suite {
-        name: "kshim-stale-writes",
-        about: "an engine that writes to memory that was given back",
-        kernels: DEBUG,
-        machine: || stale(Iommu::None),
-        checks: &[
-            Check::new("ours", stale_ours),
-            Check::spoiling("broken-on-purpose", stale_seen),
-        ],
-    },
-    Suite {
-        name: "kshim-stale-writes-intel",
-        about: "Intel's IOMMU keeps an engine from memory that was given back",
-        kernels: BOTH,
-        machine: || stale(Iommu::Intel),
-        checks: &[
-            Check::new("ours", stale_ours),
-            Check::spoiling("broken-on-purpose", stale_blocked).quick(FAST),
-        ],
-    },
 ];
-
-/// Fills what is free of a node with bytes that are nothing's pattern: memory that was freed
-/// comes into use, and the kernel looks at what it filled it with.
-fn fill(guest: &mut Guest, node: usize) -> Result<()> {
-    // So much stays free that nobody has to be killed.
-    const LEFT_MIB: u64 = 40;
-    let text = guest.ok(&format!(
-        "sed -n 's/.*MemFree: *\\([0-9]*\\) kB/\\1/p' /sys/devices/system/node/node{node}/meminfo"
-    ))?;
-    let free = text.trim().parse::<u64>().context("MemFree")? / 1024;
-    let count = free.saturating_sub(LEFT_MIB);
-    ensure!(count > 0, "node {node} has {free} MiB free");
-    guest.ok_within(
-        &format!(
-            "mkdir -p /tmp/fill{node} && mount -t tmpfs -o size=100%,mpol=bind:{node} none \
-             /tmp/fill{node} && dd if=/dev/urandom of=/tmp/megabyte bs=1M count=1 2> /dev/null && \
-             for i in $(seq {count}); do cat /tmp/megabyte || exit 1; done > /tmp/fill{node}/f"
-        ),
-        PROGRAM_LIMIT,
-    )?;
-    Ok(())
-}
-
-/// What an engine did once it came to life again.
-struct Late {
-    written: u64,
-    refused: u64,
-}
-
-impl Late {
-    /// It tried, and nothing came of it.
-    fn expect_harmless(&self) -> Result<()> {
-        ensure!(
-            self.written == 0 && self.refused > 0,
-            "{} bytes written, {} descriptors refused",
-            self.written,
-            self.refused
-        );
-        Ok(())
-    }
-}
-
-/// An engine stands still in the middle of a batch and can not be stopped. With `lie` the module
-/// is made to believe that it has been; then it gives the memory back. The program ends, the
-/// memory is free, and the engine goes on.
-fn late_write(guest: &mut Guest, lie: bool) -> Result<Late> {
-    start(guest, 2)?;
-    set(guest, TIMEOUT, "300")?;
-    let stuck = guest.options().address_of(1);
-    guest.ok(&format!("echo > /sys/bus/pci/devices/{stuck}/reset_method"))?;
-    if lie {
-        guest.ok(
-            "modprobe testfail functions=ptdma_k_prove_stopped every=1 && \
-             echo 1 > /sys/module/testfail/parameters/nth",
-        )?;
-    }
-    let stall = json!({
-        "trigger": {"at": 0},
-        "kind": {"stall": {"for": "ever", "haltable": false}},
-    });
-    guest.server()?.fault(Some(1), &stall)?;
-    // Half a folio each. A batch that is not to migrate is tried again by the program. Not of
-    // 2 MiB: processors keep freed ones on lists of their own, where small pages do not get them.
-    run(guest, &mover(1024, "--bytes 4M", &[]))?;
-    let held = get(guest, QUARANTINED)?;
-    if lie {
-        let lies = get(guest, "/sys/module/testfail/parameters/struck")?;
-        ensure!(lies > 0 && held == 0, "{lies} lies, {held} folios held");
-        // It is not asked to copy any more: what is written from here on is late.
-        guest.ok("echo 0 > /sys/module/ptdma_migrator/parameters/offloading")?;
-    } else {
-        ensure!(held > 0, "nothing is in quarantine");
-    }
-    // Other bytes than those of free memory are where the engine will read.
-    fill(guest, 0)?;
-    guest.server()?.reset_counters()?;
-    guest.server()?.clear_faults(None)?;
-    guest.ok("sleep 1")?;
-    let seen = guest.server()?.counters_by_device()?;
-    let seen = seen.get(1).context("the second function")?;
-    let late = Late {
-        written: seen.bytes,
-        refused: seen.errors,
-    };
-    fill(guest, 1)?;
-    guest.ok("umount /tmp/fill0 /tmp/fill1 && rmdir /tmp/fill0 /tmp/fill1")?;
-    Ok(late)
-}
-
-/// Our module does not give the memory back, and has taken the function off the bus: what the
-/// engine wants to write goes nowhere, IOMMU or not.
-fn stale_ours(guest: &mut Guest) -> Result<String> {
-    let late = late_write(guest, false)?;
-    late.expect_harmless()?;
-    guest.expect_clean_dmesg()?;
-    let stuck = guest.options().address_of(1);
-    guest.ok(&format!(
-        "echo default > /sys/bus/pci/devices/{stuck}/reset_method && \
-         echo 1 > /sys/bus/pci/devices/{stuck}/reset"
-    ))?;
-    stop_after_faults(guest)?;
-    Ok(format!("{} descriptors refused", late.refused))
-}
-
-/// How the kernel reports a free page that is not as it was left.
-const POISONED: &str = "pagealloc: memory corruption";
-
-/// Without an IOMMU the engine of a module that was wrong writes to free memory, and the debug
-/// kernel says so: the report that all other checks look for is one that can be had.
-fn stale_seen(guest: &mut Guest) -> Result<String> {
-    let late = late_write(guest, true)?;
-    ensure!(late.written > 0, "the engine wrote nothing");
-    guest.wait_for_console(POISONED, Duration::from_secs(10))?;
-    // And that is what fails a check which does not expect it.
-    ensure!(
-        guest.expect_clean_dmesg().is_err(),
-        "a report of the kernel's does not fail a check"
-    );
-    Ok(format!(
-        "{} KiB written to free memory, reported",
-        late.written >> 10
-    ))
-}
-
-/// Behind an IOMMU the same module does no harm: the engine's descriptor fails.
-fn stale_blocked(guest: &mut Guest) -> Result<String> {
-    let late = late_write(guest, true)?;
-    late.expect_harmless()?;
-    guest.expect_clean_dmesg()?;
-    Ok(format!("{} descriptors refused", late.refused))
-}

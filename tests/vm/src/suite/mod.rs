@@ -11,6 +11,7 @@ mod kshim_busy;
 mod kshim_controls;
 mod kshim_iommu;
 mod kshim_load;
+mod kshim_stale;
 mod migration;
 pub(crate) mod mover;
 mod report;
@@ -126,4 +127,5 @@ pub(crate) const SUITES: &[&[Suite]] = &[
     kshim_binding::SUITES,
     kshim_load::SUITES,
     kshim_iommu::SUITES,
+    kshim_stale::SUITES,
 ];
