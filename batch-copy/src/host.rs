@@ -101,6 +101,9 @@ pub trait Rescue {
     /// Makes sure that channel number `channel` can neither read nor write memory any more: takes
     /// bus mastering away, resets the function. May sleep. Several batches may ask at once.
     ///
+    /// A function that does not answer (all ones) can not be told to stop, and is not proved to
+    /// have: it may answer again, and its engine goes on where it was.
+    ///
     /// Returns whether that is certain now. If so, the folios concerned are copied by others; if
     /// not, they are quarantined.
     fn prove_stopped(&mut self, channel: usize) -> bool;

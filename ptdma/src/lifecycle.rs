@@ -33,7 +33,8 @@ pub struct Terminated {
 /// How the owner proves that a function can touch no memory any more.
 ///
 /// Made by whoever has done it: a function-level reset was completed, or bus mastering was
-/// disabled and pending transactions drained, or the device was removed from the machine.
+/// disabled and pending transactions drained, or the device was removed from the machine. That a
+/// function reads all ones is none of these: it may answer again with its engine where it was.
 #[derive(Debug)]
 pub struct FunctionQuiesced(());
 
