@@ -17,6 +17,8 @@
 #include "trace.h"
 
 static LIST_HEAD(ptdma_pool);
+/* Batches that are in the pool or in flight: not those in quarantine. */
+static unsigned int ptdma_pool_batches;
 static DEFINE_SPINLOCK(ptdma_pool_lock);
 
 struct ptdma_totals ptdma_totals;
@@ -35,6 +37,66 @@ void ptdma_batch_free(struct ptdma_batch *batch)
 	kvfree(batch);
 }
 
+static struct ptdma_batch *ptdma_batch_alloc(gfp_t gfp)
+{
+	struct ptdma_batch *batch;
+
+	batch = kvzalloc_obj(*batch, gfp);
+	if (!batch)
+		return NULL;
+	batch->scratch = kvzalloc(ptdma_rs_scratch_bytes(), gfp);
+	if (!batch->scratch) {
+		kvfree(batch);
+		return NULL;
+	}
+	ptdma_rs_scratch_init(batch->scratch);
+	rcuwait_init(&batch->sleeper);
+	timer_setup(&batch->alarm, ptdma_alarm, 0);
+	return batch;
+}
+
+/**
+ * ptdma_pool_join - A batch that is new or comes out of quarantine.
+ * @batch: The batch, with nothing mapped and nothing held.
+ *
+ * Goes into the pool, or is freed if that has got another one in its place.
+ *
+ * Context: Process context.
+ */
+void ptdma_pool_join(struct ptdma_batch *batch)
+{
+	bool room;
+
+	spin_lock(&ptdma_pool_lock);
+	room = ptdma_pool_batches < PTDMA_MAX_BATCHES;
+	if (room)
+		ptdma_pool_batches++;
+	spin_unlock(&ptdma_pool_lock);
+	if (room)
+		ptdma_batch_put(batch);
+	else
+		ptdma_batch_free(batch);
+}
+
+/**
+ * ptdma_pool_leave - A batch that was in flight goes into quarantine.
+ *
+ * For as long as there is memory another one takes its place: one engine that
+ * can not be stopped may take all batches that were in flight with it.
+ *
+ * Context: Process context, may be within reclaim.
+ */
+void ptdma_pool_leave(void)
+{
+	struct ptdma_batch *other = ptdma_batch_alloc(GFP_NOIO);
+
+	spin_lock(&ptdma_pool_lock);
+	ptdma_pool_batches--;
+	spin_unlock(&ptdma_pool_lock);
+	if (other)
+		ptdma_pool_join(other);
+}
+
 /**
  * ptdma_pool_init - Allocate what batches need.
  *
@@ -44,27 +106,17 @@ int ptdma_pool_init(void)
 {
 	unsigned int i;
 
+	ptdma_pool_batches = 0;
 	for (i = 0; i < PTDMA_MAX_BATCHES; i++) {
-		struct ptdma_batch *batch;
+		struct ptdma_batch *batch = ptdma_batch_alloc(GFP_KERNEL);
 
-		batch = kvzalloc_obj(*batch, GFP_KERNEL);
-		if (!batch)
-			goto out_free;
-		batch->scratch = kvzalloc(ptdma_rs_scratch_bytes(), GFP_KERNEL);
-		if (!batch->scratch) {
-			kvfree(batch);
-			goto out_free;
+		if (!batch) {
+			ptdma_pool_exit();
+			return -ENOMEM;
 		}
-		ptdma_rs_scratch_init(batch->scratch);
-		rcuwait_init(&batch->sleeper);
-		timer_setup(&batch->alarm, ptdma_alarm, 0);
-		ptdma_batch_put(batch);
+		ptdma_pool_join(batch);
 	}
 	return 0;
-
-out_free:
-	ptdma_pool_exit();
-	return -ENOMEM;
 }
 
 /**

@@ -225,6 +225,8 @@ void ptdma_alarm(struct timer_list *timer);
 /* batch.c */
 int ptdma_pool_init(void);
 void ptdma_pool_exit(void);
+void ptdma_pool_join(struct ptdma_batch *batch);
+void ptdma_pool_leave(void);
 size_t ptdma_pool_bytes(void);
 struct ptdma_batch *ptdma_batch_get(void);
 void ptdma_batch_put(struct ptdma_batch *batch);

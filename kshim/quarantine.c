@@ -27,7 +27,7 @@ static void ptdma_quarantine_end(struct ptdma_batch *batch)
 	kvfree(batch->held);
 	batch->held = NULL;
 	batch->nr_held = 0;
-	ptdma_batch_put(batch);
+	ptdma_pool_join(batch);
 }
 
 /* Those of the channels that were not proved stopped since the batch asked. */
@@ -68,6 +68,7 @@ void ptdma_quarantine(struct ptdma_batch *batch, struct list_head *dst,
 			batch->held[batch->nr_held++] = folio;
 	}
 	atomic64_add(nr, &ptdma_totals.quarantined);
+	ptdma_pool_leave();
 
 	/*
 	 * Whoever proves it from here on finds the batch in the list; of who has

@@ -55,6 +55,7 @@ pub(super) const SUITES: &[Suite] = &[
             Check::new("reset-and-rebind", reset_and_rebind),
             Check::new("module-removal", module_removal).quick(FAST),
             Check::new("all-batches", kshim_busy::all_batches),
+            Check::new("all-in-quarantine", kshim_busy::all_in_quarantine),
             Check::new("two-minutes", two_minutes),
             Check::spoiling("suspend-to-idle", suspend::to_idle).quick(FAST),
             Check::spoiling("suspend-to-ram", suspend::to_ram),
@@ -445,12 +446,15 @@ pub(super) fn hangs(guest: &mut Guest) -> Result<String> {
     Ok(String::new())
 }
 
+/// For each function that is bound, as `$d` in a shell.
+pub(super) const EACH_FUNCTION: &str = "for d in /sys/bus/pci/drivers/ptdma_migrator/0*; do";
+
 /// An engine that can be stopped in no way: what it may still write to is used by nobody, until
 /// it is proved stopped.
 pub(super) fn quarantine(guest: &mut Guest) -> Result<String> {
     start(guest, 16)?;
     set(guest, TIMEOUT, "300")?;
-    let all = "for d in /sys/bus/pci/drivers/ptdma_migrator/0*; do";
+    let all = EACH_FUNCTION;
     guest.ok(&format!("{all} echo > $d/reset_method || exit 1; done"))?;
     let stall = json!({
         "trigger": {"at": 5},
