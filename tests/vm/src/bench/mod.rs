@@ -10,6 +10,7 @@ pub(crate) mod demo;
 mod machine;
 mod measure;
 mod report;
+mod targets;
 mod trace;
 
 use std::path::Path;
@@ -24,6 +25,7 @@ use crate::kernel::{Kernel, Variant};
 use crate::machine::Guest;
 use crate::{build, run_dir, step};
 use measure::{Cell, Compaction};
+use targets::Target;
 
 /// What to measure.
 #[derive(Debug, Clone, clap::Args)]
@@ -132,6 +134,8 @@ struct Results {
     /// Table 2: number of 2 MiB folios, on the largest number of channels.
     huge: Vec<Cell>,
     compaction: Vec<Compaction>,
+    /// What was wanted of what was measured, and whether it holds.
+    targets: Vec<Target>,
 }
 
 /// Measures and prints.
@@ -184,6 +188,7 @@ fn measure_all(
         sizes: Vec::new(),
         huge: Vec::new(),
         compaction: Vec::new(),
+        targets: Vec::new(),
     };
     guest.ok(&format!(
         "echo {} > /sys/kernel/mm/migrate_offload/max_batch_pages",
@@ -236,6 +241,7 @@ fn measure_all(
         migrator.stop(&mut guest)?;
     }
     bar.finish_and_clear();
+    results.targets = targets::targets(&results.sizes, &results.huge);
     guest.expect_clean_dmesg()?;
     Ok(results)
 }

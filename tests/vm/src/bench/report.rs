@@ -75,6 +75,12 @@ pub(super) fn print(results: &Results) {
         println!("Compaction");
         println!("{}", compaction(results));
     }
+    if !results.targets.is_empty() {
+        println!("Targets, by instructions in the copy");
+    }
+    for target in &results.targets {
+        println!("{target}");
+    }
 }
 
 /// Prints what the copies cost beside the CPU's own, if that was measured.
@@ -205,10 +211,10 @@ fn small(value: f64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn cell(migrator: Migrator, channels: usize, folio_kib: u64) -> Cell {
+    pub(in crate::bench) fn cell(migrator: Migrator, channels: usize, folio_kib: u64) -> Cell {
         Cell {
             migrator,
             channels,
