@@ -268,10 +268,10 @@ where
             return None;
         }
         let plan = &self.state.plan;
-        let mut channels = self.state.choice.iter().take(plan.len());
         // The usual case, and all that it costs: nobody else's work, and equal parts.
         let last = plan.last_of_equals();
-        if last.is_some() && channels.all(|&channel| self.engines.load_bytes(channel) == 0) {
+        let channels = self.state.choice.get(..plan.len()).unwrap_or_default();
+        if last.is_some() && self.engines.are_idle(channels) {
             return last;
         }
         let lanes = self.state.choice.iter().take(plan.len()).enumerate();

@@ -62,6 +62,18 @@ pub struct Progress {
     pub health: Health,
 }
 
+impl Progress {
+    /// All before `done_before` is over, and none of it failed that was not reported before.
+    #[inline]
+    pub(crate) const fn up_to(done_before: Cookie) -> Self {
+        Self {
+            done_before,
+            failure: None,
+            health: Health::Alive,
+        }
+    }
+}
+
 /// A failed descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failure {

@@ -435,16 +435,32 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
 
     /// [`look`](Self::look) for the usual case, in which the answer is yes or not yet; with `ask`,
     /// the channel is polled. What is over is taken off the channel's load: `bytes`.
+    ///
+    /// `watch` is asked for with the lock held, and `bytes` after it: nothing has to be kept over
+    /// taking it.
     #[inline]
-    pub(crate) fn glance(&self, number: usize, watch: &Watch, ask: bool, bytes: u64) -> Glance {
+    pub(crate) fn glance(
+        &self,
+        number: usize,
+        ask: bool,
+        watch: impl FnOnce() -> Watch,
+        bytes: impl FnOnce() -> u64,
+    ) -> Glance {
         let Some(slot) = self.slots.get(number) else {
             return Glance::Unusual;
         };
-        let glance = slot.port.with(|port| port.glance(watch, ask));
+        let glance = slot.port.with(|port| port.glance(&watch(), ask));
         if glance == Glance::Over {
-            slot.load_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            slot.load_bytes.fetch_sub(bytes(), Ordering::Relaxed);
         }
         glance
+    }
+
+    /// Whether none of these channels has anything to do, as far as is known without a lock.
+    #[inline(never)]
+    pub(crate) fn are_idle(&self, numbers: &[usize]) -> bool {
+        let mut slots = numbers.iter().map(|&number| self.slots.get(number));
+        slots.all(|slot| slot.is_none_or(|slot| slot.load_bytes.load(Ordering::Relaxed) == 0))
     }
 
     /// Rings the doorbell for what was prepared without.

@@ -25,6 +25,12 @@ pub(crate) struct Burst {
 }
 
 impl Burst {
+    /// What of it arrived, once it is over.
+    #[inline]
+    pub(crate) const fn copied(&self) -> u64 {
+        self.bytes.saturating_sub(self.lost_bytes)
+    }
+
     fn is_continued_by(&self, next: &Self) -> bool {
         self.end == next.first && self.end_position == next.start.position && self.lost_bytes == 0
     }
@@ -82,6 +88,12 @@ impl Bursts {
     #[inline]
     pub(crate) const fn front_mut(&mut self) -> Option<&mut Burst> {
         self.running.as_mut()
+    }
+
+    /// Lets go of the only one.
+    #[inline]
+    pub(crate) const fn pop_only(&mut self) {
+        self.running = None;
     }
 
     /// Lets go of the oldest.

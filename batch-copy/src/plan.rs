@@ -231,6 +231,12 @@ struct Ideals {
 }
 
 impl Ideals {
+    /// Whether, after a cut at `position` just where balance wanted it, it wants all others at
+    /// places that are aligned, too.
+    const fn are_even(&self, position: u64, align_mask: u64) -> bool {
+        self.over == 0 && self.share & align_mask == 0 && self.ideal == position
+    }
+
     #[inline]
     const fn next(&mut self) -> u64 {
         self.ideal = self.ideal.wrapping_add(self.share);
@@ -312,7 +318,8 @@ impl<S: FolioSource + ?Sized> Cutter<'_, S> {
     /// what there is to cut: both the last one, `low`, and those after it, far enough from each
     /// other and from the folio's end. No neighbour can change that. Makes at most `most` cuts, and
     /// returns the last one.
-    #[inline]
+    // A function of its own, so that its variables have registers of their own.
+    #[inline(never)]
     fn cut_same_folio<const N: usize>(
         &self,
         ideals: &mut Ideals,
@@ -327,6 +334,9 @@ impl<S: FolioSource + ?Sized> Cutter<'_, S> {
         let end = start.saturating_add(folio.len_bytes).min(self.bytes);
         // Neither the cut nor the place where balance wants it may lie behind this.
         let last = end.saturating_sub(self.min_part_bytes);
+        if ideals.are_even(low.position, self.align_mask) && ideals.share >= self.min_part_bytes {
+            return self.cut_evenly(ideals, low, last, most, ends);
+        }
         for _ in 0..most {
             let mut after = *ideals;
             let ideal = after.next();
@@ -342,6 +352,34 @@ impl<S: FolioSource + ?Sized> Cutter<'_, S> {
             }
             *ideals = after;
         }
+        low
+    }
+
+    /// [`cut_same_folio`](Self::cut_same_folio) where each part is just what balance wants.
+    #[inline]
+    fn cut_evenly<const N: usize>(
+        &self,
+        ideals: &mut Ideals,
+        mut low: Place,
+        last: u64,
+        most: u64,
+        ends: &mut Vec<Place, N>,
+    ) -> Place {
+        let share = ideals.share;
+        for _ in 0..most {
+            let position = low.position.saturating_add(share);
+            let next = Place {
+                folio: low.folio,
+                // No further than the position went.
+                offset_bytes: low.offset_bytes.wrapping_add(share),
+                position,
+            };
+            if position > last || ends.push(next).is_err() {
+                break;
+            }
+            low = next;
+        }
+        ideals.ideal = low.position;
         low
     }
 

@@ -237,7 +237,7 @@ impl<M: RingMemory> Ring<M> {
     /// base is 0.
     #[inline]
     pub(crate) fn is_slot_after_reset(&self, head: u32) -> bool {
-        head == 0 && self.base_low == 0
+        head | self.base_low == 0
     }
 
     /// Where the next slot and the one behind it are. An idle ring has two at least, and the

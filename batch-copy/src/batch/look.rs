@@ -100,7 +100,8 @@ where
 
     /// The usual end of a batch, and all that it costs: from the last lane on, as long as nothing
     /// is to be handed out and nothing is amiss, lets go of lanes that are over.
-    #[inline]
+    // A function of its own, so that its variables have registers of their own.
+    #[inline(never)]
     fn sweep(&mut self, wake: Wake, now_ns: u64) -> Swept {
         let mut lanes = self.state.lanes.as_mut_slice();
         let mut swept = Swept {
@@ -113,6 +114,8 @@ where
             return swept;
         }
         let poll = wake == Wake::Poll;
+        let hang_ns = self.options.hang_ns;
+        let mut dma_bytes = self.report.dma_bytes;
         // While an interrupt is on its way, quiet lanes are not looked at.
         let mut may_ask = poll;
         while let Some((lane, before)) = lanes.split_last_mut() {
@@ -126,27 +129,28 @@ where
                     }
                     may_ask = true;
                 }
-                let watch = Watch {
+                let ask = poll || lane.quiet;
+                let watch = || Watch {
                     first: burst.first,
                     end: burst.end,
                     now_ns,
-                    hang_ns: self.options.hang_ns,
+                    hang_ns,
                 };
-                let (bytes, lost_bytes) = (burst.bytes, burst.lost_bytes);
-                let ask = poll || lane.quiet;
-                let glance = self.engines.glance(lane.channel, &watch, ask, bytes);
+                let glance = self
+                    .engines
+                    .glance(lane.channel, ask, watch, || burst.bytes);
                 if glance != Glance::Over {
                     swept.glance = Some(glance);
                     break;
                 }
-                let copied = bytes.saturating_sub(lost_bytes);
-                self.report.dma_bytes = self.report.dma_bytes.wrapping_add(copied);
-                lane.bursts.pop_front();
+                dma_bytes = dma_bytes.wrapping_add(burst.copied());
+                lane.bursts.pop_only();
                 swept.moved = true;
             }
             swept.left = before.len();
             lanes = before;
         }
+        self.report.dma_bytes = dma_bytes;
         swept
     }
 

@@ -58,6 +58,8 @@ where
         let ends = plan.ends(from);
         let channels = choice.get(from..).unwrap_or_default();
         let closing = closing.map(|closing| closing.wrapping_sub(from));
+        // Most parts are as long as the one before.
+        let (mut length, mut expected_ns) = (0, now_ns);
         for (&end, &channel) in ends.iter().zip(channels) {
             // More folios than one: the usual case of a batch of small ones.
             if end.folio.wrapping_sub(start.folio) > 1 || lanes.is_full() {
@@ -99,7 +101,10 @@ where
                 lost_bytes: 0,
                 digest: Digest::of_start(start),
             };
-            let expected_ns = done_ns(now_ns, bytes, ns_per_mib);
+            if bytes != length {
+                length = bytes;
+                expected_ns = done_ns(now_ns, bytes, ns_per_mib);
+            }
             let lane = Lane::handed_out_whole(channel, burst, end, spoken_for, expected_ns);
             // There is room: looked at above.
             let _ = lanes.push(lane);

@@ -94,14 +94,10 @@ where
                 lane
             };
             moved = true;
-            if let Some(&Burst {
-                bytes, lost_bytes, ..
-            }) = lane.bursts.front()
-            {
+            if let Some(&burst) = lane.bursts.front() {
                 lane.bursts.pop_front();
-                let copied = bytes.saturating_sub(lost_bytes);
-                self.report.dma_bytes = self.report.dma_bytes.wrapping_add(copied);
-                self.engines.sub_load(channel, bytes);
+                self.report.dma_bytes = self.report.dma_bytes.wrapping_add(burst.copied());
+                self.engines.sub_load(channel, burst.bytes);
             }
             if lane.is_done() {
                 return Serviced { moved, done: true };

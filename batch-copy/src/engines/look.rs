@@ -96,11 +96,8 @@ impl<C: CopyChannel> Port<C> {
             return Glance::Unusual;
         }
         if self.done_before.is_before(watch.end) {
-            if ask {
-                self.poll(watch.now_ns);
-                if !self.is_well() {
-                    return Glance::Unusual;
-                }
+            if ask && !self.poll_well(watch.now_ns) {
+                return Glance::Unusual;
             }
             if self.done_before.is_before(watch.end) {
                 return if self.stands(watch.now_ns, watch.hang_ns) {
@@ -116,7 +113,7 @@ impl<C: CopyChannel> Port<C> {
 
     /// Whether it is in service, and nobody's descriptors were lost.
     #[inline]
-    fn is_well(&self) -> bool {
+    pub(super) fn is_well(&self) -> bool {
         self.service == Service::Active && self.log.is_empty()
     }
 

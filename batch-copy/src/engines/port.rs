@@ -112,15 +112,31 @@ impl<C: CopyChannel> Port<C> {
             && let Some(channel) = &mut self.channel
             && let Some(done_before) = channel.poll_head(now_ns)
         {
-            let progress = Progress {
-                done_before,
-                failure: None,
-                health: Health::Alive,
-            };
-            self.absorb(progress, now_ns);
+            self.absorb(Progress::up_to(done_before), now_ns);
         } else {
             self.poll_further(now_ns);
         }
+    }
+
+    /// [`poll`](Self::poll) of a channel that [is well](Self::is_well); whether it still is.
+    #[inline(always)]
+    pub(super) fn poll_well(&mut self, now_ns: u64) -> bool {
+        self.stats.polls = self.stats.polls.wrapping_add(1);
+        if let Some(channel) = &mut self.channel
+            && let Some(done_before) = channel.poll_head(now_ns)
+        {
+            let over = done_before.since(self.done_before);
+            if over <= self.in_flight() {
+                if over != 0 {
+                    self.advance(over, over, now_ns);
+                }
+                return true;
+            }
+            self.absorb_trouble(Progress::up_to(done_before), false, now_ns);
+        } else {
+            self.poll_further(now_ns);
+        }
+        self.is_well()
     }
 
     /// The engine is looked at where there may be more to say than how far it is.
@@ -163,10 +179,18 @@ impl<C: CopyChannel> Port<C> {
         self.stats.completed = self.stats.completed.wrapping_add(over);
         if good != 0 {
             self.errors_in_a_row = 0;
-            self.good = self.good.saturating_add(over);
-            if self.good >= GOOD_AGAIN {
-                self.stops = 0;
+            if self.stops != 0 {
+                self.earn(over);
             }
+        }
+    }
+
+    /// A channel that was stopped by force has copied so many descriptors more.
+    #[cold]
+    fn earn(&mut self, over: u64) {
+        self.good = self.good.saturating_add(over);
+        if self.good >= GOOD_AGAIN {
+            self.stops = 0;
         }
     }
 

@@ -281,12 +281,15 @@ pub(crate) fn run(
     outcomes: &mut [Outcome],
     result: &mut RoundResult,
 ) -> i32 {
-    let (settings, policy) = round.system.settings_and_policy();
     let bytes = round
         .folios
         .iter()
         .fold(0_u64, |sum, folio| sum.saturating_add(folio.len));
-    let Some(options) = options(&round, &settings, &policy, bytes) else {
+    let (poll_ns, options) = round.system.with_settings(|settings, policy| {
+        let options = options(&round, settings, policy, bytes);
+        (settings.poll_ns(), options)
+    });
+    let Some(options) = options else {
         outcomes.fill(Outcome::NotAttempted);
         result.not_attempted = round.folios.len() as u32;
         round.system.revive(round.context);
@@ -294,7 +297,7 @@ pub(crate) fn run(
     };
     let context = round.context;
     let mut host = Host {
-        wait: KernelWait::new(context, settings.poll_ns()),
+        wait: KernelWait::new(context, poll_ns),
         mapper: KernelMapper(context),
         cpu: KernelCpu(context),
         rescue: KernelRescue {

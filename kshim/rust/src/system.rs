@@ -83,9 +83,10 @@ impl System {
         self.settings.with(|(settings, _)| *settings)
     }
 
-    /// The settings, and what they and the number of channels make of batches.
-    pub(crate) fn settings_and_policy(&self) -> (Settings, Policy) {
-        self.settings.with(|both| *both)
+    /// Runs `f` with the settings, and what they and the number of channels make of batches: they
+    /// are too much to be copied for each batch.
+    pub(crate) fn with_settings<R>(&self, f: impl FnOnce(&Settings, &Policy) -> R) -> R {
+        self.settings.with(|(settings, policy)| f(settings, policy))
     }
 
     /// Bytes below which a batch is left to the CPU.
