@@ -186,16 +186,13 @@ void ptdma_batch_put(struct ptdma_batch *batch)
 int ptdma_batch_round(struct ptdma_batch *batch, unsigned int nr, int only,
 		      struct ptdma_result *result)
 {
-	unsigned int i;
 	int rc;
 
 	lockdep_assert_held(&ptdma_topology);
 
 	memset(batch->first_part, 0xff, nr * sizeof(*batch->first_part));
 	memset(batch->outcomes, PTDMA_OUTCOME_NOT_ATTEMPTED, nr);
-	for (i = 0; i < ptdma_chans_end; i++)
-		if (ptdma_chans[i])
-			batch->seen[i] = atomic_read(&ptdma_chans[i]->events);
+	batch->seen = atomic64_read(&ptdma_events);
 
 	rc = ptdma_rs_batch_run(ptdma_system, batch, batch->scratch,
 				batch->folios, batch->outcomes, nr, only,

@@ -163,6 +163,33 @@ static noinline int ptdma_map_again(struct ptdma_batch *batch, u32 chan,
 	return 1;
 }
 
+static __always_inline bool ptdma_map_part(struct ptdma_batch *batch,
+					   struct device *dev,
+					   const struct ptdma_piece *piece,
+					   struct ptdma_part *part)
+{
+	dma_addr_t src, dst;
+
+	src = dma_map_phys(dev, piece->src, piece->len, DMA_TO_DEVICE, 0);
+	if (dma_mapping_error(dev, src))
+		return false;
+	part->src = src;
+	dst = dma_map_phys(dev, piece->dst, piece->len, DMA_FROM_DEVICE, 0);
+	if (dma_mapping_error(dev, dst)) {
+		dma_unmap_phys(dev, src, piece->len, DMA_TO_DEVICE, 0);
+		return false;
+	}
+	part->dst = dst;
+	part->windowed = false;
+	/*
+	 * Where bus addresses are physical ones, there is nothing to undo, as the
+	 * API can tell after the last mapping that matters.
+	 */
+	if (dma_need_unmap(dev))
+		batch->must_unmap = true;
+	return true;
+}
+
 /**
  * ptdma_k_map - Give a part of a folio bus addresses.
  * @batch: The batch it belongs to.
@@ -179,63 +206,41 @@ static noinline int ptdma_map_again(struct ptdma_batch *batch, u32 chan,
 int ptdma_k_map(struct ptdma_batch *batch, u32 chan,
 		const struct ptdma_piece *piece, struct ptdma_segment *segment)
 {
-	u16 first = batch->first_part[piece->folio];
+	u16 *first = &batch->first_part[piece->folio];
 	struct ptdma_chan *channel = ptdma_chans[chan];
-	struct device *dev = &channel->pdev->dev;
-	unsigned int nr = batch->nr_parts;
 	u64 end = piece->offset + piece->len;
-	u64 len = piece->len;
 	struct ptdma_part *part;
-	dma_addr_t src, dst;
-	u32 top = end;
 
-	if (first != PTDMA_NO_PART) {
-		u32 known = batch->parts[first].top;
+	if (*first != PTDMA_NO_PART &&
+	    piece->offset < batch->parts[*first].top) {
+		int rc = ptdma_map_again(batch, chan, piece, *first, segment);
 
-		if (piece->offset < known) {
-			int rc = ptdma_map_again(batch, chan, piece, first,
-						 segment);
-
-			if (rc <= 0)
-				return rc;
-		}
-		top = max(top, known);
+		if (rc <= 0)
+			return rc;
 	}
 
-	if (nr == PTDMA_ROUND_PARTS || len > U32_MAX || end > U32_MAX)
+	if (batch->nr_parts == PTDMA_ROUND_PARTS || piece->len > U32_MAX ||
+	    end > U32_MAX)
 		return -ENOSPC;
 
-	part = &batch->parts[nr];
+	part = &batch->parts[batch->nr_parts];
 	if (unlikely(channel->translated) &&
-	    ptdma_map_windowed(batch, chan, piece, part)) {
-		src = part->src;
-		dst = part->dst;
+	    ptdma_map_windowed(batch, chan, piece, part))
 		part->windowed = true;
-	} else {
-		src = dma_map_phys(dev, piece->src, len, DMA_TO_DEVICE, 0);
-		if (dma_mapping_error(dev, src))
-			return -EIO;
-		dst = dma_map_phys(dev, piece->dst, len, DMA_FROM_DEVICE, 0);
-		if (dma_mapping_error(dev, dst)) {
-			dma_unmap_phys(dev, src, len, DMA_TO_DEVICE, 0);
-			return -EIO;
-		}
-		part->src = src;
-		part->dst = dst;
-		part->windowed = false;
-		batch->mapped |= BIT_ULL(chan);
-	}
+	else if (!ptdma_map_part(batch, &channel->pdev->dev, piece, part))
+		return -EIO;
 
 	part->chan = chan;
 	part->offset = piece->offset;
-	part->len = len;
-	part->top = top;
-	part->next = first;
-	batch->first_part[piece->folio] = nr;
-	batch->nr_parts = nr + 1;
-	segment->src = src;
-	segment->dst = dst;
-	segment->len = len;
+	part->len = piece->len;
+	part->top = end;
+	part->next = *first;
+	if (part->next != PTDMA_NO_PART)
+		part->top = max(part->top, batch->parts[part->next].top);
+	*first = batch->nr_parts++;
+	segment->src = part->src;
+	segment->dst = part->dst;
+	segment->len = piece->len;
 	return 0;
 }
 
@@ -297,7 +302,6 @@ void ptdma_unmap_channel(struct ptdma_batch *batch, unsigned int chan)
 	for (i = 0; i < batch->nr_windows; i++)
 		if (batch->windows[i].chan == chan)
 			ptdma_unmap_window(&batch->windows[i]);
-	batch->mapped &= ~BIT_ULL(chan);
 }
 
 /**
@@ -310,16 +314,12 @@ void ptdma_unmap_channel(struct ptdma_batch *batch, unsigned int chan)
  */
 void ptdma_unmap_round(struct ptdma_batch *batch)
 {
-	u64 mapped = batch->mapped;
 	unsigned int i;
 
-	/* Where bus addresses are physical ones, there is nothing to do. */
-	while (mapped && !dma_need_unmap(ptdma_dev(__ffs64(mapped))))
-		mapped &= mapped - 1;
-	for (i = 0; mapped && i < batch->nr_parts; i++)
+	for (i = 0; batch->must_unmap && i < batch->nr_parts; i++)
 		if (batch->parts[i].chan != PTDMA_NO_CHANNEL)
 			ptdma_unmap_part(&batch->parts[i]);
-	batch->mapped = 0;
+	batch->must_unmap = false;
 	batch->nr_parts = 0;
 	for (i = 0; i < batch->nr_windows; i++)
 		if (batch->windows[i].chan != PTDMA_NO_CHANNEL)

@@ -46,8 +46,8 @@ static irqreturn_t ptdma_irq(int irq, void *data)
 	struct ptdma_chan *chan = data;
 
 	ptdma_rs_interrupt(ptdma_system, chan->index);
-	atomic_inc(&chan->events);
-	/* Orders the count before the look at who sleeps. */
+	WRITE_ONCE(chan->event, atomic64_inc_return(&ptdma_events));
+	/* Orders the event before the look at who sleeps. */
 	if (wq_has_sleeper(&chan->wq))
 		wake_up(&chan->wq);
 	/*

@@ -56,8 +56,9 @@ struct folio;
  * @up: The Rust library drives the function's queue.
  * @suspended: Down for suspend or reset, comes up again.
  * @leaked: Down, and its engine not proved stopped: its ring stays where it is.
+ * @event: Number of its latest interrupt among those of all channels, so that none
+ *	is missed between look and sleep.
  * @wq: Batches that sleep until the engine interrupts.
- * @events: Interrupts so far, so that none is missed between look and sleep.
  * @reset_lock: Serialises recovery of this function.
  * @proofs: Number of the last proof that the function has stopped, of all proofs
  *	of all channels; written under @reset_lock.
@@ -79,8 +80,8 @@ struct ptdma_chan {
 	bool up;
 	bool suspended;
 	bool leaked;
+	u64 event;
 	wait_queue_head_t wq;
-	atomic_t events;
 	struct mutex reset_lock; /* resetting the function */
 	unsigned long proofs;
 	atomic_long_t recoveries;
@@ -142,8 +143,8 @@ struct ptdma_window {
  * @nr_parts: How many.
  * @windows: Windows.
  * @nr_windows: How many.
- * @mapped: Channels with parts that lie in no window.
- * @seen: Events of each channel that the batch knows of.
+ * @must_unmap: There is something to undo for parts that lie in no window.
+ * @seen: Number of the latest interrupt that the batch knows of.
  * @held: References to folios in quarantine.
  * @nr_held: How many.
  * @unproven: Channels that may still write to them.
@@ -164,8 +165,8 @@ struct ptdma_batch {
 	unsigned int nr_parts;
 	struct ptdma_window windows[PTDMA_ROUND_WINDOWS];
 	unsigned int nr_windows;
-	u64 mapped;
-	int seen[PTDMA_MAX_CHANNELS];
+	bool must_unmap;
+	u64 seen;
 	struct folio **held;
 	unsigned int nr_held;
 	u64 unproven;
@@ -220,6 +221,7 @@ size_t ptdma_chans_bytes(void);
 bool ptdma_chan_prove_stopped(struct ptdma_chan *chan);
 
 /* services.c */
+extern atomic64_t ptdma_events;
 void ptdma_alarm(struct timer_list *timer);
 
 /* batch.c */

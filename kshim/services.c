@@ -76,10 +76,13 @@ u64 ptdma_k_now_ns(void)
 	return ktime_get_mono_fast_ns();
 }
 
+/* Interrupts of all channels so far. */
+atomic64_t ptdma_events;
+
 static bool ptdma_has_event(struct ptdma_batch *batch,
 			    struct ptdma_chan *chan)
 {
-	return atomic_read(&chan->events) != batch->seen[chan->index];
+	return READ_ONCE(chan->event) > batch->seen;
 }
 
 /**
@@ -168,8 +171,11 @@ bool ptdma_k_wait(struct ptdma_batch *batch, u32 index, u64 spin_ns,
 	}
 
 	interrupted = ptdma_has_event(batch, chan);
-	batch->seen[index] = atomic_read(&chan->events);
-	/* The library looks after this; later events end the next wait. */
+	/*
+	 * The library looks at all channels that interrupt after this, and finds
+	 * what they have told by now; later events end the next wait.
+	 */
+	batch->seen = atomic64_read(&ptdma_events);
 	smp_mb();
 	return interrupted;
 }
