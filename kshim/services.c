@@ -171,11 +171,11 @@ bool ptdma_k_wait(struct ptdma_batch *batch, u32 index, u64 spin_ns,
 	}
 
 	interrupted = ptdma_has_event(batch, chan);
+	batch->seen = atomic64_read(&ptdma_events);
 	/*
 	 * The library looks at all channels that interrupt after this, and finds
 	 * what they have told by now; later events end the next wait.
 	 */
-	batch->seen = atomic64_read(&ptdma_events);
 	smp_mb();
 	return interrupted;
 }
