@@ -73,6 +73,7 @@ impl Counters {
 struct Device {
     index: usize,
     programmed: bool,
+    mapped_bytes: u64,
     counters: Counters,
 }
 
@@ -136,6 +137,16 @@ impl Server {
         let devices = self.devices(&json!({"cmd": "counters"}))?;
         let programmed = devices.into_iter().filter(|device| device.programmed);
         Ok(programmed.map(|device| device.index).collect())
+    }
+
+    /// How much of the guest's memory each function can reach, by index: all of it, or behind an
+    /// IOMMU what is mapped for it.
+    pub(crate) fn mapped_bytes(&mut self) -> Result<Vec<u64>> {
+        let devices = self.devices(&json!({"cmd": "counters"}))?;
+        Ok(devices
+            .into_iter()
+            .map(|device| device.mapped_bytes)
+            .collect())
     }
 
     /// Sets all counts to zero and returns what they were, together.
