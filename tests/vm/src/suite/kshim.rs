@@ -61,6 +61,7 @@ pub(super) const SUITES: &[Suite] = &[
             Check::spoiling("suspend-to-idle", suspend::to_idle).quick(FAST),
             Check::spoiling("suspend-to-ram", suspend::to_ram),
             Check::spoiling("suspend-hung", suspend::hung),
+            Check::spoiling("shutdown", suspend::shutdown),
             Check::soak("load-1000-times", load_1000_times),
             Check::soak("two-hours", two_hours),
         ],

@@ -1,4 +1,5 @@
-//! The machine suspends with movers at work, and our migrator goes on afterwards.
+//! The machine suspends with movers at work, and our migrator goes on afterwards. It halts, and the
+//! engines stand still.
 //!
 //! Suspended to idle, the machine is woken by its second serial port: the emulated clock raises
 //! its alarm only from sleeping states of the firmware.
@@ -260,4 +261,31 @@ pub(super) fn hung(guest: &mut Guest) -> Result<String> {
         "{} channels left, {first} of {both} folios out of quarantine",
         devices - 1
     ))
+}
+
+/// The machine halts, as it does before the next kernel is started by kexec, with movers at work:
+/// no engine is left running, whose memory would be the next kernel's.
+pub(super) fn shutdown(guest: &mut Guest) -> Result<String> {
+    let devices = guest.options().devices;
+    start(guest, devices)?;
+    let _never = guest.start(
+        &mover::mover(4, "--bytes 8M --for-ms 60000 --movers 2 --writers 1", &[]),
+        LIMIT,
+    )?;
+    guest.ok("sleep 1")?;
+    let on = guest.server()?.programmed()?;
+    let copied = guest.server()?.counters()?.bytes;
+    ensure!(
+        on.len() == devices && copied > 0,
+        "before the machine halts the queues of {on:?} are on, {copied} bytes copied"
+    );
+    let _never = guest.start("halt -f", LIMIT)?;
+    guest.wait_for_console("reboot: System halted", LIMIT)?;
+    let on = guest.server()?.programmed()?;
+    ensure!(
+        on.is_empty(),
+        "the machine has halted, and the queues of functions {on:?} are on"
+    );
+    guest.expect_clean_console()?;
+    Ok(format!("{devices} channels"))
 }
