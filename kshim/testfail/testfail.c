@@ -8,12 +8,14 @@
  * Unlike the kernel's own fault injection it works on any kernel with kprobes, and
  * no second attempt inside of a function makes up for the first.
  *
- * It also tells the kernel that a function was pulled, which the emulator cannot do
- * to those that are tested.
+ * It also tells the kernel that a function was pulled, or its driver that the bus had
+ * an error, which the emulator cannot do to those that are tested.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/device.h>
 #include <linux/dma-mapping.h>
+#include <linux/err.h>
 #include <linux/errno.h>
 #include <linux/kprobes.h>
 #include <linux/limits.h>
@@ -107,18 +109,26 @@ module_param_cb(nth, &nth_ops, &nth, 0644);
 MODULE_PARM_DESC(nth,
 		 "the call that fails, from 1; 0: none; counting starts anew when it is written");
 
-/* As the port of a slot does when that is empty all of a sudden. */
-static int unplugged_set(const char *val, const struct kernel_param *kp)
+/* To be put by the caller. */
+static struct pci_dev *testfail_pci_get(const char *name)
 {
 	unsigned int domain, bus, device, function;
 	struct pci_dev *pdev;
 
-	if (sscanf(val, "%x:%x:%x.%x", &domain, &bus, &device, &function) != 4)
-		return -EINVAL;
+	if (sscanf(name, "%x:%x:%x.%x", &domain, &bus, &device, &function) != 4)
+		return ERR_PTR(-EINVAL);
 	pdev = pci_get_domain_bus_and_slot(domain, bus,
 					   PCI_DEVFN(device, function));
-	if (!pdev)
-		return -ENODEV;
+	return pdev ?: ERR_PTR(-ENODEV);
+}
+
+/* As the port of a slot does when that is empty all of a sudden. */
+static int unplugged_set(const char *val, const struct kernel_param *kp)
+{
+	struct pci_dev *pdev = testfail_pci_get(val);
+
+	if (IS_ERR(pdev))
+		return PTR_ERR(pdev);
 	WRITE_ONCE(pdev->error_state, pci_channel_io_perm_failure);
 	pci_dev_put(pdev);
 	return 0;
@@ -130,6 +140,52 @@ static const struct kernel_param_ops unplugged_ops = {
 module_param_cb(unplugged, &unplugged_ops, NULL, 0200);
 MODULE_PARM_DESC(unplugged,
 		 "a PCI function, like 0000:c1:00.2, of which the kernel is to know that it was pulled");
+
+static int testfail_recover(struct pci_dev *pdev)
+{
+	const struct pci_error_handlers *hooks;
+	int rc;
+
+	hooks = pdev->driver ? pdev->driver->err_handler : NULL;
+	if (!hooks || !hooks->error_detected || !hooks->slot_reset ||
+	    !hooks->resume)
+		return -EOPNOTSUPP;
+
+	WRITE_ONCE(pdev->error_state, pci_channel_io_frozen);
+	if (hooks->error_detected(pdev, pci_channel_io_frozen) !=
+	    PCI_ERS_RESULT_NEED_RESET)
+		return -EPROTO;
+	/* Like that of the whole bus, it leaves nothing as it was. */
+	rc = pcie_reset_flr(pdev, false);
+	if (rc)
+		return rc;
+	WRITE_ONCE(pdev->error_state, pci_channel_io_normal);
+	if (hooks->slot_reset(pdev) != PCI_ERS_RESULT_RECOVERED)
+		return -EPROTO;
+	hooks->resume(pdev);
+	return 0;
+}
+
+/* As the kernel does when a port reports an error that is not to be corrected. */
+static int frozen_set(const char *val, const struct kernel_param *kp)
+{
+	struct pci_dev *pdev = testfail_pci_get(val);
+	int rc;
+
+	if (IS_ERR(pdev))
+		return PTR_ERR(pdev);
+	scoped_guard(device, &pdev->dev)
+		rc = testfail_recover(pdev);
+	pci_dev_put(pdev);
+	return rc;
+}
+
+static const struct kernel_param_ops frozen_ops = {
+	.set = frozen_set,
+};
+module_param_cb(frozen, &frozen_ops, NULL, 0200);
+MODULE_PARM_DESC(frozen,
+		 "a PCI function whose driver is to see an error of the bus, and the recovery from it");
 
 /*
  * Where a call goes that does not take place: returns at once, with the value that

@@ -102,6 +102,7 @@ pub(super) const SUITES: &[Suite] = &[
         },
         checks: &[
             Check::new("unplug", unplug),
+            Check::new("bus-errors", bus_errors),
             Check::spoiling("kill-one", kill_one).quick(FAST),
             Check::spoiling("kill-and-pull", kill_and_pull),
             Check::spoiling("kill-all", kill_all),
@@ -622,6 +623,52 @@ fn unplug(guest: &mut Guest) -> Result<String> {
     guest.ok("rmmod ptdma_migrator")?;
     guest.expect_clean_dmesg()?;
     Ok(String::new())
+}
+
+/// The port of a function reports errors, again and again under load: the kernel has it taken out
+/// of use, resets it, and has it taken into use again. No batch meets any of it.
+fn bus_errors(guest: &mut Guest) -> Result<String> {
+    const TIMES: usize = 5;
+    start(guest, 16)?;
+    guest.ok("modprobe testfail functions=request_threaded_irq")?;
+    let recoveries = sum_of(guest, "recoveries")?;
+    let job = guest.start(
+        &mover(
+            4,
+            "--bytes 8M --for-ms 6000 --movers 2 --writers 1",
+            &[MIGRATED, FAILURES],
+        ),
+        PROGRAM_LIMIT,
+    )?;
+    let addresses = [3, 9].map(|index| guest.options().address_of(index));
+    guest.ok_within(
+        &format!(
+            "for i in $(seq {TIMES}); do for f in {}; do \
+             echo $f > /sys/module/testfail/parameters/frozen || exit 1; sleep 0.1; done; done",
+            addresses.join(" ")
+        ),
+        PROGRAM_LIMIT,
+    )?;
+    let text = guest.wait_ok(&job)?;
+    let report = parse("mover", &text)?;
+    let recoveries = sum_of(guest, "recoveries")? - recoveries;
+    let hangs = sum_of(guest, "hangs")?;
+    ensure!(
+        report.counter(FAILURES)? == 0 && recoveries == 0 && hangs == 0,
+        "batches met it, {recoveries} recoveries, {hangs} hangs: {report:?}"
+    );
+    guest.ok("rmmod testfail")?;
+    guest.server()?.reset_counters()?;
+    let report = run(guest, &mover(4, "--bytes 8M --rounds 2", &ALL))?;
+    let each = guest.server()?.counters_by_device()?;
+    ensure!(
+        each.iter().all(|c| c.bytes > 0),
+        "a channel is out of use: {each:?}"
+    );
+    all_by_device(guest, &report)?;
+    stop(guest)?;
+    guest.ok("rmmod ptdma_migrator")?;
+    Ok(format!("{} times", TIMES * addresses.len()))
 }
 
 /// What was given to a function that does not answer any more is held: nobody can say whether it
