@@ -52,7 +52,7 @@ pub(super) const SUITES: &[Suite] = &[
 /// What loading calls that may be refused, and where: each must have been seen to be refused.
 const AT_LOAD: [&str; 10] = [
     "__kvmalloc_node_noprof in ptdma_init+",
-    "__kvmalloc_node_noprof in ptdma_pool_init+",
+    "__kvmalloc_node_noprof in ptdma_batch_alloc+",
     "devm_kmalloc in ptdma_probe+",
     "pcim_enable_device in ptdma_probe+",
     "pcim_iomap_region in ptdma_probe+",
@@ -73,10 +73,26 @@ fn bound(guest: &mut Guest) -> Result<usize> {
 fn unload(guest: &mut Guest) -> Result<()> {
     guest.ok(&format!(
         "if [ -e {PARAMETERS} ]; then echo 0 > {PARAMETERS}/offloading && \
-         rmmod ptdma_migrator; fi && ! grep ptdma_migrator /proc/iomem /proc/interrupts /proc/modules"
+         rmmod ptdma_migrator; fi && ! grep ptdma_migrator /proc/iomem /proc/modules"
     ))?;
     let migrator = guest.ok("cat /sys/kernel/mm/migrate_offload/migrator")?;
     ensure!(migrator.trim() == "none", "{migrator} is registered");
+    expect_released(guest)
+}
+
+/// A function that is bound to no driver has no interrupt, and is no bus master.
+fn expect_released(guest: &mut Guest) -> Result<()> {
+    for function in guest.functions()? {
+        let device = format!("/sys/bus/pci/devices/{function}");
+        // An interrupt of ours has the name of its function.
+        let text = guest.ok(&format!(
+            "if [ ! -e {device}/driver ]; then grep {function} /proc/interrupts; \
+             ls -d {device}/msi_irqs 2> /dev/null; \
+             [ $(($(od -An -tu1 -j4 -N1 {device}/config) & 4)) = 0 ] || echo is a bus master; \
+             fi; true"
+        ))?;
+        ensure!(text.is_empty(), "{function}, which nobody has: {text}");
+    }
     Ok(())
 }
 
@@ -106,6 +122,7 @@ fn sweep(guest: &mut Guest, load: &str) -> Result<BTreeSet<String>> {
         if out.code == 0 {
             // Without one function, or all, and otherwise in order.
             ensure!(functions < devices, "{what}: nothing happened");
+            expect_released(guest).with_context(|| what.clone())?;
             let report = run(guest, &mover(4, "--bytes 1M", &[MIGRATED]))?;
             ensure!(
                 functions == 0 || report.counter(MIGRATED)? >= 256,
