@@ -8,5 +8,6 @@ mod kernel_log;
 mod qmp;
 
 pub(crate) use accel::{Accel, kvm_obstacle};
+pub(crate) use agent::Job;
 pub(crate) use command_line::{Iommu, Options};
 pub(crate) use guest::Guest;

@@ -4,7 +4,9 @@
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use super::mover::{FOLIO_KIB, PROGRAM_LIMIT, Report, get, mover, parse, refuses, run, set};
+use super::mover::{
+    FOLIO_KIB, Load, PROGRAM_LIMIT, Report, get, mover, refuses, run, set, wait_until,
+};
 use super::workload::{self, Workload};
 use super::{BOTH, Check, FAST, Suite};
 use crate::machine::{Guest, Iommu, Options};
@@ -240,15 +242,10 @@ fn stalled_engine(guest: &mut Guest) -> Result<String> {
     let aside = get(guest, ABANDONED)?;
     ensure!(aside == 1, "{aside} channels were set aside");
     // The engine goes on, and writes what it was told to write long ago.
-    let job = guest.start(
-        &mover(4, "--bytes 8M --for-ms 3000 --movers 2", &[]),
-        PROGRAM_LIMIT,
-    )?;
+    let load = Load::start(guest, 4, "--bytes 8M --movers 2", &[])?;
     guest.server()?.clear_faults(None)?;
-    let text = guest.wait_ok(&job)?;
-    parse("mover", &text)?;
-    let aside = get(guest, ABANDONED)?;
-    ensure!(aside == 0, "{aside} channels are still set aside");
+    wait_until(guest, ABANDONED, "-eq 0")?;
+    load.end(guest)?;
     set(guest, TIMEOUT, "10000")?;
     stop(guest)?;
     guest.ok("rmmod dcbm")?;

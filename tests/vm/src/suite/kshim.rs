@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::mover::{FOLIO_KIB, PROGRAM_LIMIT, Report, get, mover, parse, run, set};
+use super::mover::{
+    FOLIO_KIB, Load, PROGRAM_LIMIT, Report, get, mover, parse, run, set, wait_to_grow,
+};
 use super::workload::{self, Workload};
 use super::{BOTH, Check, FAST, Suite, kshim_busy, kshim_controls, suspend};
 use crate::machine::{Guest, Iommu, Options};
@@ -20,6 +22,9 @@ pub(super) const MIGRATED: &str = "/sys/module/ptdma_migrator/parameters/folios_
 pub(super) const FAILURES: &str = "/sys/module/ptdma_migrator/parameters/folios_failures";
 pub(super) const BYTES: &str = "/sys/module/ptdma_migrator/parameters/bytes_migrated";
 pub(super) const QUARANTINED: &str = "/sys/module/ptdma_migrator/parameters/folios_quarantined";
+
+/// Movers beside which something happens.
+pub(super) const LOAD: &str = "--bytes 8M --movers 2 --writers 1";
 
 const TRACE: &str = "/sys/kernel/tracing/trace";
 
@@ -531,13 +536,11 @@ fn unbind_loop(guest: &mut Guest) -> Result<String> {
 /// Unbind, bind and function reset, again and again, under load.
 fn reset_and_rebind(guest: &mut Guest) -> Result<String> {
     start(guest, 16)?;
-    let job = guest.start(
-        &mover(4, "--bytes 8M --for-ms 8000 --movers 2 --writers 1", &[]),
-        PROGRAM_LIMIT,
-    )?;
+    let load = Load::start(guest, 4, LOAD, &[])?;
+    wait_to_grow(guest, MIGRATED)?;
     let script = unbind_loop(guest)?;
     guest.ok_within(&script, PROGRAM_LIMIT)?;
-    guest.wait_ok(&job)?;
+    load.end(guest)?;
     guest.server()?.reset_counters()?;
     run(guest, &mover(4, "--bytes 8M --rounds 2", &[]))?;
     let each = guest.server()?.counters_by_device()?;
@@ -602,10 +605,8 @@ fn two_hours(guest: &mut Guest) -> Result<String> {
 /// Hot removal of two functions of sixteen under load, and their return.
 fn unplug(guest: &mut Guest) -> Result<String> {
     start(guest, 16)?;
-    let job = guest.start(
-        &mover(4, "--bytes 8M --for-ms 6000 --movers 2 --writers 1", &[]),
-        PROGRAM_LIMIT,
-    )?;
+    let load = Load::start(guest, 4, LOAD, &[])?;
+    wait_to_grow(guest, MIGRATED)?;
     const BOUND: &str = "ls -d /sys/bus/pci/drivers/ptdma_migrator/0* | wc -l";
     guest.unplug(15)?;
     guest.unplug(14)?;
@@ -614,7 +615,7 @@ fn unplug(guest: &mut Guest) -> Result<String> {
     guest.replug()?;
     let left = guest.ok(BOUND)?;
     ensure!(left.trim() == "16", "{left} functions are bound again");
-    guest.wait_ok(&job)?;
+    load.end(guest)?;
     guest.server()?.reset_counters()?;
     run(guest, &mover(4, "--bytes 8M --rounds 2", &[]))?;
     let each = guest.server()?.counters_by_device()?;
@@ -632,14 +633,8 @@ fn bus_errors(guest: &mut Guest) -> Result<String> {
     start(guest, 16)?;
     guest.ok("modprobe testfail functions=request_threaded_irq")?;
     let recoveries = sum_of(guest, "recoveries")?;
-    let job = guest.start(
-        &mover(
-            4,
-            "--bytes 8M --for-ms 6000 --movers 2 --writers 1",
-            &[MIGRATED, FAILURES],
-        ),
-        PROGRAM_LIMIT,
-    )?;
+    let load = Load::start(guest, 4, LOAD, &[MIGRATED, FAILURES])?;
+    wait_to_grow(guest, MIGRATED)?;
     let addresses = [3, 9].map(|index| guest.options().address_of(index));
     guest.ok_within(
         &format!(
@@ -649,8 +644,7 @@ fn bus_errors(guest: &mut Guest) -> Result<String> {
         ),
         PROGRAM_LIMIT,
     )?;
-    let text = guest.wait_ok(&job)?;
-    let report = parse("mover", &text)?;
+    let report = load.end(guest)?;
     let recoveries = sum_of(guest, "recoveries")? - recoveries;
     let hangs = sum_of(guest, "hangs")?;
     ensure!(
@@ -682,17 +676,11 @@ fn expect_held(guest: &mut Guest) -> Result<u64> {
 /// The device process of one function dies: its registers read all ones.
 pub(super) fn kill_one(guest: &mut Guest) -> Result<String> {
     start(guest, 16)?;
-    let job = guest.start(
-        &mover(
-            4,
-            "--bytes 8M --for-ms 6000 --movers 2 --writers 1",
-            &[MIGRATED],
-        ),
-        PROGRAM_LIMIT,
-    )?;
-    guest.ok("sleep 1")?;
+    let load = Load::start(guest, 4, LOAD, &[])?;
+    wait_to_grow(guest, MIGRATED)?;
     guest.kill9(Some(5))?;
-    guest.wait_ok(&job)?;
+    wait_to_grow(guest, QUARANTINED)?;
+    load.end(guest)?;
     let before = get(guest, MIGRATED)?;
     run(guest, &mover(4, "--bytes 4M", &[]))?;
     ensure!(get(guest, MIGRATED)? > before, "migration has stopped");
@@ -722,17 +710,11 @@ fn kill_and_pull(guest: &mut Guest) -> Result<String> {
 /// All of them die: the CPU copies.
 pub(super) fn kill_all(guest: &mut Guest) -> Result<String> {
     start(guest, 16)?;
-    let job = guest.start(
-        &mover(
-            4,
-            "--bytes 8M --for-ms 6000 --movers 2 --writers 1",
-            &[MIGRATED],
-        ),
-        PROGRAM_LIMIT,
-    )?;
-    guest.ok("sleep 1")?;
+    let load = Load::start(guest, 4, LOAD, &[])?;
+    wait_to_grow(guest, MIGRATED)?;
     guest.kill9(None)?;
-    guest.wait_ok(&job)?;
+    wait_to_grow(guest, QUARANTINED)?;
+    load.end(guest)?;
     run(guest, &mover(4, "--bytes 4M", &[]))?;
     let held = expect_held(guest)?;
     set(guest, OFFLOADING, "0")?;

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::mover::{FOLIO_KIB, PROGRAM_LIMIT, get, mover, parse, refuses, run, set};
+use super::mover::{
+    FOLIO_KIB, Load, PROGRAM_LIMIT, get, mover, parse, refuses, run, set, wait_to_grow,
+};
 use super::workload::{self, Workload};
 use super::{BOTH, Check, FAST, Suite};
 use crate::machine::{Guest, Options};
@@ -221,14 +223,10 @@ fn late(guest: &mut Guest) -> Result<String> {
     )?;
     ensure!(report.counter(COPIED)? > 0, "{report:?}");
     // Unregistering waits for the one who is inside.
-    let job = guest.start(
-        &mover(4, "--bytes 8M --for-ms 3000 --writers 1", &[]),
-        PROGRAM_LIMIT,
-    )?;
-    guest.ok("sleep 1")?;
+    let load = Load::start(guest, 4, "--bytes 8M --writers 1", &[])?;
+    wait_to_grow(guest, CALLS)?;
     deactivate(guest)?;
-    guest.wait_ok(&job)?;
-    deactivate(guest)?;
+    load.end(guest)?;
     Ok(String::new())
 }
 
@@ -327,24 +325,11 @@ fn churn(guest: &mut Guest) -> Result<String> {
     // Short batches: many of them begin and end while one is registered.
     set(guest, MAX_BATCH, "16")?;
     let before = get(guest, CALLS)?;
-    // The time is a bound: the mover ends when all registrations are done.
-    guest.ok("rm -f /tmp/churned")?;
-    let job = guest.start(
-        &mover(
-            4,
-            "--bytes 4M --for-ms 300000 --until /tmp/churned --movers 2 --writers 1",
-            &[],
-        ),
-        CHURN_LIMIT,
-    )?;
-    guest.ok_within(
-        &format!("sleep 0.5; echo {CHURNS} > {CHURN}; done=$?; touch /tmp/churned; exit $done"),
-        CHURN_LIMIT,
-    )?;
+    let load = Load::start(guest, 4, "--bytes 4M --movers 2 --writers 1", &[])?;
+    guest.ok_within(&format!("sleep 0.5; echo {CHURNS} > {CHURN}"), CHURN_LIMIT)?;
     let calls = get(guest, CALLS)?.saturating_sub(before);
-    let text = guest.wait_ok(&job)?;
+    let moved = load.end(guest)?.folios_moved()?;
     set(guest, MAX_BATCH, "0")?;
-    let moved = parse("mover", &text)?.folios_moved()?;
     ensure!(
         calls > 100 && moved > 0,
         "{calls} batches while registering, {moved} folios moved"
@@ -362,26 +347,17 @@ fn removal(guest: &mut Guest) -> Result<String> {
     guest.ok("rmmod testmig")?;
 
     // Without an owner: at any moment.
-    let job = guest.start(
-        &mover(4, "--bytes 4M --for-ms 12000 --movers 2 --writers 1", &[]),
-        PROGRAM_LIMIT,
+    let note = workload::removals(
+        guest,
+        CALLS,
+        &format!(
+            "modprobe testmig pin=0 && \
+             echo $([ $((i % 2)) = 0 ] && echo late || echo copy) > {MODE} && echo 1 > {ACTIVE}"
+        ),
+        "rmmod testmig",
     )?;
-    let text = guest.ok_within(
-        "for i in $(seq 20); do modprobe testmig pin=0; \
-         echo $([ $((i % 2)) = 0 ] && echo late || echo copy) > /sys/kernel/testmig/mode; \
-         echo 1 > /sys/kernel/testmig/active; sleep 0.2; cat /sys/kernel/testmig/calls; \
-         rmmod testmig || exit 1; done",
-        PROGRAM_LIMIT,
-    )?;
-    let calls: u64 = text
-        .lines()
-        .filter_map(|line| line.parse::<u64>().ok())
-        .sum();
-    guest.wait_ok(&job)?;
-    ensure!(calls > 0, "no batch met a removal: {text}");
     guest.ok("modprobe testmig")?;
-    guest.expect_clean_dmesg()?;
-    Ok(format!("20 removals, {calls} batches"))
+    Ok(note)
 }
 
 /// Everything at once, for long.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::machine::Guest;
+use crate::machine::{Guest, Job};
 
 /// A program that fills, moves and checks some ten MiB takes a few seconds of an
 /// emulated processor; others may be building beside it.
@@ -65,6 +65,60 @@ pub(crate) fn mover(folio_kib: u64, more: &str, counters: &[&str]) -> String {
         command.push_str(counter);
     }
     command
+}
+
+/// Movers at work beside a check.
+///
+/// They end when the check has seen what it wants to see: on a busy host, and under the debug
+/// kernel, nobody can say how much happens in a second.
+#[derive(Debug)]
+#[must_use = "movers that nobody ends go on"]
+pub(crate) struct Load(Job);
+
+impl Load {
+    /// They end by themselves after this, so that a check that has failed leaves none behind.
+    const LIMIT: Duration = Duration::from_secs(300);
+    /// They end once this file exists.
+    const OVER: &str = "/tmp/load-is-over";
+
+    /// Starts `mover` with folios of a size, more arguments and counter files. One at a time.
+    pub(crate) fn start(
+        guest: &mut Guest,
+        folio_kib: u64,
+        more: &str,
+        counters: &[&str],
+    ) -> Result<Self> {
+        guest.ok(&format!("rm -f {}", Self::OVER))?;
+        let more = format!(
+            "{more} --for-ms {} --until {}",
+            Self::LIMIT.as_millis(),
+            Self::OVER
+        );
+        let job = guest.start(&mover(folio_kib, &more, counters), 2 * Self::LIMIT)?;
+        Ok(Self(job))
+    }
+
+    /// Has them end. They have compared every byte by then.
+    pub(crate) fn end(self, guest: &mut Guest) -> Result<Report> {
+        guest.ok(&format!("touch {}", Self::OVER))?;
+        let text = guest.wait_ok(&self.0)?;
+        parse("mover", &text)
+    }
+}
+
+/// Waits until a counter file of the guest shows more than it does now.
+pub(crate) fn wait_to_grow(guest: &mut Guest, file: &str) -> Result<()> {
+    let now = get(guest, file)?;
+    wait_until(guest, file, &format!("-gt {now}"))
+}
+
+/// Waits until a counter file of the guest's passes the shell's test, such as `-eq 0`.
+pub(crate) fn wait_until(guest: &mut Guest, file: &str, test: &str) -> Result<()> {
+    let condition = format!("until [ $(cat {file}) {test} ]; do sleep 0.1; done");
+    guest
+        .ok_within(&condition, PROGRAM_LIMIT)
+        .map(drop)
+        .with_context(|| format!("{file} does not become {test}"))
 }
 
 /// Writes a control file of the guest.

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
-use super::kshim::{QUARANTINED, TIMEOUT, start};
-use super::mover::{self, Report, get, parse, set};
+use super::kshim::{LOAD, MIGRATED, QUARANTINED, TIMEOUT, start};
+use super::mover::{self, Load, Report, get, parse, set, wait_to_grow};
 use crate::kernel::Variant;
 use crate::machine::Guest;
 
@@ -268,11 +268,8 @@ pub(super) fn hung(guest: &mut Guest) -> Result<String> {
 pub(super) fn shutdown(guest: &mut Guest) -> Result<String> {
     let devices = guest.options().devices;
     start(guest, devices)?;
-    let _never = guest.start(
-        &mover::mover(4, "--bytes 8M --for-ms 60000 --movers 2 --writers 1", &[]),
-        LIMIT,
-    )?;
-    guest.ok("sleep 1")?;
+    let _never = Load::start(guest, 4, LOAD, &[])?;
+    wait_to_grow(guest, MIGRATED)?;
     let on = guest.server()?.programmed()?;
     let copied = guest.server()?.counters()?.bytes;
     ensure!(

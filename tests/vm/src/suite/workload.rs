@@ -6,7 +6,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::mover::{PROGRAM_LIMIT, mover, run, set};
+use super::mover::{Load, PROGRAM_LIMIT, mover, run, set};
 use crate::machine::Guest;
 
 /// One way of migrating; it gets the counter file.
@@ -120,8 +120,9 @@ pub(super) fn writers_and_movers(guest: &mut Guest, counter: &str) -> Result<Str
 
 /// Loads a migrator, lets it copy and removes it, again and again, while memory moves.
 ///
-/// `load` and `unload` are shell commands. A removal waits, for a few seconds, until the counter
-/// has moved: under the debug kernel a batch takes its time.
+/// `load` and `unload` are shell commands, which find the number of the round in `$i`. A removal
+/// waits, for a few seconds, until the counter has moved: under the debug kernel a batch takes its
+/// time.
 pub(super) fn removals(
     guest: &mut Guest,
     counter: &str,
@@ -129,25 +130,22 @@ pub(super) fn removals(
     unload: &str,
 ) -> Result<String> {
     const TIMES: u32 = 15;
-    guest.ok("rm -f /tmp/removed")?;
-    let more = "--bytes 4M --for-ms 100000 --until /tmp/removed --movers 2 --writers 1";
-    let job = guest.start(&mover(4, more, &[]), PROGRAM_LIMIT)?;
+    let movers = Load::start(guest, 4, "--bytes 4M --movers 2 --writers 1", &[])?;
     let text = guest.ok_within(
         &format!(
-            "again() {{ for i in $(seq {TIMES}); do {load} || return 1; for j in $(seq 20); do \
-             sleep 0.1; [ $(cat {counter}) != 0 ] && break; done; cat {counter}; \
-             {unload} || return 1; done; }}; again; done=$?; touch /tmp/removed; exit $done"
+            "for i in $(seq {TIMES}); do {load} || exit 1; for j in $(seq 20); do sleep 0.1; \
+             [ $(cat {counter}) != 0 ] && break; done; cat {counter}; {unload} || exit 1; done"
         ),
         PROGRAM_LIMIT,
     )?;
-    guest.wait_ok(&job)?;
-    let folios: u64 = text
+    movers.end(guest)?;
+    let met: u64 = text
         .lines()
         .filter_map(|line| line.parse::<u64>().ok())
         .sum();
-    ensure!(folios > 0, "nothing was migrated: {text}");
+    ensure!(met > 0, "no removal met a migration: {text}");
     guest.expect_clean_dmesg()?;
-    Ok(format!("{TIMES} removals, {folios} folios"))
+    Ok(format!("{TIMES} removals, {met} counted"))
 }
 
 /// Only those reasons for which it was asked, by the control file of its mask.
