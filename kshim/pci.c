@@ -173,6 +173,8 @@ static void ptdma_remove(struct pci_dev *pdev)
 
 	/* Waits for batches in flight, each of which has a deadline. */
 	down_write(&ptdma_topology);
+	/* One that was given up before may answer by now; nobody asks it later. */
+	ptdma_chan_settle(chan);
 	ptdma_chan_down(chan);
 	ptdma_irq_put(chan);
 	pci_clear_master(pdev);

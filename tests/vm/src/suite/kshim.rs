@@ -17,6 +17,7 @@ pub(super) const OFFLOADING: &str = "/sys/module/ptdma_migrator/parameters/offlo
 pub(super) const CHANNELS: &str = "/sys/module/ptdma_migrator/parameters/nr_dma_chan";
 const REASONS: &str = "/sys/module/ptdma_migrator/parameters/reason_mask";
 pub(super) const SMALLEST: &str = "/sys/module/ptdma_migrator/parameters/min_batch_kb";
+pub(super) const RING: &str = "/sys/module/ptdma_migrator/parameters/ring_entries";
 pub(super) const TIMEOUT: &str = "/sys/module/ptdma_migrator/parameters/timeout_ms";
 pub(super) const MIGRATED: &str = "/sys/module/ptdma_migrator/parameters/folios_migrated";
 pub(super) const FAILURES: &str = "/sys/module/ptdma_migrator/parameters/folios_failures";
@@ -195,9 +196,9 @@ fn expect_mapped(guest: &mut Guest, wanted: u64) -> Result<()> {
 }
 
 /// With no batch in flight a function can reach its ring, and nothing else.
-fn expect_rings_mapped(guest: &mut Guest) -> Result<()> {
+pub(super) fn expect_rings_mapped(guest: &mut Guest) -> Result<()> {
     const DESCRIPTOR_BYTES: u64 = 32;
-    let entries = get(guest, &format!("{PARAMETERS}/ring_entries"))?;
+    let entries = get(guest, RING)?;
     expect_mapped(guest, entries * DESCRIPTOR_BYTES)
 }
 

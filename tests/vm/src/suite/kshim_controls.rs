@@ -5,13 +5,12 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::kshim::{
-    ALL, BYTES, CHANNELS, FAILURES, MIGRATED, OFFLOADING, PARAMETERS, SMALLEST, TIMEOUT,
+    ALL, BYTES, CHANNELS, FAILURES, MIGRATED, OFFLOADING, PARAMETERS, RING, SMALLEST, TIMEOUT,
     all_by_device, expect_woken, start, stop, stop_after_faults, sum_of,
 };
 use super::mover::{get, mover, refuses, run, set};
 use crate::machine::Guest;
 
-const RING: &str = "/sys/module/ptdma_migrator/parameters/ring_entries";
 const STRIPE: &str = "/sys/module/ptdma_migrator/parameters/stripe_kb";
 const POLL: &str = "/sys/module/ptdma_migrator/parameters/poll_us";
 const HYBRID: &str = "/sys/module/ptdma_migrator/parameters/hybrid_percent";

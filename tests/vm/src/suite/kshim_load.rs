@@ -11,9 +11,9 @@ use super::mover::{get, mover, run, set};
 use super::{Check, FAST, Suite};
 use crate::machine::{Guest, Iommu, Options};
 
-const NTH: &str = "/sys/module/testfail/parameters/nth";
+pub(super) const NTH: &str = "/sys/module/testfail/parameters/nth";
 const EVERY: &str = "/sys/module/testfail/parameters/every";
-const STRUCK: &str = "/sys/module/testfail/parameters/struck";
+pub(super) const STRUCK: &str = "/sys/module/testfail/parameters/struck";
 const LAST: &str = "/sys/module/testfail/parameters/last";
 
 /// `modprobe` of busybox tries twice, in two ways.

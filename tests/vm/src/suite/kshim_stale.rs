@@ -6,7 +6,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use super::kshim::{OFFLOADING, QUARANTINED, TIMEOUT, start, stop_after_faults};
+use super::kshim::{
+    OFFLOADING, QUARANTINED, RING, TIMEOUT, expect_rings_mapped, start, stop_after_faults,
+};
+use super::kshim_load::{NTH, STRUCK};
 use super::mover::{PROGRAM_LIMIT, get, mover, run, set};
 use super::{BOTH, Check, DEBUG, FAST, Suite};
 use crate::machine::{Guest, Iommu, Options};
@@ -31,7 +34,8 @@ pub(super) const SUITES: &[Suite] = &[
         kernels: DEBUG,
         machine: || stale(Iommu::None),
         checks: &[
-            Check::new("ours", stale_ours),
+            Check::new("ours", |guest| stale_ours(guest, Stuck::NoReset)),
+            Check::new("lost-reset", |guest| stale_ours(guest, Stuck::LostReset)),
             Check::spoiling("broken-on-purpose", stale_seen),
         ],
     },
@@ -41,7 +45,8 @@ pub(super) const SUITES: &[Suite] = &[
         kernels: BOTH,
         machine: || stale(Iommu::Intel),
         checks: &[
-            Check::new("ours", stale_ours),
+            Check::new("ours", |guest| stale_ours(guest, Stuck::NoReset)),
+            Check::new("lost-reset", |guest| stale_ours(guest, Stuck::LostReset)).quick(FAST),
             Check::spoiling("broken-on-purpose", stale_blocked).quick(FAST),
         ],
     },
@@ -51,6 +56,14 @@ pub(super) const SUITES: &[Suite] = &[
         kernels: BOTH,
         machine: || stale(Iommu::None),
         checks: &[Check::new("and-back", absent).quick(FAST)],
+    },
+    Suite {
+        name: "kshim-absent-intel",
+        about: "a channel that was given up while its function did not answer",
+        kernels: BOTH,
+        // Where the ring and what is held are mapped, what stays of them can be seen.
+        machine: || stale(Iommu::Intel),
+        checks: &[Check::new("given-up", given_up).quick(FAST)],
     },
 ];
 
@@ -95,19 +108,34 @@ impl Late {
     }
 }
 
-/// An engine stands still in the middle of a batch and can not be stopped. With `lie` the module
-/// is made to believe that it has been; then it gives the memory back. The program ends, the
-/// memory is free, and the engine goes on.
-fn late_write(guest: &mut Guest, lie: bool) -> Result<Late> {
+/// How it comes that an engine is not stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stuck {
+    /// The kernel knows no way to reset the function.
+    NoReset,
+    /// It has told the function to reset itself, and nothing came of it.
+    LostReset,
+    /// The module is made to believe that the engine was stopped: then it gives the memory back.
+    Believed,
+}
+
+/// An engine stands still in the middle of a batch and can not be stopped. The program ends, the
+/// memory is free if the module has given it back, and the engine goes on.
+fn late_write(guest: &mut Guest, how: Stuck) -> Result<Late> {
     start(guest, 2)?;
     set(guest, TIMEOUT, "300")?;
     let stuck = guest.options().address_of(1);
-    guest.ok(&format!("echo > /sys/bus/pci/devices/{stuck}/reset_method"))?;
-    if lie {
-        guest.ok(
-            "modprobe testfail functions=ptdma_k_prove_stopped every=1 && \
-             echo 1 > /sys/module/testfail/parameters/nth",
-        )?;
+    let function = match how {
+        Stuck::NoReset => None,
+        Stuck::LostReset => Some("pcie_reset_flr"),
+        Stuck::Believed => Some("ptdma_k_prove_stopped"),
+    };
+    if let Some(function) = function {
+        guest.ok(&format!(
+            "modprobe testfail functions={function} every=1 && echo 1 > {NTH}"
+        ))?;
+    } else {
+        guest.ok(&format!("echo > /sys/bus/pci/devices/{stuck}/reset_method"))?;
     }
     let stall = json!({
         "trigger": {"at": 0},
@@ -118,14 +146,16 @@ fn late_write(guest: &mut Guest, lie: bool) -> Result<Late> {
     // 2 MiB: processors keep freed ones on lists of their own, where small pages do not get them.
     run(guest, &mover(1024, "--bytes 4M", &[]))?;
     let held = get(guest, QUARANTINED)?;
-    if lie {
-        let lies = get(guest, "/sys/module/testfail/parameters/struck")?;
-        ensure!(lies > 0 && held == 0, "{lies} lies, {held} folios held");
-        // It is not asked to copy any more: what is written from here on is late.
-        set(guest, OFFLOADING, "0")?;
-    } else {
-        ensure!(held > 0, "nothing is in quarantine");
+    if function.is_some() {
+        let lies = get(guest, STRUCK)?;
+        ensure!(lies > 0, "the module did not call {function:?}");
     }
+    ensure!(
+        (held == 0) == (how == Stuck::Believed),
+        "{held} folios are in quarantine, {how:?}"
+    );
+    // It is not asked to copy any more: what is written from here on is late.
+    set(guest, OFFLOADING, "0")?;
     // Other bytes than those of free memory are where the engine will read.
     fill(guest, 0)?;
     guest.server()?.reset_counters()?;
@@ -144,13 +174,14 @@ fn late_write(guest: &mut Guest, lie: bool) -> Result<Late> {
 
 /// Our module does not give the memory back, and has taken the function off the bus: what the
 /// engine wants to write goes nowhere, IOMMU or not.
-fn stale_ours(guest: &mut Guest) -> Result<String> {
-    let late = late_write(guest, false)?;
+fn stale_ours(guest: &mut Guest, how: Stuck) -> Result<String> {
+    let late = late_write(guest, how)?;
     late.expect_harmless()?;
     guest.expect_clean_dmesg()?;
     let stuck = guest.options().address_of(1);
     guest.ok(&format!(
-        "echo default > /sys/bus/pci/devices/{stuck}/reset_method && \
+        "[ ! -d /sys/module/testfail ] || rmmod testfail; \
+         echo default > /sys/bus/pci/devices/{stuck}/reset_method && \
          echo 1 > /sys/bus/pci/devices/{stuck}/reset"
     ))?;
     stop_after_faults(guest)?;
@@ -163,7 +194,7 @@ const POISONED: &str = "pagealloc: memory corruption";
 /// Without an IOMMU the engine of a module that was wrong writes to free memory, and the debug
 /// kernel says so: the report that all other checks look for is one that can be had.
 fn stale_seen(guest: &mut Guest) -> Result<String> {
-    let late = late_write(guest, true)?;
+    let late = late_write(guest, Stuck::Believed)?;
     ensure!(late.written > 0, "the engine wrote nothing");
     guest.wait_for_console(POISONED, Duration::from_secs(10))?;
     // And that is what fails a check which does not expect it.
@@ -179,7 +210,7 @@ fn stale_seen(guest: &mut Guest) -> Result<String> {
 
 /// Behind an IOMMU the same module does no harm: the engine's descriptor fails.
 fn stale_blocked(guest: &mut Guest) -> Result<String> {
-    let late = late_write(guest, true)?;
+    let late = late_write(guest, Stuck::Believed)?;
     late.expect_harmless()?;
     guest.expect_clean_dmesg()?;
     Ok(format!("{} descriptors refused", late.refused))
@@ -233,4 +264,53 @@ fn absent(guest: &mut Guest) -> Result<String> {
         "{held} folios held while {} KiB were written to them",
         late >> 10
     ))
+}
+
+/// A function does not answer while its channel is taken down, for another ring size: the ring
+/// and what a batch gave it stay as they are. Once it answers again, a reset by the user brings
+/// the channel back, and so does taking the function from the driver and giving it back: nothing
+/// is left behind.
+fn given_up(guest: &mut Guest) -> Result<String> {
+    let lost = guest.options().address_of(1);
+    let mut all_held = 0;
+    start(guest, 2)?;
+    set(guest, TIMEOUT, "300")?;
+    let ways = [
+        ("256", format!("echo 1 > /sys/bus/pci/devices/{lost}/reset")),
+        (
+            "128",
+            format!(
+                "cd /sys/bus/pci/drivers/ptdma_migrator && echo {lost} > unbind && \
+                 [ $(cat {QUARANTINED}) = 0 ] && echo {lost} > bind"
+            ),
+        ),
+    ];
+    for (entries, way) in ways {
+        guest.server()?.fault(
+            Some(1),
+            &json!({"trigger": {"at": 0}, "kind": {"all_ones": {}}}),
+        )?;
+        run(guest, &mover(1024, "--bytes 4M", &[]))?;
+        let held = get(guest, QUARANTINED)?;
+        ensure!(held > 0, "nothing is in quarantine");
+        all_held += held;
+        let out = guest.sh(&format!("echo {entries} > {RING}"))?;
+        ensure!(out.code != 0, "the channel came back without its function");
+        guest.server()?.clear_faults(None)?;
+        let left = get(guest, QUARANTINED)?;
+        ensure!(left == held, "{left} of {held} folios are in quarantine");
+        guest.ok(&way)?;
+        let left = get(guest, QUARANTINED)?;
+        ensure!(left == 0, "{left} of {held} folios are still in quarantine");
+        expect_rings_mapped(guest)?;
+        guest.server()?.reset_counters()?;
+        run(guest, &mover(4, "--bytes 8M --rounds 2", &[]))?;
+        let each = guest.server()?.counters_by_device()?;
+        ensure!(
+            each.iter().all(|counters| counters.bytes > 0),
+            "a channel is out of use: {each:?}"
+        );
+    }
+    stop_after_faults(guest)?;
+    Ok(format!("{all_held} folios held, and given back"))
 }
