@@ -5,7 +5,7 @@
  * The module that is tested is told by name, and so are the kernel's functions that
  * may fail.  Their calls by that module are counted, and the one that was asked for
  * does not take place: the caller gets what the function returns when it fails, or,
- * of two of them, when it has done its work.
+ * of some of them, when it has done its work.
  * Unlike the kernel's own fault injection it works on any kernel with kprobes, and
  * no second attempt inside of a function makes up for the first.
  *
@@ -56,6 +56,8 @@ static struct testfail_probe probes[] = {
 	PROBE("dma_iova_try_alloc", false),
 	PROBE("dma_iova_link", -ENOMEM),
 	PROBE("dma_iova_sync", -ENOMEM),
+	/* Memory that is never given back. */
+	PROBE("kvfree", 0),
 	/* A reset that never reaches the function, and nobody notices. */
 	PROBE("pcie_reset_flr", 0),
 	/* A lie: the engine may write on.  Loaded after the module it belongs to. */

@@ -5,10 +5,13 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 
-use super::kshim::{ALL, FAILURES, MIGRATED, PARAMETERS, all_by_device, start, stop};
-use super::mover::{get, mover, run, set};
-use super::{Check, FAST, Suite};
+use super::kshim::{
+    ALL, FAILURES, MIGRATED, PARAMETERS, TIMEOUT, all_by_device, start, stop, stop_after_faults,
+};
+use super::mover::{PROGRAM_LIMIT, get, mover, run, set};
+use super::{Check, DEBUG, FAST, Suite};
 use crate::machine::{Guest, Iommu, Options};
 
 pub(super) const NTH: &str = "/sys/module/testfail/parameters/nth";
@@ -46,6 +49,22 @@ pub(super) const SUITES: &[Suite] = &[
             ..Options::default()
         },
         checks: &[Check::new("mappings", mappings_translated)],
+    },
+    Suite {
+        name: "kshim-leaks",
+        about: "our migrator's memory, by the kernel's search for what nobody points to",
+        kernels: DEBUG,
+        machine: || Options {
+            devices: 2,
+            append: "kmemleak=on".into(),
+            modules: vec!["kshim", "testfail"],
+            ..Options::default()
+        },
+        checks: &[
+            Check::new("refused-loads", |guest| leaks_of(guest, at_load)),
+            Check::new("batches", |guest| leaks_of(guest, batches)),
+            Check::spoiling("broken-on-purpose", leak_seen),
+        ],
     },
 ];
 
@@ -246,4 +265,63 @@ fn mappings_translated(guest: &mut Guest) -> Result<String> {
         notes.push(refuse_mappings(guest, functions).context(functions)?);
     }
     Ok(notes.join("; "))
+}
+
+const KMEMLEAK: &str = "/sys/kernel/debug/kmemleak";
+
+/// What the kernel finds that nobody points to, and forgets it. It believes only what it finds
+/// twice, of things older than five seconds.
+fn unreferenced(guest: &mut Guest) -> Result<String> {
+    guest.ok_within(
+        &format!(
+            "sleep 6; echo scan > {KMEMLEAK} && echo scan > {KMEMLEAK} && \
+             cat {KMEMLEAK} && echo clear > {KMEMLEAK}"
+        ),
+        PROGRAM_LIMIT,
+    )
+}
+
+/// A workload that begins and ends without the module, and leaves nothing behind.
+fn leaks_of(guest: &mut Guest, workload: fn(&mut Guest) -> Result<String>) -> Result<String> {
+    // What others have lost while booting.
+    unreferenced(guest)?;
+    let note = workload(guest)?;
+    let lost = unreferenced(guest)?;
+    ensure!(lost.is_empty(), "{lost}");
+    Ok(note)
+}
+
+/// Batches that succeed, that fail, and that wait for an engine which can be stopped in no way.
+fn batches(guest: &mut Guest) -> Result<String> {
+    start(guest, 2)?;
+    set(guest, TIMEOUT, "300")?;
+    for kind in [
+        json!({"error": {"code": 19}}),
+        json!({"stall": {"for": "ever", "haltable": false}}),
+    ] {
+        let fault = json!({"trigger": {"at": 2}, "kind": kind});
+        guest.server()?.fault(Some(1), &fault)?;
+        run(guest, &mover(4, "--bytes 4M --rounds 2", &[]))?;
+        guest.server()?.clear_faults(None)?;
+    }
+    stop_after_faults(guest)?;
+    Ok(String::new())
+}
+
+/// When the module's own frees are left out, the kernel tells.
+fn leak_seen(guest: &mut Guest) -> Result<String> {
+    unreferenced(guest)?;
+    guest.ok("modprobe ptdma_migrator && modprobe testfail functions=kvfree")?;
+    set(guest, EVERY, "1")?;
+    set(guest, NTH, "1")?;
+    unload(guest)?;
+    set(guest, NTH, "0")?;
+    let left_out = get(guest, STRUCK)?;
+    let lost = unreferenced(guest)?;
+    let reports = lost.matches("unreferenced object").count();
+    ensure!(
+        left_out > 0 && reports > 0,
+        "{left_out} frees left out: {lost}"
+    );
+    Ok(format!("{left_out} frees left out, {reports} reports"))
 }
