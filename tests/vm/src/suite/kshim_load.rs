@@ -315,8 +315,8 @@ fn leak_seen(guest: &mut Guest) -> Result<String> {
     set(guest, EVERY, "1")?;
     set(guest, NTH, "1")?;
     unload(guest)?;
-    set(guest, NTH, "0")?;
     let left_out = get(guest, STRUCK)?;
+    set(guest, NTH, "0")?;
     let lost = unreferenced(guest)?;
     let reports = lost.matches("unreferenced object").count();
     ensure!(
