@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::mover::{
-    FOLIO_KIB, Load, PROGRAM_LIMIT, Report, get, mover, parse, run, set, wait_to_grow,
+    FOLIO_KIB, Load, PROGRAM_LIMIT, Report, get, mover, parse, run, set, wait_to_grow, wait_until,
 };
 use super::workload::{self, Workload};
 use super::{BOTH, Check, FAST, Suite, kshim_busy, kshim_controls, suspend};
@@ -680,7 +680,7 @@ pub(super) fn kill_one(guest: &mut Guest) -> Result<String> {
     let load = Load::start(guest, 4, LOAD, &[])?;
     wait_to_grow(guest, MIGRATED)?;
     guest.kill9(Some(5))?;
-    wait_to_grow(guest, QUARANTINED)?;
+    wait_until(guest, QUARANTINED, "-gt 0")?;
     load.end(guest)?;
     let before = get(guest, MIGRATED)?;
     run(guest, &mover(4, "--bytes 4M", &[]))?;
@@ -714,7 +714,7 @@ pub(super) fn kill_all(guest: &mut Guest) -> Result<String> {
     let load = Load::start(guest, 4, LOAD, &[])?;
     wait_to_grow(guest, MIGRATED)?;
     guest.kill9(None)?;
-    wait_to_grow(guest, QUARANTINED)?;
+    wait_until(guest, QUARANTINED, "-gt 0")?;
     load.end(guest)?;
     run(guest, &mover(4, "--bytes 4M", &[]))?;
     let held = expect_held(guest)?;
