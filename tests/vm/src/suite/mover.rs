@@ -106,7 +106,8 @@ impl Load {
     }
 }
 
-/// Waits until a counter file of the guest shows more than it does now.
+/// Waits until a counter file of the guest shows more than it does now. For one that goes on
+/// growing: what has grown for the last time before this begins is waited for in vain.
 pub(crate) fn wait_to_grow(guest: &mut Guest, file: &str) -> Result<()> {
     let now = get(guest, file)?;
     wait_until(guest, file, &format!("-gt {now}"))
