@@ -129,7 +129,7 @@ pub(super) fn removals(
     load: &str,
     unload: &str,
 ) -> Result<String> {
-    const TIMES: u32 = 15;
+    const TIMES: u32 = 20;
     let movers = Load::start(guest, 4, "--bytes 4M --movers 2 --writers 1", &[])?;
     let text = guest.ok_within(
         &format!(
