@@ -12,7 +12,6 @@
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 
-#include "compat.h"
 #include "ptdma_migrator.h"
 #include "trace.h"
 

@@ -10,17 +10,14 @@
 struct ptdma_chan *ptdma_chans[PTDMA_MAX_CHANNELS];
 unsigned int ptdma_chans_end;
 
-static int ptdma_ring_alloc(struct ptdma_chan *chan)
+static int ptdma_ring_alloc(struct ptdma_chan *chan, u32 entries)
 {
-	struct ptdma_settings settings;
-
-	ptdma_rs_settings_get(ptdma_system, &settings);
 	/*
 	 * A power of two of pages comes aligned to its own size, which is what
 	 * the engine wants of the ring; a ring is never less than a page.
 	 */
-	chan->ring_bytes = max_t(size_t, PAGE_SIZE, settings.ring_entries *
-				 PTDMA_DESCRIPTOR_BYTES);
+	chan->ring_bytes = max_t(size_t, PAGE_SIZE,
+				 entries * PTDMA_DESCRIPTOR_BYTES);
 	chan->ring = dma_alloc_coherent(&chan->pdev->dev, chan->ring_bytes,
 					&chan->ring_dma, GFP_KERNEL);
 	return chan->ring ? 0 : -ENOMEM;
@@ -58,16 +55,21 @@ int ptdma_chan_up(struct ptdma_chan *chan)
 
 	lockdep_assert_held_write(&ptdma_topology);
 
-	rc = ptdma_ring_alloc(chan);
+	/*
+	 * Read once: ring_entries can be set at any time, and memory and engine
+	 * must agree on the size.
+	 */
+	ptdma_rs_settings_get(ptdma_system, &settings);
+	rc = ptdma_ring_alloc(chan, settings.ring_entries);
 	if (rc)
 		return rc;
 
 	chan->translated = ptdma_is_translated(&chan->pdev->dev);
-	ptdma_rs_settings_get(ptdma_system, &settings);
 	setup = (struct ptdma_channel_setup) {
 		.bar = (void __force *)chan->bar,
 		.ring = chan->ring,
 		.ring_dma = chan->ring_dma,
+		.ring_bytes = chan->ring_bytes,
 		.ring_entries = settings.ring_entries,
 		.node = chan->node,
 	};

@@ -305,6 +305,28 @@ void ptdma_unmap_channel(struct ptdma_batch *batch, unsigned int chan)
 }
 
 /**
+ * ptdma_lose_channel - Forget what a batch has mapped for one channel.
+ * @batch: The batch.
+ * @chan: The channel, which may still write to the batch's memory, and goes.
+ *
+ * The mappings stay as they are.  The channel's number can be somebody else's
+ * soon, whose IOMMU domain is another one.
+ *
+ * Context: Process context, ptdma_topology held for writing.
+ */
+void ptdma_lose_channel(struct ptdma_batch *batch, unsigned int chan)
+{
+	unsigned int i;
+
+	for (i = 0; i < batch->nr_parts; i++)
+		if (batch->parts[i].chan == chan)
+			batch->parts[i].chan = PTDMA_NO_CHANNEL;
+	for (i = 0; i < batch->nr_windows; i++)
+		if (batch->windows[i].chan == chan)
+			batch->windows[i].chan = PTDMA_NO_CHANNEL;
+}
+
+/**
  * ptdma_unmap_round - Undo the mappings of a round.
  * @batch: The batch, to whose memory no engine writes any more.
  *

@@ -3,49 +3,21 @@
  * Registration as the kernel's migrator
  */
 #include <linux/bits.h>
+#include <linux/migrate_copy_offload.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 
-#include "compat.h"
 #include "ptdma_migrator.h"
 
 static DEFINE_MUTEX(ptdma_migrator_lock);
 static bool ptdma_registered;
-static unsigned long ptdma_reasons = PTDMA_ALL_REASONS;
-
-#ifdef PTDMA_MIGRATE_START
-static bool ptdma_should_batch(int reason)
-{
-	return READ_ONCE(ptdma_reasons) & BIT(reason);
-}
-#endif
+static unsigned long ptdma_reasons = MIGRATE_OFFLOAD_ALL_REASONS;
 
 static const struct migrator ptdma_migrator = {
 	.name = PTDMA_DRIVER_NAME,
 	.offload_copy = ptdma_offload_copy,
-#ifdef PTDMA_MIGRATE_START
-	.should_batch = ptdma_should_batch,
-#endif
 	.owner = THIS_MODULE,
 };
-
-static int ptdma_register(void)
-{
-#ifdef PTDMA_MIGRATE_START
-	return migrate_offload_start(&ptdma_migrator);
-#else
-	return migrate_offload_register(&ptdma_migrator, ptdma_reasons);
-#endif
-}
-
-static int ptdma_unregister(void)
-{
-#ifdef PTDMA_MIGRATE_START
-	return migrate_offload_stop(&ptdma_migrator);
-#else
-	return migrate_offload_unregister(&ptdma_migrator);
-#endif
-}
 
 /**
  * ptdma_migrator_start - Become the kernel's migrator.
@@ -59,7 +31,7 @@ int ptdma_migrator_start(void)
 
 	guard(mutex)(&ptdma_migrator_lock);
 	if (!ptdma_registered)
-		rc = ptdma_register();
+		rc = migrate_offload_register(&ptdma_migrator, ptdma_reasons);
 	if (!rc)
 		ptdma_registered = true;
 	return rc;
@@ -76,7 +48,7 @@ void ptdma_migrator_stop(void)
 {
 	guard(mutex)(&ptdma_migrator_lock);
 	if (ptdma_registered)
-		WARN_ON(ptdma_unregister());
+		WARN_ON(migrate_offload_unregister(&ptdma_migrator));
 	ptdma_registered = false;
 }
 
@@ -110,18 +82,16 @@ unsigned long ptdma_migrator_reasons(void)
  */
 int ptdma_migrator_set_reasons(unsigned long mask)
 {
-	if (mask & ~PTDMA_ALL_REASONS)
+	if (mask & ~MIGRATE_OFFLOAD_ALL_REASONS)
 		return -EINVAL;
 
 	guard(mutex)(&ptdma_migrator_lock);
-#ifndef PTDMA_MIGRATE_START
 	if (ptdma_registered) {
 		int rc = migrate_offload_set_reason_mask(&ptdma_migrator, mask);
 
 		if (rc)
 			return rc;
 	}
-#endif
 	WRITE_ONCE(ptdma_reasons, mask);
 	return 0;
 }

@@ -5,10 +5,11 @@
  * All of them can be changed at any time.  What is a sensible value is known to
  * the Rust library, which uses them.
  */
+#include <linux/migrate_copy_offload.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
+#include <linux/string.h>
 
-#include "compat.h"
 #include "ptdma_migrator.h"
 
 /* Until the system exists, parameters of the command line end up here. */
@@ -169,25 +170,20 @@ static int ptdma_reasons_set(const char *val, const struct kernel_param *kp)
 	unsigned long mask;
 	int rc;
 
-#ifdef PTDMA_REASON_NAMES
+	/* No name at all is more likely a mistake than a wish for "none". */
+	if (!*skip_spaces(val))
+		return -EINVAL;
 	rc = migrate_offload_reason_mask_parse(val, &mask);
-#else
-	rc = kstrtoul(val, 0, &mask);
-#endif
 	return rc ?: ptdma_migrator_set_reasons(mask);
 }
 
 static int ptdma_reasons_get(char *buf, const struct kernel_param *kp)
 {
-#ifdef PTDMA_REASON_NAMES
 	int len;
 
 	len = migrate_offload_reason_mask_format(buf, PAGE_SIZE - 1,
 						 ptdma_migrator_reasons());
 	return len + sysfs_emit_at(buf, len, "\n");
-#else
-	return sysfs_emit(buf, "%#lx\n", ptdma_migrator_reasons());
-#endif
 }
 
 static const struct kernel_param_ops ptdma_reasons_ops = {

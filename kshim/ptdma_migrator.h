@@ -249,6 +249,7 @@ void ptdma_quarantine_abandon(void);
 bool ptdma_is_translated(struct device *dev);
 bool ptdma_maps_channel(struct ptdma_batch *batch, unsigned int chan);
 void ptdma_unmap_channel(struct ptdma_batch *batch, unsigned int chan);
+void ptdma_lose_channel(struct ptdma_batch *batch, unsigned int chan);
 void ptdma_unmap_round(struct ptdma_batch *batch);
 
 /* migrator.c */

@@ -127,11 +127,14 @@ void ptdma_quarantine_remove(struct ptdma_chan *chan)
 
 	/* Nobody else changes the list while ptdma_topology is ours. */
 	list_for_each_entry(batch, &ptdma_quarantined, list) {
-		if (!chan->leaked)
+		if (!chan->leaked) {
 			ptdma_unmap_channel(batch, chan->index);
-		else if (batch->unproven & BIT_ULL(chan->index) ||
-			 ptdma_maps_channel(batch, chan->index))
+			continue;
+		}
+		if (batch->unproven & BIT_ULL(chan->index) ||
+		    ptdma_maps_channel(batch, chan->index))
 			batch->orphan = true;
+		ptdma_lose_channel(batch, chan->index);
 	}
 }
 

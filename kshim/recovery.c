@@ -70,16 +70,22 @@ static int ptdma_chan_reset(struct pci_dev *pdev)
 	if (!pdev->reset_methods[0])
 		return -ENOTTY;
 
-	/*
-	 * Keeps user space from reading the configuration space of a function
-	 * that is being reset.  Only tried, for the reason given above.
-	 */
-	quiet = pci_cfg_access_trylock(pdev);
-	rc = pcie_reset_flr(pdev, false);
-	if (quiet)
-		pci_cfg_access_unlock(pdev);
-	if (rc != -ENOTTY)
-		return rc;
+	if (!pcie_reset_flr(pdev, PCI_RESET_PROBE)) {
+		/*
+		 * Keeps user space from reading the configuration space of a
+		 * function that is being reset.  Only tried, for the reason given
+		 * above: user space may see all ones then, no more.
+		 */
+		quiet = pci_cfg_access_trylock(pdev);
+		rc = pcie_reset_flr(pdev, PCI_RESET_DO_RESET);
+		if (quiet)
+			pci_cfg_access_unlock(pdev);
+		/*
+		 * -ENOTTY: it does not come back.  Whatever else could reset it
+		 * takes its neighbours along.
+		 */
+		return rc == -ENOTTY ? -EIO : rc;
+	}
 
 	/* No FLR.  Other ways to reset want the device lock. */
 	for (tries = 0; tries < PTDMA_RESET_LOCK_TRIES; tries++) {

@@ -130,13 +130,15 @@ struct ptdma_settings {
  * @bar: BAR 2, mapped uncached.
  * @ring: Coherent memory.
  * @ring_dma: Its bus address, aligned to its size.
- * @ring_entries: Descriptors that it holds.
+ * @ring_bytes: Its size.
+ * @ring_entries: Descriptors of the ring, which fit into the memory.
  * @node: NUMA node of the function, or NUMA_NO_NODE.
  */
 struct ptdma_channel_setup {
 	u8 *bar;
 	u8 *ring;
 	u64 ring_dma;
+	u64 ring_bytes;
 	u32 ring_entries;
 	s32 node;
 };

@@ -116,7 +116,9 @@ pub struct ChannelSetup {
     pub ring: *mut u8,
     /// Bus address of that memory, aligned to its size.
     pub ring_dma: u64,
-    /// Descriptors that the memory holds.
+    /// Size of that memory.
+    pub ring_bytes: u64,
+    /// Descriptors of the ring. A ring that does not fit into the memory is refused.
     pub ring_entries: u32,
     /// NUMA node of the function, or -1.
     pub node: i32,

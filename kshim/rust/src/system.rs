@@ -6,7 +6,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use batch_copy::{Engines, NotIdle, Policy, Port, Service};
 use ptdma::{CoherentRing, Cookie, ErrorHead, FunctionQuiesced, Mmio};
 
-use crate::abi::{ChannelSetup, ChannelState, ChannelStats, Event, MAX_CHANNELS, Settings};
+use crate::abi::{
+    ChannelSetup, ChannelState, ChannelStats, DESCRIPTOR_BYTES, Event, MAX_CHANNELS, Settings,
+};
 use crate::batch;
 use crate::channel::{self, KernelQueue, bus};
 use crate::comeback::Comeback;
@@ -148,7 +150,11 @@ impl System {
         // SAFETY: the caller's promise.
         let registers = unsafe { Mmio::new(bar) };
         let entries = setup.ring_entries as usize;
-        // SAFETY: the caller's promise.
+        let needed = u64::from(setup.ring_entries).saturating_mul(DESCRIPTOR_BYTES as u64);
+        if needed > setup.ring_bytes {
+            return -errno::EINVAL;
+        }
+        // SAFETY: the caller's promise; the memory holds as many, as was just seen.
         let ring = unsafe { CoherentRing::new(memory, bus(setup.ring_dma), entries) };
         let first = Cookie::new(self.with_seat(number, |seat| seat.next_cookie));
         match channel::bring_up(number, registers, ring, setup, first) {
