@@ -136,6 +136,13 @@ const _: () = assert!(core::mem::size_of::<Channel<usize, [usize; 4]>>() <= 256)
 /// longer is a fault, and [`Channel::terminate`] goes on with the time that its caller gives.
 pub(crate) const HALT_POLLS: u32 = 2_000;
 
+/// How often in a row a stranger's engine has to say HALT with its head at the same slot before
+/// it is taken to be at rest.
+///
+/// An engine may still read HALT for some microseconds after RUN was written. 64 looks of two
+/// reads each are 12 us at the least, and 64 us or more on most machines.
+const REST_LOOKS: u32 = 64;
+
 /// Whether a control value says that the engine does not walk the ring: it has halted, or it took
 /// RUN away itself (which of the two silicon does after it drained is not documented).
 pub(crate) fn stands(control: u32) -> bool {
@@ -179,7 +186,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             signalling: config.signalling,
             error_head: config.error_head,
         };
-        match channel.program() {
+        match channel.take_over() {
             Ok(()) => Ok(channel),
             Err(e) => {
                 let Self { regs, ring, .. } = channel;
@@ -188,13 +195,17 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         }
     }
 
-    /// Programs every register for the ring as it stands. Also the way back after a reset.
-    pub(crate) fn program(&mut self) -> Result<(), BringUpError> {
-        let regs = &self.regs;
-        if regs.read(Register::Version) == ALL_ONES {
+    /// Makes sure of the engine and programs it. Also the way back after a reset.
+    pub(crate) fn take_over(&mut self) -> Result<(), BringUpError> {
+        if self.regs.read(Register::Version) == ALL_ONES {
             return Err(BringUpError::DeviceGone);
         }
         self.stop_previous_owner()?;
+        self.program()
+    }
+
+    /// Programs every register for the ring as it stands. The engine was proved to stand.
+    pub(crate) fn program(&mut self) -> Result<(), BringUpError> {
         let regs = &self.regs;
         regs.write(Register::Config, Config::VHB_ENABLE.bits());
         regs.write(Register::QueuePriority, QUEUE_PRIORITY_DEFAULT);
@@ -218,6 +229,9 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         // The one read-back: a function that does not hold its head would make every completion
         // a guess.
         let reads = regs.read(Register::Head);
+        if reads == ALL_ONES && regs.read(Register::Version) == ALL_ONES {
+            return Err(BringUpError::DeviceGone);
+        }
         if reads != next {
             return Err(BringUpError::NotAccepted {
                 offset: Register::Head.offset(),
@@ -250,28 +264,46 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     }
 
     /// Halts an engine that somebody else left running (a previous kernel, firmware).
+    ///
+    /// What RUN reads says nothing: whoever gave up on stopping that engine has taken RUN away,
+    /// and the engine may still be in a descriptor. A drained queue is at rest. Any other has to
+    /// say HALT, with RUN taken away, and its head has to stay where it is.
     fn stop_previous_owner(&self) -> Result<(), BringUpError> {
         let regs = &self.regs;
-        let control = QueueControl::from_bits_retain(regs.read(Register::Control));
-        if !control.contains(QueueControl::RUN) || control.contains(QueueControl::HALT) {
+        let control = regs.read(Register::Control);
+        let mut head = regs.read(Register::Head);
+        if head == regs.read(Register::Tail) {
             return Ok(());
         }
-        if regs.read(Register::Head) == regs.read(Register::Tail) {
-            return Ok(());
-        }
-        let stop = control.difference(QueueControl::RUN);
+        let stop = QueueControl::from_bits_retain(control).difference(QueueControl::RUN);
         regs.write(Register::Control, stop.bits());
+        let mut at_rest = 0_u32;
         for _ in 0..HALT_POLLS {
             let raw = regs.read(Register::Control);
             if raw == ALL_ONES {
                 return Err(BringUpError::DeviceGone);
             }
-            if QueueControl::from_bits_retain(raw).contains(QueueControl::HALT) {
+            let now = regs.read(Register::Head);
+            let halted = raw & QueueControl::HALT.bits() != 0;
+            at_rest = if halted && now == head {
+                at_rest.saturating_add(1)
+            } else {
+                0
+            };
+            head = now;
+            if at_rest >= REST_LOOKS {
                 return Ok(());
             }
         }
         let control = regs.read(Register::Control);
         Err(BringUpError::StillRunning { control })
+    }
+
+    /// Whether a value of the control register holds what the queue was programmed with. It does
+    /// not after a reset, which leaves zeros.
+    pub(crate) fn knows_ring(&self, control: u32) -> bool {
+        let fields = QueueControl::SIZE.union(QueueControl::BASE_HIGH).bits();
+        (control ^ self.run) & fields == 0
     }
 
     /// Checks a copy against this channel's limits: the first step, `prep_dma_memcpy` in
@@ -380,12 +412,15 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// With [`Notify::Interrupt`] the last of them interrupts when it completed, whatever it was
     /// submitted with.
     ///
-    /// RUN is written because an engine halts when it has drained its queue. If earlier work is
-    /// still in flight, a control *read* takes the place of that write, and RUN follows only if
-    /// the engine stands: it may be standing at a descriptor that failed and that nobody has seen
-    /// yet, and RUN would execute that one again, or step over it, and the failure would be lost.
-    /// The tail goes first, so that an engine that drains in between finds either the new tail or
-    /// RUN.
+    /// RUN is written because an engine halts when it has drained its queue. Control is read
+    /// before, for a function that was reset in the meantime has its head at 0: started there it
+    /// would run what is not ours, or what was done long ago. The channel has [`Fault::Reset`]
+    /// then, and the function is left alone.
+    ///
+    /// If earlier work is still in flight, RUN follows only if the engine stands: it may be
+    /// standing at a descriptor that failed and that nobody has seen yet, and RUN would execute
+    /// that one again, or step over it, and the failure would be lost. The tail goes first then,
+    /// so that an engine that drains in between finds either the new tail or RUN.
     ///
     /// On a paused channel the tail is written and RUN is left to [`resume`](Self::resume). On a
     /// faulted one nothing happens: what was submitted stays outstanding until recovery.
@@ -397,24 +432,47 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         if notify == Notify::Interrupt {
             self.ring.flag_newest();
         }
-        let idle = self.ring.in_flight() == 0;
-        let tail = self.ring.issue();
-        self.regs.write(Register::Tail, tail);
-        if self.state == State::Running {
-            if idle {
-                self.start();
-            } else {
+        if self.ring.in_flight() == 0 {
+            self.issue_idle();
+        } else {
+            let tail = self.ring.issue();
+            self.regs.write(Register::Tail, tail);
+            if self.state == State::Running {
                 self.start_if_standing();
             }
         }
         self.stats.doorbells = self.stats.doorbells.wrapping_add(1);
     }
 
+    /// The doorbell of a queue that had nothing to do. Not of one that was reset.
+    #[inline]
+    fn issue_idle(&mut self) {
+        let control = self.regs.read(Register::Control);
+        // All ones is a device that is gone, perhaps for a moment: the next polls see to that.
+        let answers = control != ALL_ONES;
+        if answers && !self.knows_ring(control) {
+            self.set_fault(Fault::Reset);
+            return;
+        }
+        let tail = self.ring.issue();
+        self.regs.write(Register::Tail, tail);
+        if answers && self.state == State::Running {
+            self.start();
+        }
+    }
+
     /// Starts an engine that stands, unless it stands at a failure, or the device is gone: both
-    /// are for the next poll to find. Never races: an engine that stands cannot fail.
+    /// are for the next poll to find. Never one whose function was reset.
     pub(crate) fn start_if_standing(&mut self) {
         let control = self.regs.read(Register::Control);
-        if control == ALL_ONES || !stands(control) {
+        if control == ALL_ONES {
+            return;
+        }
+        if !self.knows_ring(control) {
+            self.set_fault(Fault::Reset);
+            return;
+        }
+        if !stands(control) {
             return;
         }
         // All ones has the error bit set too.

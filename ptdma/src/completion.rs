@@ -293,21 +293,19 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// A function that was reset behind our back (by firmware, by its link) reads 0 as its head.
     /// For most rings that is no slot; for one that begins at a multiple of 4 GiB it is slot 0,
     /// and work would count as done that was lost. There the control register tells: it has
-    /// forgotten where the ring is and how long. (Not at address 0 with 2 entries, for which
-    /// all fields are 0.)
+    /// forgotten where the ring is and how long.
     #[inline]
     pub(crate) fn locate(&self, head: u32) -> HeadPosition {
-        if self.ring.is_slot_after_reset(head) && !self.knows_ring() {
+        if self.ring.is_slot_after_reset(head) && self.was_reset() {
             return HeadPosition::Garbage;
         }
         self.ring.locate(head)
     }
 
-    /// Whether the control register still holds what the queue was programmed with.
+    /// Whether the control register has forgotten what the queue was programmed with.
     #[cold]
-    fn knows_ring(&self) -> bool {
-        let fields = QueueControl::SIZE.union(QueueControl::BASE_HIGH).bits();
-        (self.regs.read(Register::Control) ^ self.run) & fields == 0
+    fn was_reset(&self) -> bool {
+        !self.knows_ring(self.regs.read(Register::Control))
     }
 
     /// The head has passed `count` descriptors, none of which failed.
@@ -436,6 +434,9 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         if control == ALL_ONES {
             return Err(self.set_fault(Fault::DeviceGone));
         }
+        if !self.knows_ring(control) {
+            return Err(self.set_fault(Fault::Reset));
+        }
         if !stands(control) || self.state == State::Paused {
             return Ok(self.progress(0, None, None));
         }
@@ -462,7 +463,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             let fault = self.set_fault(Fault::Halted { oldest });
             return self.progress_before(fault, retired);
         }
-        Ok(self.restart(retired))
+        self.restart(retired)
     }
 
     /// Looks whether the tail register holds what was written to it last.
@@ -480,19 +481,23 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         if self.restarts >= MAX_RESTARTS {
             return Err(self.set_fault(Fault::Halted { oldest }));
         }
-        Ok(self.restart(0))
+        self.restart(0)
     }
 
     /// Rings the doorbell once more: the tail as well as RUN, for a function that was out of
     /// reach for a moment has lost both writes. An engine that stands at a failure is left
     /// standing.
-    fn restart(&mut self, retired: u64) -> Progress {
+    fn restart(&mut self, retired: u64) -> Result<Progress, Fault> {
+        if self.was_reset() {
+            let fault = self.set_fault(Fault::Reset);
+            return self.progress_before(fault, retired);
+        }
         self.restarts = self.restarts.saturating_add(1);
         self.stats.restarts = self.stats.restarts.wrapping_add(1);
         self.regs
             .write(Register::Tail, self.ring.issued_register_value());
         self.start_if_standing();
-        self.progress(retired, None, Some(Anomaly::Restarted))
+        Ok(self.progress(retired, None, Some(Anomaly::Restarted)))
     }
 }
 

@@ -14,6 +14,9 @@ pub enum Fault {
     /// Every register reads all ones: the function is gone, or its link is. Nothing can be
     /// proved about memory until the function is out of the system or bus mastering is off.
     DeviceGone,
+    /// The control register has forgotten where the ring is: the function was reset, and nobody
+    /// said so. What was outstanding is not known to have been copied.
+    Reset,
     /// The head register holds something that is no slot the engine was given.
     BadHead {
         /// What was read.
@@ -37,12 +40,37 @@ pub enum Fault {
         /// The code it left.
         code: ErrorCode,
     },
+    /// A register does not hold what was written to it when the channel was to come up again.
+    NotAccepted {
+        /// Byte offset of the register.
+        offset: usize,
+        /// What it holds.
+        reads: u32,
+    },
+    /// The engine was found walking a queue when the channel was to come up again.
+    StillRunning {
+        /// The control register.
+        control: u32,
+    },
+}
+
+impl Fault {
+    /// What keeps a channel out of service that could not be brought up again.
+    pub(crate) const fn of_bring_up(e: BringUpError) -> Self {
+        match e {
+            BringUpError::NotAccepted { offset, reads, .. } => Self::NotAccepted { offset, reads },
+            BringUpError::StillRunning { control } => Self::StillRunning { control },
+            // The ring was accepted when the channel was made.
+            BringUpError::DeviceGone | BringUpError::Ring(_) => Self::DeviceGone,
+        }
+    }
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::DeviceGone => f.write_str("the device reads all ones: it is gone"),
+            Self::Reset => f.write_str("the function was reset, and has forgotten its ring"),
             Self::BadHead { raw } => write!(f, "the head register holds {raw:#x}, no slot in use"),
             Self::Halted { oldest } => {
                 write!(f, "the engine halted at {oldest} and does not go on")
@@ -54,6 +82,16 @@ impl fmt::Display for Fault {
                 )
             }
             Self::WillNotHalt { code } => write!(f, "{code}, and the engine does not halt"),
+            Self::NotAccepted { offset, reads } => {
+                write!(
+                    f,
+                    "register {offset:#x} does not take its value and reads {reads:#x}"
+                )
+            }
+            Self::StillRunning { control } => write!(
+                f,
+                "the engine is still running (control {control:#x}); reset the function first"
+            ),
         }
     }
 }

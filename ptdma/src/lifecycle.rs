@@ -49,6 +49,15 @@ impl FunctionQuiesced {
     }
 }
 
+/// What a stop came to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// The engine stands still; head and status are final.
+    Stands,
+    /// The function was reset: nothing of it works, and its registers say nothing of what it did.
+    Reset,
+}
+
 impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// Takes RUN away and waits until the engine says that it has halted. Work stays where it is;
     /// [`resume`](Self::resume) goes on with it.
@@ -56,7 +65,8 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// # Errors
     ///
     /// [`NotStopped`] if the engine had not halted by the deadline. The channel is paused all the
-    /// same: nothing more is started, and the call can be repeated.
+    /// same: nothing more is started, and the call can be repeated. A function that turns out to
+    /// have been reset does stand still; its channel has [`Fault::Reset`] then.
     pub fn pause<C: Clock + ?Sized>(
         &mut self,
         clock: &C,
@@ -65,7 +75,10 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         if self.state == State::Running {
             self.state = State::Paused;
         }
-        self.halt(clock, deadline)
+        if self.halt(clock, deadline)? == Stop::Reset {
+            self.set_fault(Fault::Reset);
+        }
+        Ok(())
     }
 
     /// Lets a paused channel go on. No effect on one that runs or has a fault.
@@ -93,7 +106,9 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         clock: &C,
         deadline: Deadline,
     ) -> Result<Terminated, NotStopped> {
-        self.halt(clock, deadline)?;
+        if self.halt(clock, deadline)? == Stop::Reset {
+            return Ok(self.terminate_after_reset());
+        }
         // The engine stands still, so whatever head says is final.
         let interrupts = self.regs.read(Register::InterruptStatus);
         let status = self.regs.read(Register::Status);
@@ -119,9 +134,9 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             code: crate::error_code::ErrorCode::from_status(status),
         });
         let dropped = self.forget_outstanding();
-        if self.program().is_err() {
-            // It went away just now; it did stop before.
-            self.state = State::Faulted(Fault::DeviceGone);
+        if let Err(e) = self.program() {
+            // It did stop before.
+            self.set_fault(Fault::of_bring_up(e));
         }
         Ok(Terminated {
             first_dropped,
@@ -151,16 +166,10 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             retired: 0,
             failure: None,
         };
-        match self.program() {
+        match self.take_over() {
             Ok(()) => Ok(terminated),
             Err(e) => {
-                let fault = match e {
-                    BringUpError::DeviceGone => Fault::DeviceGone,
-                    _ => Fault::Halted {
-                        oldest: first_dropped,
-                    },
-                };
-                self.set_fault(fault);
+                self.set_fault(Fault::of_bring_up(e));
                 Err((e, terminated))
             }
         }
@@ -303,6 +312,22 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         }
     }
 
+    /// What was in the engine is lost, and how far it was before the reset is not known.
+    #[cold]
+    fn terminate_after_reset(&mut self) -> Terminated {
+        let first_dropped = self.ring.oldest();
+        let dropped = self.forget_outstanding();
+        if let Err(e) = self.program() {
+            self.set_fault(Fault::of_bring_up(e));
+        }
+        Terminated {
+            first_dropped,
+            dropped,
+            retired: 0,
+            failure: None,
+        }
+    }
+
     fn forget_outstanding(&mut self) -> u64 {
         let dropped = self.ring.drop_outstanding();
         self.stats.dropped = self.stats.dropped.wrapping_add(dropped);
@@ -314,7 +339,13 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         &mut self,
         clock: &C,
         mut deadline: Deadline,
-    ) -> Result<(), NotStopped> {
+    ) -> Result<Stop, NotStopped> {
+        // Before it is written: the write would give back what a reset has taken, and the head
+        // of a function that was reset would count as progress.
+        let control = self.regs.read(Register::Control);
+        if control != ALL_ONES && !self.knows_ring(control) {
+            return Ok(Stop::Reset);
+        }
         let stop = self.run & !QueueControl::RUN.bits();
         self.regs.write(Register::Control, stop);
         loop {
@@ -329,7 +360,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             // An engine that was never started, or whose head was seen at the end of all its
             // work, has nothing left to touch; it need not say HALT.
             if halted || !self.started || self.ring.in_flight() == 0 {
-                return Ok(());
+                return Ok(Stop::Stands);
             }
             if deadline.expired(clock) {
                 return Err(self.not_stopped(control.bits()));

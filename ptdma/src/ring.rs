@@ -38,6 +38,9 @@ pub enum RingError {
         /// What it has to be a multiple of, in bytes.
         align_bytes: u64,
     },
+    /// A ring of two entries at bus address 0: its registers look like those of a function that
+    /// was reset, which could not be noticed.
+    LooksReset,
     /// The ring lies out of the engine's reach.
     Range(RangeError),
 }
@@ -52,6 +55,9 @@ impl fmt::Display for RingError {
             Self::Misaligned { base, align_bytes } => {
                 write!(f, "ring at {base} is not aligned to {align_bytes:#x} bytes")
             }
+            Self::LooksReset => f.write_str(
+                "two ring entries at address 0 cannot be told from a function that was reset",
+            ),
             Self::Range(e) => write!(f, "ring: {e}"),
         }
     }
@@ -97,6 +103,9 @@ impl<M: RingMemory> Ring<M> {
         if !base.is_aligned_to(len_bytes) {
             let align_bytes = len_bytes;
             return Err((RingError::Misaligned { base, align_bytes }, memory));
+        }
+        if base.get() == 0 && entries == MIN_ENTRIES {
+            return Err((RingError::LooksReset, memory));
         }
         Ok(Self {
             memory: ManuallyDrop::new(memory),
@@ -354,6 +363,7 @@ mod tests {
             }
         ));
         assert!(matches!(error(1 << 48, 32), RingError::Range(_)));
+        assert_eq!(error(0, 2), RingError::LooksReset);
         for entries in [2, 32, 8192] {
             let Ok(ring) = Ring::new(memory(1 << 32, entries), Cookie::new(0)) else {
                 panic!("ring of {entries} was refused")

@@ -99,7 +99,7 @@ fn main() -> anyhow::Result<()> {
             );
         }
         let accesses = row.mmio_reads + row.mmio_writes;
-        let most = if row.signalling == "polled" { 3 } else { 4 };
+        let most = if row.signalling == "polled" { 4 } else { 5 };
         ensure!(
             accesses <= most,
             "{accesses} accesses, at most {most} wanted"

@@ -142,7 +142,7 @@ fn a_burst_costs_what_was_promised() {
         polled.burst(burst, Notify::Silent);
         polled.model.run(10_000);
         assert_eq!(polled.channel.poll().unwrap().retired, burst as u64);
-        assert_eq!(polled.model.counters().mmio(), 3);
+        assert_eq!(polled.model.counters().mmio(), 4);
         assert_eq!(polled.model.counters().interrupts, 0);
 
         let mut driven = Rig::new(Setup {
@@ -156,7 +156,7 @@ fn a_burst_costs_what_was_promised() {
             driven.channel.handle_interrupt().unwrap().retired,
             burst as u64
         );
-        assert_eq!(driven.model.counters().mmio(), 4);
+        assert_eq!(driven.model.counters().mmio(), 5);
         assert_eq!(driven.model.counters().interrupts, 1);
     }
 }

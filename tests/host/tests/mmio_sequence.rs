@@ -53,6 +53,8 @@ fn bring_up_is_the_sequence_proved_on_silicon() {
         [
             Event::Read(R::Version),
             Event::Read(R::Control),
+            Event::Read(R::Head),
+            Event::Read(R::Tail),
             Event::Write(R::Config, 1),
             Event::Write(R::QueuePriority, 6),
             Event::Write(R::CommandTimeout, 0),
@@ -82,9 +84,10 @@ fn a_polled_channel_leaves_the_interrupts_off() {
     assert!(events.contains(&Event::Write(R::Control, (12 << 3) | BASE_HIGH)));
 }
 
-/// The stores, one fence, the tail, control with RUN; one read when polled.
+/// The stores, control to know that the function was not reset, one fence, the tail, control with
+/// RUN; one read when polled.
 #[test]
-fn a_polled_burst_of_any_length_is_three_accesses() {
+fn a_polled_burst_of_any_length_is_four_accesses() {
     for (entries, burst) in [(32, 1), (32, 31), (512, 511), (8192, 8191)] {
         let recorder = Recorder::new();
         let mut channel = channel(&recorder, entries, Signalling::Polled);
@@ -92,7 +95,7 @@ fn a_polled_burst_of_any_length_is_three_accesses() {
         let cookies = submit(&mut channel, burst);
         channel.issue_pending(Notify::Silent);
         let events = recorder.take();
-        assert_eq!(events.len(), burst + 3);
+        assert_eq!(events.len(), burst + 4);
         for (slot, event) in events[..burst].iter().enumerate() {
             let Event::Store(at, descriptor) = event else {
                 panic!("{event:?}")
@@ -105,6 +108,7 @@ fn a_polled_burst_of_any_length_is_three_accesses() {
         assert_eq!(
             events[burst..],
             [
+                Event::Read(R::Control),
                 Event::Publish,
                 Event::Write(R::Tail, tail),
                 Event::Write(R::Control, 1 | size | BASE_HIGH),
@@ -138,7 +142,8 @@ fn a_burst_on_a_busy_channel_looks_before_it_starts_the_engine() {
     assert_eq!(mmio(&recorder.take()), [tail(4), Event::Read(R::Control)]);
     // It has drained and halted.
     submit(&mut channel, 1);
-    recorder.set(R::Control, 0b10);
+    let halted = 0b10 | (4 << 3) | BASE_HIGH;
+    recorder.set(R::Control, halted);
     channel.issue_pending(Notify::Silent);
     assert_eq!(
         mmio(&recorder.take()),
@@ -151,7 +156,7 @@ fn a_burst_on_a_busy_channel_looks_before_it_starts_the_engine() {
     );
     // It stands at a failure.
     submit(&mut channel, 1);
-    recorder.set(R::Control, 0b10);
+    recorder.set(R::Control, halted);
     recorder.set(R::InterruptStatus, 0b10);
     channel.issue_pending(Notify::Silent);
     assert_eq!(
@@ -165,7 +170,7 @@ fn a_burst_on_a_busy_channel_looks_before_it_starts_the_engine() {
 }
 
 #[test]
-fn an_interrupt_driven_burst_is_four_accesses() {
+fn an_interrupt_driven_burst_is_five_accesses() {
     let recorder = Recorder::new();
     let mut channel = channel(&recorder, 512, Signalling::Interrupts);
     recorder.take();
@@ -185,7 +190,7 @@ fn an_interrupt_driven_burst_is_four_accesses() {
     recorder.set(R::Head, tail);
     let progress = channel.handle_interrupt().unwrap();
     assert_eq!((progress.retired, progress.anomaly), (511, None));
-    assert_eq!(mmio(&events).len(), 2);
+    assert_eq!(mmio(&events).len(), 3);
     assert_eq!(
         recorder.take(),
         [
@@ -276,18 +281,22 @@ fn bring_up_refuses_what_cannot_work() {
     ));
     assert_eq!(fine.take(), [], "a bad ring must not reach the device");
 
-    // A previous owner's engine that runs and does not halt.
-    let busy = Recorder::new();
-    busy.set(R::Control, 1);
-    busy.set(R::Head, 32);
-    assert!(matches!(
-        error(&busy, BASE, 32),
-        BringUpError::StillRunning { .. }
-    ));
-    assert_patient(&busy.take());
+    // A previous owner's engine that does not halt, whether RUN was taken away or not.
+    for control in [0, 1] {
+        let busy = Recorder::new();
+        busy.set(R::Control, control);
+        busy.set(R::Head, 32);
+        assert!(matches!(
+            error(&busy, BASE, 32),
+            BringUpError::StillRunning { .. }
+        ));
+        assert_patient(&busy.take());
+    }
 
     // A head register that does not hold what is written.
     let deaf = Recorder::new();
+    // The first look is at whose queue it was.
+    deaf.script(R::Head, 0);
     deaf.script(R::Head, 0x40);
     assert!(matches!(
         error(&deaf, BASE, 32),

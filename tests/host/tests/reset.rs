@@ -1,0 +1,266 @@
+//! Resets that nobody told the driver of, and engines that a previous owner could not stop.
+//!
+//! A reset zeroes head, tail and control. In a ring that begins at a multiple of 4 GiB the head is
+//! then a slot of the ring; in any other it is memory that is not ours. Work that the reset took
+//! is lost, and the engine must not be set going there.
+
+use ptdma::regs::{QueueControl, Register};
+use ptdma::{BringUpError, Channel, ChannelConfig, Cookie, DmaAddr, Fault, Notify, RegisterIo};
+use ptdma_model::fault::StallFor;
+use ptdma_model::{
+    Access, BusBuffer, BusRing, BusSpace, Fault as Injected, FaultKind, Model, ModelConfig, Timing,
+};
+
+const ENTRIES: usize = 4;
+const LEN_BYTES: usize = 64;
+/// A ring whose slot 0 is where a reset leaves the head, and one where that is foreign memory.
+const BASES: [u64; 2] = [1 << 32, (1 << 32) + 0x1000];
+
+struct Machine {
+    bus: BusSpace,
+    model: Model,
+    channel: Channel<Model, BusRing>,
+    destinations: Vec<BusBuffer>,
+}
+
+impl Machine {
+    fn new(base: u64) -> Self {
+        let bus = BusSpace::new();
+        let memory = bus
+            .map_at(DmaAddr::new(base), ENTRIES * 32, Access::ReadOnly)
+            .unwrap();
+        let config = ModelConfig {
+            timing: Timing {
+                read_ns: 100,
+                ..Timing::default()
+            },
+            ..ModelConfig::default()
+        };
+        let model = Model::new(config, bus.clone());
+        let ring = BusRing::in_buffer(memory, ENTRIES);
+        let Ok(channel) = Channel::bring_up(model.clone(), ring, ChannelConfig::default()) else {
+            panic!("bring-up failed")
+        };
+        Self {
+            bus,
+            model,
+            channel,
+            destinations: Vec::new(),
+        }
+    }
+
+    /// Submits and issues copies of nines.
+    fn submit(&mut self, count: usize) {
+        for _ in 0..count {
+            let src = self.bus.alloc(LEN_BYTES, 4, Access::ReadOnly).unwrap();
+            src.write(0, &[9; LEN_BYTES]).unwrap();
+            let dst = self.bus.alloc(LEN_BYTES, 4, Access::ReadWrite).unwrap();
+            let request = self
+                .channel
+                .prep_copy(src.addr(), dst.addr(), LEN_BYTES as u64)
+                .unwrap();
+            self.channel.submit(&request, Notify::Silent).unwrap();
+            self.destinations.push(dst);
+        }
+        self.channel.issue_pending(Notify::Silent);
+    }
+
+    /// Copies that are over, and whose memory has an owner who writes sevens.
+    fn done(&mut self, count: usize) {
+        self.submit(count);
+        self.model.run(100);
+        assert_eq!(self.channel.poll().unwrap().retired, count as u64);
+        for destination in &self.destinations {
+            assert_eq!(destination.to_vec(), [9; LEN_BYTES]);
+            destination.write(0, &[7; LEN_BYTES]).unwrap();
+        }
+    }
+
+    /// Lets everything happen that will, and checks that the first `count` owners have their
+    /// bytes.
+    fn expect_owners(&self, count: usize) {
+        self.model.run(100);
+        for destination in &self.destinations[..count] {
+            assert_eq!(destination.to_vec(), [7; LEN_BYTES], "written again");
+        }
+    }
+
+    fn poll_until_fault(&mut self) -> Fault {
+        for _ in 0..10_000 {
+            self.model.step();
+            match self.channel.poll() {
+                Ok(progress) => assert_eq!(progress.retired, 0),
+                Err(fault) => return fault,
+            }
+        }
+        panic!("a channel that does nothing had no fault");
+    }
+
+    /// Works again, on cookies that go on.
+    fn expect_service(&mut self) {
+        let before = self.destinations.len();
+        self.submit(2);
+        self.model.run(100);
+        assert_eq!(self.channel.poll().unwrap().retired, 2);
+        for destination in &self.destinations[before..] {
+            assert_eq!(destination.to_vec(), [9; LEN_BYTES]);
+        }
+    }
+}
+
+#[test]
+fn what_a_reset_took_is_dropped_and_never_claimed() {
+    for base in BASES {
+        for done in 0..ENTRIES {
+            for polled in [false, true] {
+                let mut machine = Machine::new(base);
+                machine.done(done);
+                machine.submit(3);
+                assert!(machine.model.function_reset());
+                if polled {
+                    assert!(machine.channel.poll().is_err(), "{base:#x}");
+                }
+                let deadline = ptdma::Deadline::after(&machine.model, 1_000_000);
+                let terminated = machine.channel.terminate(&machine.model, deadline).unwrap();
+                assert_eq!(
+                    (terminated.retired, terminated.dropped),
+                    (0, 3),
+                    "{base:#x} {done}"
+                );
+                assert_eq!(terminated.first_dropped, Cookie::new(done as u64));
+                machine.expect_owners(done);
+                machine.expect_service();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pause_after_a_reset_claims_nothing() {
+    for base in BASES {
+        let mut machine = Machine::new(base);
+        machine.done(1);
+        machine.submit(3);
+        assert!(machine.model.function_reset());
+        let deadline = ptdma::Deadline::after(&machine.model, 1_000_000);
+        let _ = machine.channel.pause(&machine.model, deadline);
+        assert_eq!(machine.channel.poll(), Err(Fault::Reset));
+        machine.channel.resume();
+        machine.expect_owners(1);
+        assert_eq!(machine.channel.outstanding(), 3);
+    }
+}
+
+#[test]
+fn new_work_does_not_set_a_function_going_that_was_reset() {
+    for base in BASES {
+        for in_flight in [false, true] {
+            let mut machine = Machine::new(base);
+            machine.done(2);
+            if in_flight {
+                machine.submit(1);
+            }
+            assert!(machine.model.function_reset());
+            machine.submit(1);
+            machine.expect_owners(2);
+            assert_eq!(machine.model.counters().errors, 0, "it was set going");
+            let fault = machine.poll_until_fault();
+            assert_eq!(fault, Fault::Reset, "{base:#x} {in_flight}");
+            machine.expect_owners(2);
+            let deadline = ptdma::Deadline::after(&machine.model, 1_000_000);
+            let terminated = machine.channel.terminate(&machine.model, deadline).unwrap();
+            assert_eq!(terminated.retired, 0);
+            machine.expect_service();
+        }
+    }
+}
+
+#[test]
+fn a_lost_doorbell_is_not_what_a_reset_is() {
+    for base in BASES {
+        for polls in 0..50 {
+            let mut machine = Machine::new(base);
+            machine.done(2);
+            machine.model.inject(Injected::at(
+                0,
+                FaultKind::Stall {
+                    duration: StallFor::Ever,
+                    haltable: false,
+                },
+            ));
+            machine.submit(1);
+            for _ in 0..polls {
+                machine.model.step();
+                assert_eq!(machine.channel.poll().unwrap().retired, 0);
+            }
+            assert!(machine.model.function_reset());
+            machine.poll_until_fault();
+            machine.expect_owners(2);
+            assert_eq!(machine.model.counters().errors, 0, "it was set going");
+        }
+    }
+}
+
+/// Registers of a function that says what the test wants of its control register.
+struct Reading<'m>(&'m Model, u32);
+
+impl RegisterIo for Reading<'_> {
+    fn read(&self, register: Register) -> u32 {
+        let value = self.0.read(register);
+        match register {
+            Register::Control => value & !self.1,
+            _ => value,
+        }
+    }
+
+    fn write(&self, register: Register, value: u32) {
+        self.0.write(register, value);
+    }
+}
+
+/// The owner before had given up: RUN is gone, the engine is still in its descriptor.
+#[test]
+fn a_queue_that_nobody_could_stop_is_not_taken_over() {
+    for never_halts in [false, true] {
+        let mut machine = Machine::new(BASES[1]);
+        let duration = StallFor::Ever;
+        let haltable = false;
+        machine
+            .model
+            .inject(Injected::at(0, FaultKind::Stall { duration, haltable }));
+        machine.submit(2);
+        machine.model.step();
+        let deadline = ptdma::Deadline::after(&machine.model, 10_000);
+        assert!(machine.channel.terminate(&machine.model, deadline).is_err());
+        let Machine {
+            bus,
+            model,
+            channel,
+            destinations,
+        } = machine;
+        drop(channel);
+        let hidden = match never_halts {
+            true => QueueControl::HALT.bits(),
+            false => 0,
+        };
+        let bring_up = || {
+            let ring = BusRing::new(&bus, 8).unwrap();
+            Channel::bring_up(Reading(&model, hidden), ring, ChannelConfig::default())
+        };
+        let Err((error, ..)) = bring_up() else {
+            panic!("taken over while its engine is at work")
+        };
+        assert!(
+            matches!(error, BringUpError::StillRunning { .. }),
+            "{error}"
+        );
+        model.clear_faults();
+        model.run(100);
+        // It was at work, and has written. It is at rest now, before the second descriptor.
+        assert_eq!(destinations[0].to_vec(), [9; LEN_BYTES]);
+        assert_eq!(bring_up().is_ok(), !never_halts);
+        assert!(model.function_reset());
+        assert!(bring_up().is_ok());
+        assert_eq!(destinations[1].to_vec(), [0; LEN_BYTES]);
+    }
+}
