@@ -8,7 +8,7 @@ use ptdma::Signalling;
 use ptdma_batch_tests::memory::{Layout, Memory};
 use ptdma_batch_tests::rig::{Rig, Setup};
 use ptdma_model::fault::StallFor;
-use ptdma_model::{Fault, FaultKind, ModelConfig, Side, Trigger};
+use ptdma_model::{Fault, FaultKind, Forks, ModelConfig, Side, Trigger};
 
 /// Folios per channel: with the ring's 15 slots each ring is refilled.
 const PER_CHANNEL: usize = 24;
@@ -78,7 +78,11 @@ fn run(case: &Case, faults: &[Fault]) -> (Rig, Memory, Run) {
         entries: 16,
         signalling: case.signalling,
         model: ModelConfig {
-            lenient: case.lenient,
+            forks: if case.lenient {
+                Forks::LENIENT
+            } else {
+                Forks::TODAY
+            },
             ..ModelConfig::default()
         },
         ..Setup::default()

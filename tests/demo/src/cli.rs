@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
+use ptdma_model::Forks;
 
 use crate::fault::FaultSpec;
 
@@ -62,9 +63,9 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = WaitName::Interrupt)]
     pub(crate) wait: WaitName,
 
-    /// An engine that goes on by itself when the tail moves, instead of halting
-    #[arg(long)]
-    pub(crate) lenient: bool,
+    /// What kind of engine: a name, what differs from it, or both, as listed below
+    #[arg(long, value_name = "NAME[,QUESTION=ANSWER...]", default_value_t = Forks::TODAY)]
+    pub(crate) machine: Forks,
 
     /// Inject a fault, may be repeated; words as listed below
     #[arg(long, value_name = "KIND[@TRIGGER][:channel=N]")]

@@ -59,7 +59,7 @@ impl Machine {
         for number in 0..usize::from(args.channels) {
             let model = Model::new(
                 ModelConfig {
-                    lenient: args.lenient,
+                    forks: args.machine,
                     ..ModelConfig::default()
                 },
                 bus.clone(),

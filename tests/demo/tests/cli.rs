@@ -71,7 +71,7 @@ fn every_option_ends_verified() {
         &["--policy", "hybrid", "--folio-size", "2M", "--batch", "8M"],
         &["--policy", "auto", "--batch", "32K"],
         &["--policy", "cpu"],
-        &["--wait", "poll", "--lenient"],
+        &["--wait", "poll", "--machine", "lenient"],
         &["--wait", "spin-then-sleep", "--batches", "8"],
         &["--ring", "2", "--channels", "3"],
         &["--ring", "8192", "--batch", "8M", "--channels", "1"],

@@ -3,6 +3,7 @@
 use ptdma::{
     Channel, ChannelConfig, Cookie, Deadline, ErrorHead, Notify, Progress, Signalling, SubmitError,
 };
+use ptdma_model::forks::{self, Forks};
 use ptdma_model::{Access, BusBuffer, BusRing, BusSpace, Model, ModelConfig, Timing};
 
 /// Length of every copy: small, because tests make many, and odd, because hardware does not care.
@@ -111,9 +112,23 @@ impl Rig {
     pub fn new(setup: Setup) -> Self {
         let bus = BusSpace::new();
         let config = ModelConfig {
-            lenient: setup.lenient,
-            sticky_status: setup.sticky_status,
-            head_past_error: setup.head_past_error,
+            forks: Forks {
+                error_code: if setup.sticky_status {
+                    forks::ErrorCode::Kept
+                } else {
+                    forks::ErrorCode::ClearedByRun
+                },
+                error_head: if setup.head_past_error {
+                    forks::ErrorHead::Past
+                } else {
+                    forks::ErrorHead::At
+                },
+                ..if setup.lenient {
+                    Forks::LENIENT
+                } else {
+                    Forks::TODAY
+                }
+            },
             auto_step: setup.auto_step,
             // Makes virtual time pass for drivers that wait.
             timing: Timing {

@@ -7,6 +7,7 @@ use ptdma::regs::QueueControl;
 use ptdma::{DmaAddr, DmaRange, KnownError};
 
 use crate::bus::{BusError, CopyError, Side};
+use crate::forks::{RingLimit, UnknownEngine};
 
 /// One descriptor, as the unit of head and tail.
 const SLOT: u64 = DESCRIPTOR_LEN_BYTES as u64;
@@ -15,19 +16,29 @@ const SLOT: u64 = DESCRIPTOR_LEN_BYTES as u64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ring {
     base_high: u64,
+    /// Selects the bits of a position in the ring, as far as head wraps.
     mask: u64,
 }
 
 impl Ring {
     /// Checks that head and tail lie in one ring, aligned to its size.
-    pub(crate) fn new(control: QueueControl, head: u32, tail: u32) -> Result<Self, KnownError> {
+    pub(crate) fn new(
+        control: QueueControl,
+        head: u32,
+        tail: u32,
+        limit: RingLimit,
+    ) -> Result<Self, KnownError> {
         if control.contains(QueueControl::MEM_LOCATION) {
             return Err(KnownError::IllegalMemorySelect);
         }
         let mask = control.entries() * SLOT - 1;
+        let wraps = match limit {
+            RingLimit::Wraps(log2) => (SLOT << log2) - 1,
+            RingLimit::No | RingLimit::ReadsBack(_) => mask,
+        };
         let ring = Self {
             base_high: u64::from(control.base_high()) << 32,
-            mask,
+            mask: mask.min(wraps),
         };
         let (head, tail) = (u64::from(head), u64::from(tail));
         let sane = mask <= u64::from(u32::MAX)
@@ -54,12 +65,25 @@ impl Ring {
     }
 }
 
+/// What executing a descriptor does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// It moves its bytes.
+    Moves,
+    /// It completes, and moves nothing.
+    Nothing,
+    /// It does not end.
+    Hangs,
+}
+
 /// A plain copy, as the engine understood it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Copy {
+    pub(crate) effect: Effect,
     pub(crate) src: DmaRange,
     pub(crate) dst: DmaRange,
     pub(crate) interrupt: bool,
+    pub(crate) end: bool,
     pub(crate) stop: bool,
 }
 
@@ -72,11 +96,14 @@ const LSB_CONTEXT: u32 = 0xff << 18;
 ///
 /// Everything but a plain copy of system memory is refused, though silicon does more (byte swaps,
 /// masks, fixed addresses): no driver of this tree may produce it. Reserved bits are refused too.
-pub(crate) fn copy(descriptor: &Descriptor) -> Result<Copy, KnownError> {
+pub(crate) fn copy(descriptor: &Descriptor, unknown: UnknownEngine) -> Result<Copy, KnownError> {
     let command = descriptor.command();
-    if command.engine() != ENGINE_PASS_THROUGH {
-        return Err(KnownError::IllegalEngine);
-    }
+    let effect = match (command.engine(), unknown) {
+        (ENGINE_PASS_THROUGH, _) | (_, UnknownEngine::Taken) => Effect::Moves,
+        (_, UnknownEngine::Refused) => return Err(KnownError::IllegalEngine),
+        (_, UnknownEngine::Ignored) => Effect::Nothing,
+        (_, UnknownEngine::Hangs) => Effect::Hangs,
+    };
     let function = PassThrough::from_field(command.function());
     if function.reserved() != 0 {
         return Err(KnownError::ReservedFunctionBits);
@@ -109,9 +136,11 @@ pub(crate) fn copy(descriptor: &Descriptor) -> Result<Copy, KnownError> {
         DmaRange::new(addr, len_bytes).map_err(|_out_of_reach| KnownError::IllegalMemoryAddress)
     };
     Ok(Copy {
+        effect,
         src: range(descriptor.src())?,
         dst: range(descriptor.dst())?,
         interrupt: command.contains(CommandWord::IOC),
+        end: command.contains(CommandWord::EOM),
         stop: command.contains(CommandWord::SOC),
     })
 }
@@ -148,7 +177,7 @@ mod tests {
     fn code(change: impl FnOnce(&mut Descriptor)) -> Option<KnownError> {
         let mut d = good();
         change(&mut d);
-        copy(&d).err()
+        copy(&d, UnknownEngine::Refused).err()
     }
 
     fn or(word: &mut U32, bits: u32) {
@@ -194,21 +223,22 @@ mod tests {
 
     #[test]
     fn ring_wraps_and_refuses_nonsense() {
+        const ANY: RingLimit = RingLimit::No;
         let control = QueueControl::empty().with_size(5).with_base_high(0x12);
-        let ring = Ring::new(control, 0x3456_03e0, 0x3456_0000).unwrap();
+        let ring = Ring::new(control, 0x3456_03e0, 0x3456_0000, ANY).unwrap();
         assert_eq!(ring.addr(0x3456_03e0), DmaAddr::new(0x12_3456_03e0));
         assert_eq!(ring.next(0x3456_03e0), 0x3456_0000);
         assert_eq!(ring.next(0x3456_0000), 0x3456_0020);
         let bad = Err(KnownError::IllegalMemoryAddress);
-        assert_eq!(Ring::new(control, 0x3456_0000, 0x3456_0400), bad);
-        assert_eq!(Ring::new(control, 0x3456_0001, 0x3456_0020), bad);
-        assert_eq!(Ring::new(control.with_size(32), 0, 0x20), bad);
+        assert_eq!(Ring::new(control, 0x3456_0000, 0x3456_0400, ANY), bad);
+        assert_eq!(Ring::new(control, 0x3456_0001, 0x3456_0020, ANY), bad);
+        assert_eq!(Ring::new(control.with_size(32), 0, 0x20, ANY), bad);
         assert_eq!(
-            Ring::new(control | QueueControl::MEM_LOCATION, 0, 0x20),
+            Ring::new(control | QueueControl::MEM_LOCATION, 0, 0x20, ANY),
             Err(KnownError::IllegalMemorySelect)
         );
         // The last window below 4 GiB.
-        let top = Ring::new(control, 0xffff_ffe0, 0xffff_fc00).unwrap();
+        let top = Ring::new(control, 0xffff_ffe0, 0xffff_fc00, ANY).unwrap();
         assert_eq!(top.next(0xffff_ffe0), 0xffff_fc00);
     }
 }

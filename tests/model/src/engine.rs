@@ -10,8 +10,8 @@ use ptdma::descriptor::{DESCRIPTOR_LEN_BYTES, Descriptor};
 use ptdma::{DmaAddr, ErrorCode};
 use zerocopy::FromBytes;
 
-use crate::bus::{self, BURST_LEN_BYTES, BusMemory, CopyError, Side};
-use crate::decode::{self, Copy};
+use crate::bus::{self, BURST_LEN_BYTES, BusError, BusMemory, CopyError, Side};
+use crate::decode::{self, Copy, Effect};
 use crate::model::{Model, Shared, StepOutcome};
 use crate::state::{Ended, InFlight, Next, State};
 
@@ -60,12 +60,20 @@ fn take_up<'a>(
     };
     let mut bytes = [0; DESCRIPTOR_LEN_BYTES];
     let addr = ring.addr(head);
-    let (mut state, fetched) = unlocked(shared, state, || shared.bus.read(addr, &mut bytes));
+    let unknown = state.forks().unknown_engine;
+    let reachable = state.bus_master();
+    let (mut state, fetched) = unlocked(shared, state, || {
+        if reachable {
+            shared.bus.read(addr, &mut bytes)
+        } else {
+            Err(BusError::Unmapped { addr })
+        }
+    });
     let Some(fetched) = fetched else {
         return (state, None);
     };
     let copy = match (fetched, Descriptor::read_from_bytes(&bytes)) {
-        (Ok(()), Ok(descriptor)) => decode::copy(&descriptor),
+        (Ok(()), Ok(descriptor)) => decode::copy(&descriptor, unknown),
         (Err(e), _) => Err(decode::bus_code(Side::Source, e)),
         (Ok(()), Err(_size)) => Err(ptdma::KnownError::IllegalBufferLength),
     };
@@ -110,8 +118,9 @@ pub(crate) fn step(shared: &Shared, pace: Option<&mut Pace>) -> StepOutcome {
         Next::Execute(in_flight) => {
             let cost_ns = cost_ns(shared, &in_flight);
             let generation = state.generation;
+            let reachable = state.bus_master();
             let (mut state, ended) = unlocked(shared, state, || {
-                let ended = execute(shared, &in_flight, generation)?;
+                let ended = execute(shared, &in_flight, generation, reachable)?;
                 if let Some(pace) = pace {
                     let end = pace.end(started, Duration::from_nanos(cost_ns));
                     wait_until(shared, end, generation);
@@ -150,7 +159,12 @@ fn unlocked<'a, T>(
 }
 
 /// Moves the bytes of a descriptor; `None` if a reset interrupted it.
-fn execute(shared: &Shared, in_flight: &InFlight, generation: u64) -> Option<Ended> {
+fn execute(
+    shared: &Shared,
+    in_flight: &InFlight,
+    generation: u64,
+    reachable: bool,
+) -> Option<Ended> {
     let failed = |code, done_bytes| Some(Ended::Failed { code, done_bytes });
     let copy = match (in_flight.copy, in_flight.strike.failure) {
         (_, Some((code, 0))) => return failed(code, 0),
@@ -158,6 +172,15 @@ fn execute(shared: &Shared, in_flight: &InFlight, generation: u64) -> Option<End
         (Ok(copy), _) => copy,
     };
     let whole = copy.src.len_bytes();
+    if copy.effect == Effect::Nothing {
+        return Some(Ended::Done { len_bytes: 0 });
+    }
+    if !reachable {
+        // An engine that waits for the bus does not come this far.
+        let start = copy.src.start();
+        let code = decode::bus_code(Side::Source, BusError::Unmapped { addr: start });
+        return failed(code as u8, 0);
+    }
     let wanted = in_flight
         .strike
         .failure

@@ -43,18 +43,18 @@
 //!   drivers allocate it so), so its base is head with the low bits cleared, and head wraps by
 //!   mask. A tail in another window, a head that is no multiple of 32, or a ring that would cross
 //!   4 GiB is answered with error 11 instead of walking memory for ever.
+//! - **Forks**: what has several likely answers is a switch of [`Forks`], in [`forks`]. What follows
+//!   is the default, [`Forks::TODAY`].
 //! - **RUN and HALT**: RUN reads 1 while the engine is to walk. HALT reads 1 when it does not walk
 //!   *and* no descriptor is in flight, so "RUN is 0 and HALT is 1" is the proof that it stopped; a
-//!   halt asked for in the middle of a descriptor takes effect after it. Strict engines (the
-//!   default) stop when they drained the ring and need RUN again; lenient ones stay running.
-//!   RUN with an empty ring latches nothing.
+//!   halt asked for in the middle of a descriptor takes effect after it. The engine stops when it
+//!   drained the ring, and needs RUN again. RUN with an empty ring latches nothing.
 //! - **Interrupt status** latches whether enabled or not: COMPLETION for IOC, EMPTY when drained,
-//!   STOPPED when the engine stopped by itself (drained and strict, SOC, error) or was stopped
-//!   with work left. All bits of one descriptor latch in one go. A message is sent when
-//!   `status & enable` goes from zero to non-zero, whichever of the two was written.
-//! - **Errors**: the engine stops with head at the failing descriptor (or past it, see
-//!   [`ModelConfig::head_past_error`]), the code in the status register and ERROR latched. The code is gone at the next RUN (or stays until the next error,
-//!   see [`ModelConfig::sticky_status`]).
+//!   STOPPED when the engine stopped by itself (drained, SOC, error) or was stopped with work left.
+//!   All bits of one descriptor latch in one go. A message is sent when `status & enable` goes from
+//!   zero to non-zero, whichever of the two was written.
+//! - **Errors**: the engine stops with head at the failing descriptor, the code in the status
+//!   register and ERROR latched. The code is gone at the next RUN.
 //! - **Head** may be written at any time; written during a descriptor, the written value wins over
 //!   the engine's own advance.
 //! - **Copies** go in ascending order. Where source and destination overlap, the engine moves
@@ -68,6 +68,7 @@ mod counters;
 mod decode;
 mod engine;
 pub mod fault;
+pub mod forks;
 mod interrupt;
 mod model;
 mod region;
@@ -81,6 +82,7 @@ pub use bus_space::{Access, AllocError, BusBuffer, BusSpace};
 pub use counters::{Counters, RegisterCounts};
 pub use engine::EngineThread;
 pub use fault::{Fault, FaultId, FaultKind, Trigger};
+pub use forks::Forks;
 pub use interrupt::InterruptLine;
 pub use model::{Model, ModelConfig, StepOutcome};
 pub use ring::BusRing;

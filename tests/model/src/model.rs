@@ -14,6 +14,7 @@ use crate::bus::BusMemory;
 use crate::counters::Counters;
 use crate::engine;
 use crate::fault::{Fault, FaultId};
+use crate::forks::Forks;
 use crate::interrupt::{InterruptLine, Sink};
 use crate::state::State;
 use crate::timing::Timing;
@@ -22,14 +23,8 @@ use crate::timing::Timing;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelConfig {
-    /// Goes on by itself when the tail moves after it drained the ring, instead of halting.
-    pub lenient: bool,
-    /// Keeps the error code in the status register until the next error or reset, instead of
-    /// clearing it at the next RUN.
-    pub sticky_status: bool,
-    /// Leaves head one past a descriptor that failed, instead of at it: nobody outside AMD knows,
-    /// so a driver should be right on both.
-    pub head_past_error: bool,
+    /// What nobody has told us of it.
+    pub forks: Forks,
     /// How long things take.
     pub timing: Timing,
     /// In single-step mode: calls of [`Model::step`] before every register read, so that a driver
@@ -89,17 +84,50 @@ impl Model {
             shared: Arc::new(Shared {
                 config,
                 bus: Box::new(bus),
-                state: Mutex::new(State::new(&config)),
+                state: Mutex::new(State::new(config.forks)),
                 wake: Condvar::new(),
                 sink: Mutex::new(None),
             }),
         }
     }
 
-    /// What it was made with.
+    /// What it was made with, but for the forks, which are the present ones.
     #[must_use]
     pub fn config(&self) -> ModelConfig {
-        self.shared.config
+        ModelConfig {
+            forks: self.forks(),
+            ..self.shared.config
+        }
+    }
+
+    /// What kind of engine it is.
+    #[must_use]
+    pub fn forks(&self) -> Forks {
+        self.shared.state.lock().forks()
+    }
+
+    /// Makes it another kind of engine. Registers and what is in flight stay as they are; all that
+    /// happens from now on goes the new way.
+    pub fn set_forks(&self, forks: Forks) {
+        let mut state = self.shared.state.lock();
+        state.set_forks(forks);
+        self.settle(state);
+    }
+
+    /// Says whether the function may use the bus, as its command register would. It may from the
+    /// start. Returns once the engine touches no memory any more, if it may not.
+    ///
+    /// Not to be called from an interrupt sink.
+    pub fn set_bus_master(&self, on: bool) {
+        let mut state = self.shared.state.lock();
+        if state.bus_master() == on {
+            return;
+        }
+        state.set_bus_master(on);
+        if !on {
+            self.drain_step(&mut state);
+        }
+        self.settle(state);
     }
 
     /// Sends interrupt messages to `sink` from now on. It is called from whichever thread caused
@@ -215,7 +243,8 @@ impl Model {
     /// Returns once the engine touches no memory any more. Faults that wait for a descriptor and
     /// counters stay.
     ///
-    /// False, with nothing changed, if the function does not answer ([`crate::FaultKind::AllOnes`]).
+    /// False, with nothing changed, if the function does not answer ([`crate::FaultKind::AllOnes`])
+    /// or has no such reset ([`crate::forks::Reset`]).
     ///
     /// Not to be called from an interrupt sink.
     #[must_use]
@@ -224,11 +253,26 @@ impl Model {
         if !state.reset() {
             return false;
         }
+        self.drain_step(&mut state);
+        true
+    }
+
+    /// Power off and on: what no function can refuse, whether it answers or not. Faults and
+    /// counters stay; what a reset has made absent is there again.
+    ///
+    /// Not to be called from an interrupt sink.
+    pub fn power_cycle(&self) {
+        let mut state = self.shared.state.lock();
+        state.power_on();
+        self.drain_step(&mut state);
+    }
+
+    /// Waits until a step whose work became void has noticed.
+    fn drain_step(&self, state: &mut MutexGuard<'_, State>) {
         self.shared.wake.notify_all();
         while state.busy {
-            self.shared.wake.wait(&mut state);
+            self.shared.wake.wait(state);
         }
-        true
     }
 
     /// Whether the function answers on the bus at all.

@@ -7,13 +7,61 @@ use ptdma::{ErrorCode, KnownError};
 
 use crate::bus::Side;
 use crate::counters::Counters;
-use crate::decode::{Copy, Ring};
+use crate::decode::{Copy, Effect, Ring};
 use crate::fault::{Armed, Fault, FaultId, FaultKind, StallFor, Trigger};
-use crate::model::ModelConfig;
+use crate::forks::{self, Forks};
 
 /// What [`Register::Version`] reads: one queue, version 5 as in the CCP of the same generation
 /// (inferred; no driver looks).
 const VERSION: Version = Version::from_raw((1 << 15) | 5);
+
+/// Stands for the reset among the causes of an absence, so that clearing the faults ends that, too.
+const RESET: FaultId = FaultId(u64::MAX);
+/// Stands for the descriptor itself among the causes of a stall.
+const DESCRIPTOR: FaultId = FaultId(u64::MAX - 1);
+
+/// The job status in bits 9:7 of the status register, where there is one.
+const JOB_SHIFT: u32 = 7;
+const JOB_IDLE: u32 = 0;
+const JOB_WAITING: u32 = 1;
+const JOB_ACTIVE: u32 = 2;
+const JOB_ERROR: u32 = 4;
+const JOB_HALTING: u32 = 5;
+
+/// How long something lasts.
+#[derive(Clone, Copy, Debug)]
+enum Left {
+    Ever,
+    Reads(u64),
+    Until(Instant),
+}
+
+impl Left {
+    /// A time that is out of the clock's reach is for ever.
+    fn of(span: forks::Span) -> Self {
+        match span {
+            forks::Span::Reads(n) => Self::Reads(u64::from(n)),
+            forks::Span::Micros(us) => Instant::now()
+                .checked_add(Duration::from_micros(u64::from(us)))
+                .map_or(Self::Ever, Self::Until),
+        }
+    }
+
+    fn is_over(self) -> bool {
+        match self {
+            Self::Ever => false,
+            Self::Reads(left) => left == 0,
+            Self::Until(end) => Instant::now() >= end,
+        }
+    }
+
+    /// Counts one read.
+    fn read(&mut self) {
+        if let Self::Reads(left) = self {
+            *left = left.saturating_sub(1);
+        }
+    }
+}
 
 /// How the faults that struck a descriptor change it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -72,12 +120,27 @@ pub(crate) enum Next {
 
 #[derive(Debug)]
 pub(crate) struct State {
-    lenient: bool,
-    sticky_status: bool,
-    head_past_error: bool,
+    forks: Forks,
+    /// Whether the function may use the bus.
+    bus_master: bool,
     /// Control without RUN and HALT.
     control: QueueControl,
+    /// Whether the engine walks the ring when there is work.
     running: bool,
+    /// What RUN reads.
+    run_reads: bool,
+    /// HALT, where it is a latch that an event sets.
+    halt_latch: bool,
+    /// Whether a write of control has cleared HALT.
+    halt_cleared: bool,
+    /// Whether RUN was taken away from the engine while it was idle, and HALT does not tell.
+    unread_stop: bool,
+    /// Whether RUN was taken away while a descriptor was in the engine, which goes on.
+    stop_asked: bool,
+    /// For how long HALT still reads 1 after RUN was written.
+    halt_late: Option<Left>,
+    /// Whether the engine stands because of an error.
+    failed: bool,
     tail: u32,
     head: u32,
     enable: Interrupts,
@@ -95,7 +158,7 @@ pub(crate) struct State {
     /// Messages to deliver once the lock is released.
     pub(crate) messages: u64,
     armed: Vec<Armed>,
-    gone: Option<(FaultId, Option<u64>)>,
+    gone: Option<(FaultId, Left)>,
     head_garbage: Option<(FaultId, u32, Option<u64>)>,
     ignore_halt: Option<FaultId>,
     next_fault: u64,
@@ -104,13 +167,19 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn new(config: &ModelConfig) -> Self {
+    pub(crate) fn new(forks: Forks) -> Self {
         Self {
-            lenient: config.lenient,
-            sticky_status: config.sticky_status,
-            head_past_error: config.head_past_error,
+            forks,
+            bus_master: true,
             control: QueueControl::empty(),
             running: false,
+            run_reads: false,
+            halt_latch: halts_after_power_on(forks),
+            halt_cleared: false,
+            unread_stop: false,
+            stop_asked: false,
+            halt_late: None,
+            failed: false,
             tail: 0,
             head: 0,
             enable: Interrupts::empty(),
@@ -134,7 +203,34 @@ impl State {
 
     /// Whether the function answers on the bus.
     pub(crate) fn answers(&self) -> bool {
-        self.gone.is_none()
+        self.gone.is_none_or(|(_, left)| left.is_over())
+    }
+
+    /// What kind of engine it is.
+    pub(crate) fn forks(&self) -> Forks {
+        self.forks
+    }
+
+    /// Makes it another kind of engine, from now on.
+    pub(crate) fn set_forks(&mut self, forks: Forks) {
+        self.forks = forks;
+    }
+
+    /// Whether the function may use the bus.
+    pub(crate) fn bus_master(&self) -> bool {
+        self.bus_master
+    }
+
+    pub(crate) fn set_bus_master(&mut self, on: bool) {
+        self.bus_master = on;
+        if !on {
+            self.interrupt_step();
+        }
+    }
+
+    /// Whether the engine waits until it may use the bus again.
+    fn held(&self) -> bool {
+        !self.bus_master && self.forks.bus_master == forks::BusMaster::Holds
     }
 
     /// Whether the queue is set up: it has a ring, runs, or may interrupt.
@@ -159,11 +255,12 @@ impl State {
 
     /// Counts a read that is not answered; false if it is.
     pub(crate) fn miss(&mut self) -> bool {
-        let Some((_, left)) = &mut self.gone else {
-            return false;
-        };
-        if count_down(left) {
+        if self.answers() {
             self.gone = None;
+            return false;
+        }
+        if let Some((_, left)) = &mut self.gone {
+            left.read();
         }
         true
     }
@@ -173,8 +270,8 @@ impl State {
             Register::Version => VERSION.raw(),
             Register::Control => {
                 let mut value = self.control;
-                value.set(QueueControl::RUN, self.running);
-                value.set(QueueControl::HALT, self.halted());
+                value.set(QueueControl::RUN, self.run_reads);
+                value.set(QueueControl::HALT, self.read_halt());
                 value.bits()
             }
             Register::Tail => self.tail,
@@ -191,7 +288,13 @@ impl State {
             Register::InterruptEnable => self.enable.bits(),
             // The per-queue copy at 0x1104 is taken to show the same bits (inferred).
             Register::InterruptStatus | Register::QueueInterruptStatus => self.status.bits(),
-            Register::Status => u32::from(self.error),
+            Register::Status => {
+                let value = u32::from(self.error) | self.job_status() << JOB_SHIFT;
+                if self.forks.error_code == forks::ErrorCode::ClearedByRead {
+                    self.error = 0;
+                }
+                value
+            }
             Register::IrqStatus => u32::from(self.line),
             Register::DmaStatus | Register::DmaReadStatus | Register::DmaWriteStatus => 0,
             other => plain_slot(other).map_or(0, |i| self.plain[i]),
@@ -250,24 +353,78 @@ impl State {
     fn write_control(&mut self, value: QueueControl) {
         let run = value.contains(QueueControl::RUN) && !value.contains(QueueControl::HALT);
         self.control = value & !(QueueControl::RUN | QueueControl::HALT);
+        if let forks::RingLimit::ReadsBack(log2) = self.forks.ring
+            && self.control.entries() > 1 << log2
+        {
+            self.control = self.control.with_size(u32::from(log2));
+        }
+        if self.forks.control_write == forks::ControlWrite::Clears {
+            self.halt_cleared = true;
+        }
         if run {
-            if !self.sticky_status {
-                self.error = 0;
+            self.write_run();
+        } else if self.ignore_halt.is_none() {
+            self.take_run_away();
+        }
+    }
+
+    fn write_run(&mut self) {
+        if self.forks.error_code == forks::ErrorCode::ClearedByRun {
+            self.error = 0;
+        }
+        self.failed = false;
+        self.unread_stop = false;
+        self.stop_asked = false;
+        self.halt_latch = false;
+        self.running = true;
+        self.run_reads = true;
+        if let forks::Late::For(span) = self.forks.late {
+            self.halt_late = Some(Left::of(span));
+        }
+        // An engine that needs RUN for every burst and finds nothing to do is halted at once.
+        if self.forks.restart == forks::Restart::Run && !self.engaged() && self.head == self.tail {
+            self.drained();
+        }
+    }
+
+    fn take_run_away(&mut self) {
+        let ran = self.run_reads || self.running;
+        let walked = std::mem::replace(&mut self.running, false);
+        self.run_reads = false;
+        let stall = self.in_flight.and_then(|f| f.stall);
+        if walked && stall.is_some_and(|s| s.haltable) {
+            self.abandon();
+        }
+        if self.engaged() {
+            self.stop_asked |= ran;
+        } else if walked && self.head != self.tail {
+            self.stands(forks::Halt::OnStop);
+            self.latch(Interrupts::STOPPED, false);
+        } else if ran {
+            match self.forks.idle_stop {
+                forks::IdleStop::Reads => self.stands(forks::Halt::OnStop),
+                forks::IdleStop::Nothing => self.unread_stop |= walked,
             }
-            // A strict engine that finds nothing to do is halted again at once.
-            self.running = self.lenient || self.engaged() || self.head != self.tail;
-        } else if self.running && self.ignore_halt.is_none() {
+        }
+    }
+
+    /// The ring was drained: as far as the forks say so the engine halts.
+    fn drained(&mut self) {
+        if self.forks.restart == forks::Restart::Run {
             self.running = false;
-            if self
-                .in_flight
-                .and_then(|f| f.stall)
-                .is_some_and(|s| s.haltable)
-            {
-                self.abandon();
-            }
-            if !self.engaged() && self.head != self.tail {
-                self.latch(Interrupts::STOPPED, false);
-            }
+        }
+        if matches!(self.forks.run, forks::Run::Both | forks::Run::OnDrain) {
+            self.run_reads = false;
+        }
+        self.stands(forks::Halt::OnDrain);
+    }
+
+    /// The engine stands still, for a reason: HALT as a latch tells of one of them.
+    fn stands(&mut self, why: forks::Halt) {
+        self.halt_cleared = false;
+        self.unread_stop = false;
+        if self.forks.halt == why {
+            self.halt_latch = true;
         }
     }
 
@@ -282,12 +439,51 @@ impl State {
     }
 
     /// What HALT reads.
-    fn halted(&self) -> bool {
-        !self.running && !self.engaged()
+    fn read_halt(&mut self) -> bool {
+        let late = match &mut self.halt_late {
+            Some(left) if !left.is_over() => {
+                left.read();
+                true
+            }
+            late => {
+                *late = None;
+                false
+            }
+        };
+        let halts = match self.forks.halt {
+            forks::Halt::Standing => !self.running && !self.engaged() && !self.unread_stop,
+            forks::Halt::NotBusy => !self.busy_now(),
+            forks::Halt::OnStop | forks::Halt::OnError | forks::Halt::OnDrain => self.halt_latch,
+            forks::Halt::Never => return false,
+        };
+        late || halts && !self.halt_cleared
+    }
+
+    /// Whether there is a descriptor in the engine, or one that it is about to fetch.
+    fn busy_now(&self) -> bool {
+        self.engaged() || self.running && self.head != self.tail
+    }
+
+    /// What bits 9:7 of the status register read.
+    fn job_status(&self) -> u32 {
+        if self.forks.job_status == forks::JobStatus::Absent {
+            return 0;
+        }
+        let stalled = self.in_flight.is_some_and(|f| f.stall.is_some());
+        match (self.busy_now(), self.stop_asked) {
+            (true, true) => JOB_HALTING,
+            (true, false) if stalled || self.held() => JOB_WAITING,
+            (true, false) => JOB_ACTIVE,
+            (false, _) if self.failed => JOB_ERROR,
+            (false, _) => JOB_IDLE,
+        }
     }
 
     fn latch(&mut self, bits: Interrupts, lost: bool) {
-        self.status |= bits;
+        self.status |= match self.forks.latch {
+            forks::Latch::Always => bits,
+            forks::Latch::Enabled => bits & self.enable,
+        };
         self.update_line(lost);
     }
 
@@ -309,14 +505,32 @@ impl State {
     }
 
     /// Function-level reset: registers as after power-on, nothing in flight. Faults and counters
-    /// stay. False, and nothing changes, if the function does not answer.
+    /// stay. False, and nothing changes, if the function does not answer or has no reset.
     pub(crate) fn reset(&mut self) -> bool {
-        if !self.answers() {
+        if !self.answers() || self.forks.reset == forks::Reset::Absent {
             return false;
         }
+        self.power_on();
+        self.gone = match self.forks.reset {
+            forks::Reset::Works | forks::Reset::Absent => None,
+            forks::Reset::Lost => Some((RESET, Left::Ever)),
+            forks::Reset::Away(span) => Some((RESET, Left::of(span))),
+        };
+        true
+    }
+
+    /// As after power-on, but for faults and counters.
+    pub(crate) fn power_on(&mut self) {
         self.abandon();
         self.control = QueueControl::empty();
         self.running = false;
+        self.run_reads = false;
+        self.halt_latch = halts_after_power_on(self.forks);
+        self.halt_cleared = false;
+        self.unread_stop = false;
+        self.stop_asked = false;
+        self.halt_late = None;
+        self.failed = false;
         (self.tail, self.head) = (0, 0);
         self.enable = Interrupts::empty();
         self.status = Interrupts::empty();
@@ -326,8 +540,8 @@ impl State {
         self.messages = 0;
         self.ignore_halt = None;
         self.head_garbage = None;
+        self.gone = self.gone.filter(|(why, _)| *why != RESET);
         self.counters.resets += 1;
-        true
     }
 
     /// Drops the descriptor in flight, and makes a busy step's result void.
@@ -345,7 +559,7 @@ impl State {
 
     /// Decides what to do, and counts a stalled step.
     pub(crate) fn next(&mut self, now: Instant) -> Next {
-        if self.busy || !self.answers() {
+        if self.busy || !self.answers() || self.held() {
             return Next::Idle;
         }
         if let Some(in_flight) = &mut self.in_flight {
@@ -371,10 +585,13 @@ impl State {
             return Next::Idle;
         }
         if self.head == self.tail {
-            self.running = self.lenient;
+            // Software has moved one of the two while the engine was to run.
+            if self.forks.restart == forks::Restart::Run {
+                self.drained();
+            }
             return Next::Idle;
         }
-        match Ring::new(self.control, self.head, self.tail) {
+        match Ring::new(self.control, self.head, self.tail, self.forks.ring) {
             Ok(ring) => Next::Fetch {
                 ring,
                 head: self.head,
@@ -390,8 +607,10 @@ impl State {
     pub(crate) fn has_work(&self) -> bool {
         !self.busy
             && self.answers()
+            && !self.held()
             && (self.in_flight.is_some()
-                || self.running && (!self.lenient || self.head != self.tail))
+                || self.running
+                    && (self.forks.restart == forks::Restart::Run || self.head != self.tail))
     }
 
     /// The descriptor at head has been read: faults strike, and it is in flight.
@@ -410,6 +629,18 @@ impl State {
             // Software may have moved head while the descriptor was being read.
             head_written: self.head != head,
         };
+        self.halt_latch = false;
+        if self.running {
+            // An engine that goes on by the tail shows that it runs.
+            self.run_reads = true;
+        }
+        if copy.is_ok_and(|c| c.effect == Effect::Hangs) {
+            in_flight.stall = Some(Stall {
+                fault: DESCRIPTOR,
+                left: StallLeft::Ever,
+                haltable: false,
+            });
+        }
         let sides = copy.map(|c| [c.src, c.dst]);
         let touched = sides.as_ref().map_or(&[][..], |s| s.as_slice());
         if copy.is_ok_and(|c| c.src.overlaps(c.dst)) {
@@ -435,7 +666,9 @@ impl State {
         now: Instant,
     ) {
         match *kind {
-            FaultKind::AllOnes { reads } => self.gone = Some((id, reads)),
+            FaultKind::AllOnes { reads } => {
+                self.gone = Some((id, reads.map_or(Left::Ever, Left::Reads)));
+            }
             FaultKind::HeadGarbage { value, reads } => {
                 self.head_garbage = Some((id, value, reads));
             }
@@ -492,8 +725,12 @@ impl State {
             Ended::Done { len_bytes } => len_bytes,
             Ended::Failed { code, done_bytes } => {
                 self.counters.partial_bytes += done_bytes;
-                if self.head_past_error && !in_flight.head_written {
-                    self.head = in_flight.next_head;
+                if !in_flight.head_written {
+                    self.head = match self.forks.error_head {
+                        forks::ErrorHead::At => self.head,
+                        forks::ErrorHead::Past => in_flight.next_head,
+                        forks::ErrorHead::Tail => self.tail,
+                    };
                 }
                 self.fail(code);
                 return;
@@ -504,27 +741,38 @@ impl State {
         if !in_flight.head_written {
             self.head = in_flight.next_head;
         }
-        let (interrupt, stop) = in_flight
-            .copy
-            .map_or((false, false), |c| (c.interrupt, c.stop));
+        let needs_eom = self.forks.completion == forks::Completion::IocEom;
+        let (interrupt, stop) = in_flight.copy.map_or((false, false), |c| {
+            (c.interrupt && (c.end || !needs_eom), c.stop)
+        });
         let mut bits = Interrupts::empty();
         bits.set(Interrupts::COMPLETION, interrupt);
         if self.head == self.tail {
             self.counters.drained += 1;
             bits |= Interrupts::EMPTY;
-            if !self.lenient {
-                self.running = false;
-                bits |= Interrupts::STOPPED;
-            }
+            self.drained();
+            bits.set(Interrupts::STOPPED, !self.running);
         } else if !self.running {
             // A halt that was asked for during the descriptor.
             bits |= Interrupts::STOPPED;
         }
         if stop {
             self.running = false;
+            if matches!(self.forks.run, forks::Run::Both | forks::Run::OnDrain) {
+                self.run_reads = false;
+            }
+            self.stands(forks::Halt::OnDrain);
             bits |= Interrupts::STOPPED;
         }
+        self.end_stop();
         self.latch(bits, in_flight.strike.lost_interrupt);
+    }
+
+    /// A stop that was asked for during a descriptor has taken effect.
+    fn end_stop(&mut self) {
+        if std::mem::take(&mut self.stop_asked) {
+            self.stands(forks::Halt::OnStop);
+        }
     }
 
     fn fail(&mut self, code: u8) {
@@ -532,6 +780,12 @@ impl State {
         self.error = ErrorCode::from_status(u32::from(code)).raw();
         self.counters.errors += 1;
         self.running = false;
+        self.failed = true;
+        if matches!(self.forks.run, forks::Run::Both | forks::Run::OnError) {
+            self.run_reads = false;
+        }
+        self.stands(forks::Halt::OnError);
+        self.end_stop();
         self.latch(Interrupts::ERROR | Interrupts::STOPPED, false);
     }
 
@@ -562,7 +816,9 @@ impl State {
         self.head_garbage = self.head_garbage.filter(|g| !which(g.0));
         self.ignore_halt = self.ignore_halt.filter(|&id| !which(id));
         if let Some(in_flight) = &mut self.in_flight {
-            in_flight.stall = in_flight.stall.filter(|s| !which(s.fault));
+            // What the descriptor itself does is no fault to remove.
+            let stays = |s: &Stall| s.fault == DESCRIPTOR || !which(s.fault);
+            in_flight.stall = in_flight.stall.filter(stays);
         }
     }
 
@@ -570,6 +826,11 @@ impl State {
         let armed = self.armed.iter();
         armed.map(|a| (a.id, a.fault.clone())).collect()
     }
+}
+
+/// Whether HALT, where it is a latch, reads 1 after power-on: software of CCP takes it to.
+fn halts_after_power_on(forks: Forks) -> bool {
+    matches!(forks.halt, forks::Halt::OnStop | forks::Halt::OnDrain)
 }
 
 fn register_at(offset: u64) -> Option<Register> {

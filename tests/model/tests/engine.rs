@@ -8,9 +8,10 @@ use ptdma::io::{RegisterIo, RingMemory};
 use ptdma::regs::{ALL_ONES, Interrupts, QueueControl, Register};
 use ptdma::{DmaAddr, ErrorCode, KnownError};
 use ptdma_model::fault::StallFor;
+use ptdma_model::forks;
 use ptdma_model::{
-    Access, BusBuffer, BusRing, BusSpace, EngineThread, Fault, FaultKind, InterruptLine, Model,
-    ModelConfig, Side, StepOutcome, Timing, Trigger,
+    Access, BusBuffer, BusRing, BusSpace, EngineThread, Fault, FaultKind, Forks, InterruptLine,
+    Model, ModelConfig, Side, StepOutcome, Timing, Trigger,
 };
 
 const ENTRIES: usize = 32;
@@ -62,8 +63,12 @@ impl Bench {
     }
 
     fn lenient() -> Self {
+        Self::with(Forks::LENIENT)
+    }
+
+    fn with(forks: Forks) -> Self {
         Self::new(ModelConfig {
-            lenient: true,
+            forks,
             ..ModelConfig::default()
         })
     }
@@ -348,9 +353,9 @@ fn run_without_moving_head_tries_again() {
 
 #[test]
 fn a_sticky_status_survives_run() {
-    let mut b = Bench::new(ModelConfig {
-        sticky_status: true,
-        ..ModelConfig::default()
+    let mut b = Bench::with(Forks {
+        error_code: forks::ErrorCode::Kept,
+        ..Forks::TODAY
     });
     b.model.inject(Fault::at(0, FaultKind::Error { code: 9 }));
     b.go(1, CommandWord::COPY);
@@ -362,9 +367,9 @@ fn a_sticky_status_survives_run() {
 
 #[test]
 fn head_can_be_past_the_error() {
-    let mut b = Bench::new(ModelConfig {
-        head_past_error: true,
-        ..ModelConfig::default()
+    let mut b = Bench::with(Forks {
+        error_head: forks::ErrorHead::Past,
+        ..Forks::TODAY
     });
     b.model.inject(Fault::at(1, FaultKind::Error { code: 9 }));
     b.go(3, CommandWord::COPY);
@@ -815,7 +820,11 @@ fn threaded(config: ModelConfig) -> (Bench, EngineThread) {
 fn the_thread_copies_and_interrupts() {
     for lenient in [false, true] {
         let (mut b, thread) = threaded(ModelConfig {
-            lenient,
+            forks: if lenient {
+                Forks::LENIENT
+            } else {
+                Forks::TODAY
+            },
             ..ModelConfig::default()
         });
         b.enable(Interrupts::COMPLETION);

@@ -6,8 +6,10 @@ use ptdma::descriptor::Descriptor;
 use ptdma::io::{RegisterIo, RingMemory};
 use ptdma::regs::{QueueControl, Register};
 use ptdma_model::fault::StallFor;
+use ptdma_model::forks::Reset;
 use ptdma_model::{
-    Access, BusRing, BusSpace, Fault, FaultKind, Model, ModelConfig, Side, StepOutcome, Trigger,
+    Access, BusRing, BusSpace, Fault, FaultKind, Forks, Model, ModelConfig, Side, StepOutcome,
+    Trigger,
 };
 use zerocopy::FromBytes;
 
@@ -101,11 +103,11 @@ proptest! {
 
     #[test]
     fn any_history_is_survived(
-        lenient in any::<bool>(),
+        machine in prop::sample::select(Forks::MACHINES),
         operations in prop::collection::vec(operation(), 1..60),
     ) {
         let bus = BusSpace::new();
-        let model = Model::new(ModelConfig { lenient, ..ModelConfig::default() }, bus.clone());
+        let model = Model::new(ModelConfig { forks: machine.forks, ..ModelConfig::default() }, bus.clone());
         let mut ring = BusRing::new(&bus, 8).unwrap();
         let src = bus.alloc(4096, 4096, Access::ReadOnly).unwrap();
         let dst = bus.alloc(4096, 4096, Access::ReadWrite).unwrap();
@@ -146,8 +148,8 @@ proptest! {
                 }
                 Operation::Clear => model.clear_faults(),
                 Operation::Reset => {
-                    let answered = model.function_reset();
-                    prop_assert_eq!(answered, model.answers());
+                    let can = model.answers() && machine.forks.reset != Reset::Absent;
+                    prop_assert_eq!(model.function_reset(), can);
                 }
             }
         }
@@ -159,7 +161,7 @@ proptest! {
         prop_assert_eq!(src.to_vec(), marks);
         // Always back to life.
         model.clear_faults();
-        prop_assert!(model.function_reset());
+        model.power_cycle();
         ring.store(0, &Descriptor::copy(
             ptdma::descriptor::CommandWord::COPY, src.addr(), dst.addr(), 4096));
         model.write(Register::Head, ring.base().low());

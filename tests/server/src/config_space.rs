@@ -65,16 +65,10 @@ pub struct ConfigSpace {
     writable: Box<[u8; LEN_BYTES]>,
 }
 
-impl Default for ConfigSpace {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl ConfigSpace {
-    /// As after power-on.
+    /// As after power-on, of a function with or without a function-level reset.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(resets: bool) -> Self {
         let mut c = Self {
             bytes: Box::new([0; LEN_BYTES]),
             writable: Box::new([0; LEN_BYTES]),
@@ -95,8 +89,8 @@ impl ConfigSpace {
         c.put(CAPABILITIES, &[PCIE as u8]);
         // Version 2, an endpoint.
         c.put(PCIE, &[CAP_PCIE, MSIX as u8, 2, 0]);
-        let devcap = DEVCAP_ROLE_BASED_ERRORS | DEVCAP_FLR;
-        c.put(PCIE + 4, &devcap.to_le_bytes());
+        c.put(PCIE + 4, &DEVCAP_ROLE_BASED_ERRORS.to_le_bytes());
+        c.set_resets(resets);
         // Device control but for the reset bit, which reads zero.
         c.allow(PCIE + 8, &[0xff, !DEVCTL_HIGH_FLR]);
         c.put(PCIE + 0x0c, &u32::from(LINK).to_le_bytes());
@@ -116,6 +110,13 @@ impl ConfigSpace {
         c.allow(MSI + 4, &[0xfc, 0xff, 0xff, 0xff]);
         c.allow(MSI + 8, &[0xff; 6]);
         c
+    }
+
+    /// Says from now on that the function has a function-level reset, or that it has none.
+    pub fn set_resets(&mut self, resets: bool) {
+        let flr = if resets { DEVCAP_FLR } else { 0 };
+        let devcap = DEVCAP_ROLE_BASED_ERRORS | flr;
+        self.put(PCIE + 4, &devcap.to_le_bytes());
     }
 
     fn put(&mut self, at: usize, bytes: &[u8]) {
@@ -180,7 +181,7 @@ mod tests {
 
     #[test]
     fn identity_and_bars() {
-        let mut c = ConfigSpace::new();
+        let mut c = ConfigSpace::new(true);
         assert_eq!(word(&c, 0), 0x1498_1022);
         assert_eq!(word(&c, 8), 0x1300_0000);
         for bar in 0..6 {
@@ -199,7 +200,7 @@ mod tests {
 
     #[test]
     fn the_capability_list_ends_and_has_three() {
-        let c = ConfigSpace::new();
+        let c = ConfigSpace::new(true);
         let mut at = u64::from(c.bytes[CAPABILITIES]);
         let mut found = vec![];
         while at != 0 {
@@ -212,7 +213,7 @@ mod tests {
 
     #[test]
     fn reset_bit_acts_and_reads_zero() {
-        let mut c = ConfigSpace::new();
+        let mut c = ConfigSpace::new(true);
         assert_eq!(c.write(PCIE as u64 + 8, &[0x10, 0x00]), Effect::None);
         let effect = c.write(PCIE as u64 + 8, &[0x10, 0x80]);
         assert_eq!(effect, Effect::FunctionReset);
@@ -221,8 +222,18 @@ mod tests {
     }
 
     #[test]
+    fn the_reset_is_announced_only_where_there_is_one() {
+        let has = |c: &ConfigSpace| word(c, PCIE as u64 + 4) & DEVCAP_FLR != 0;
+        let mut c = ConfigSpace::new(false);
+        assert!(!has(&c));
+        c.set_resets(true);
+        assert!(has(&c) && has(&ConfigSpace::new(true)));
+        assert_ne!(word(&c, PCIE as u64 + 4) & DEVCAP_ROLE_BASED_ERRORS, 0);
+    }
+
+    #[test]
     fn any_place_can_be_accessed() {
-        let mut c = ConfigSpace::new();
+        let mut c = ConfigSpace::new(true);
         let mut all = vec![1; 2 * LEN_BYTES];
         c.read(0, &mut all);
         assert_eq!(all[LEN_BYTES..], vec![0; LEN_BYTES]);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use anyhow::Context;
-use ptdma_model::{Fault, FaultId};
+use ptdma_model::{Fault, FaultId, Forks};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -42,6 +42,11 @@ enum Request {
         id: Option<FaultId>,
     },
     Faults,
+    Machine {
+        device: Option<usize>,
+        machine: Forks,
+    },
+    Machines,
     Quit,
 }
 
@@ -176,6 +181,23 @@ fn perform(server: &Server, request: Request) -> Result<Value, String> {
                 }
             }
             Ok(json!({}))
+        }
+        Request::Machine { device, machine } => {
+            for function in chosen(server, device)? {
+                function.set_machine(machine);
+            }
+            Ok(json!({}))
+        }
+        Request::Machines => {
+            let named: Vec<Value> = Forks::MACHINES
+                .iter()
+                .map(|m| json!({ "name": m.name, "about": m.about }))
+                .collect();
+            let questions: Vec<Value> = Forks::QUESTIONS
+                .iter()
+                .map(|q| json!({ "question": q.key, "answers": q.answers }))
+                .collect();
+            Ok(json!({ "machines": named, "questions": questions }))
         }
         Request::Faults => {
             let mut placed = Vec::new();

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use ptdma_model::{Counters, EngineThread, Model, ModelConfig};
+use ptdma_model::forks::Reset;
+use ptdma_model::{Counters, EngineThread, Forks, Model, ModelConfig};
 use rustix::io::Errno;
 use serde::Serialize;
 use vfio_bindings::bindings::vfio::{
@@ -44,6 +45,10 @@ pub struct FunctionStatus {
     pub answers: bool,
     /// Whether its queue is set up (see [`Model::programmed`]).
     pub programmed: bool,
+    /// What kind of engine it is.
+    pub machine: Forks,
+    /// Whether it may use the bus, as its command register says.
+    pub bus_master: bool,
     /// Number of maps that the client has made.
     pub maps: usize,
     /// Bytes that they cover.
@@ -78,13 +83,14 @@ impl Function {
         let model = Model::new(config, Arc::clone(&memory));
         let sink = Arc::clone(&interrupts);
         model.on_interrupt(move || sink.signal());
+        model.set_bus_master(false);
         let engine = model.spawn_engine()?;
         Ok(Self {
             index,
             model,
             memory,
             interrupts,
-            config: Mutex::default(),
+            config: Mutex::new(power_on(&config.forks)),
             msix_table: Mutex::new(Box::new([0; MSIX_BAR_LEN_BYTES as usize])),
             engine: Mutex::new(Some(engine)),
             connected: AtomicBool::new(false),
@@ -122,6 +128,8 @@ impl Function {
             connected: self.connected.load(Ordering::Relaxed),
             answers: self.model.answers(),
             programmed: self.model.programmed(),
+            machine: self.model.forks(),
+            bus_master: self.config.lock().bus_master(),
             maps,
             mapped_bytes,
             counters,
@@ -133,9 +141,10 @@ impl Function {
         self.connected.store(true, Ordering::Relaxed);
     }
 
-    /// The client went away: nothing of it is used any more when this returns.
+    /// The client went away: nothing of it is used any more when this returns, nor is anything of
+    /// it executed later, whether the function can be reset or not.
     pub fn disconnect(&self) {
-        self.reset();
+        self.power_cycle();
         self.interrupts.clear();
         self.memory.unmap_all();
         self.connected.store(false, Ordering::Relaxed);
@@ -189,7 +198,7 @@ impl Function {
                 let bus_master = config.bus_master();
                 drop(config);
                 match effect {
-                    Effect::None => self.memory.set_bus_master(bus_master),
+                    Effect::None => self.model.set_bus_master(bus_master),
                     Effect::FunctionReset => self.reset(),
                 }
             }
@@ -204,16 +213,33 @@ impl Function {
         Ok(())
     }
 
-    /// Function-level reset. When it returns the engine does not touch memory. Maps and interrupt
-    /// descriptors are the client's and stay.
+    /// Function-level reset. Unless the function ignores it, the engine does not touch memory when
+    /// this returns. Maps and interrupt descriptors are the client's and stay.
     pub fn reset(&self) {
         if !self.model.function_reset() {
-            log::info!("function {} is gone and ignores a reset", self.index);
+            log::info!("function {} has no reset, or is gone", self.index);
             return;
         }
-        *self.config.lock() = ConfigSpace::new();
-        self.memory.set_bus_master(false);
+        self.put_back();
+    }
+
+    /// Reset of the whole machine, which no function can ignore.
+    pub fn power_cycle(&self) {
+        self.model.power_cycle();
+        self.put_back();
+    }
+
+    /// Everything but the queue, as after power-on.
+    fn put_back(&self) {
+        *self.config.lock() = power_on(&self.model.forks());
+        self.model.set_bus_master(false);
         self.interrupts.clear_pending();
+    }
+
+    /// Makes it another kind of engine from now on.
+    pub fn set_machine(&self, machine: Forks) {
+        self.model.set_forks(machine);
+        self.config.lock().set_resets(resets(&machine));
     }
 
     /// Adds a map of the client's memory.
@@ -255,6 +281,16 @@ impl Function {
     ) -> Result<(), Errno> {
         self.interrupts.set(flags, index, start, count, data, fds)
     }
+}
+
+/// Configuration space after power-on.
+fn power_on(machine: &Forks) -> ConfigSpace {
+    ConfigSpace::new(resets(machine))
+}
+
+/// Whether the function announces a function-level reset.
+fn resets(machine: &Forks) -> bool {
+    machine.reset != Reset::Absent
 }
 
 fn check_region(region: u32, offset: u64, len: usize) -> Result<(), Errno> {

@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::RwLock;
@@ -167,7 +166,6 @@ impl Maps {
 #[derive(Debug, Default)]
 pub struct GuestMemory {
     maps: RwLock<Maps>,
-    bus_master: AtomicBool,
 }
 
 impl GuestMemory {
@@ -175,14 +173,6 @@ impl GuestMemory {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
-    }
-
-    /// Whether the function may use the bus at all: its PCI command register's bus-master bit.
-    /// Off at first; everything is unmapped while it is.
-    pub fn set_bus_master(&self, on: bool) {
-        // Under the lock, so that no access is in progress when "off" returns.
-        let _maps = self.maps.write();
-        self.bus_master.store(on, Ordering::Relaxed);
     }
 
     /// Adds a map.
@@ -289,9 +279,6 @@ impl GuestMemory {
         mut access: impl FnMut(Run<'_>, usize) -> std::io::Result<()>,
     ) -> Result<(), BusError> {
         let maps = self.maps.read();
-        if !self.bus_master.load(Ordering::Relaxed) {
-            return Err(BusError::Unmapped { addr });
-        }
         let mut done = 0;
         while done < len {
             // A wrapped address has no map.
@@ -398,9 +385,7 @@ mod tests {
     }
 
     fn memory() -> GuestMemory {
-        let memory = GuestMemory::new();
-        memory.set_bus_master(true);
-        memory
+        GuestMemory::new()
     }
 
     fn byte(memory: &GuestMemory, addr: u64) -> Result<u8, BusError> {
@@ -422,13 +407,11 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_there_before_a_map_or_without_bus_master() {
+    fn nothing_is_there_before_a_map() {
         let m = memory();
         assert_eq!(byte(&m, 0), Err(unmapped(0)));
         m.map(request(0, PAGE, &file(1), 0)).unwrap();
         assert_eq!(byte(&m, 0), Ok(1));
-        m.set_bus_master(false);
-        assert_eq!(byte(&m, 0), Err(unmapped(0)));
     }
 
     #[test]

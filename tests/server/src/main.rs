@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, Sender};
 
 use anyhow::Context;
 use clap::Parser;
-use ptdma_model::{Fault, ModelConfig, Timing};
+use ptdma_model::{Fault, Forks, ModelConfig, Timing};
 use ptdma_server::control::{Control, Quit};
 use ptdma_server::server::{Report, Server, ServerConfig};
 use serde_json::json;
@@ -36,15 +36,9 @@ struct Args {
     /// Also write the final JSON to this file
     #[arg(long, value_name = "PATH")]
     stats: Option<PathBuf>,
-    /// The engine goes on by itself when the tail moves after it drained its ring
-    #[arg(long)]
-    lenient: bool,
-    /// The error code stays in the status register until the next error
-    #[arg(long)]
-    sticky_status: bool,
-    /// Head stays one past a descriptor that failed, instead of at it
-    #[arg(long)]
-    head_past_error: bool,
+    /// What kind of engine: a name and what differs from it, "sibling,halt=never" say
+    #[arg(long, value_name = "MACHINE", default_value_t = Forks::TODAY)]
+    machine: Forks,
     /// Nanoseconds that the engine takes for each descriptor
     #[arg(long, value_name = "NS", default_value_t = 0)]
     setup_ns: u64,
@@ -82,9 +76,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         functions: usize::try_from(args.devices).context("number of devices")?,
         first_index: args.first_index,
         model: ModelConfig {
-            lenient: args.lenient,
-            sticky_status: args.sticky_status,
-            head_past_error: args.head_past_error,
+            forks: args.machine,
             timing: Timing {
                 setup_ns: args.setup_ns,
                 bytes_per_second: args.bytes_per_second,

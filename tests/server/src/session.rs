@@ -187,7 +187,7 @@ impl<'a> Session<'a> {
             Command::RegionWrite => self.region_write(payload),
             Command::DeviceReset => {
                 log::debug!("{}: reset", self.name());
-                self.function.reset();
+                self.function.power_cycle();
                 Ok(())
             }
             Command::Unknown

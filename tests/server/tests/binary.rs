@@ -238,8 +238,8 @@ fn noise_on_the_control_socket_is_refused_and_an_endless_line_ends_it() {
 #[test]
 fn faults_and_engine_from_the_command_line() {
     let process = Process::start(&[
-        "--lenient",
-        "--sticky-status",
+        "--machine",
+        "lenient,code=kept",
         "--fault",
         r#"{"trigger":{"at":0},"kind":{"error":{"code":9}}}"#,
     ]);
@@ -253,6 +253,55 @@ fn faults_and_engine_from_the_command_line() {
     });
     assert_eq!(guest.read(ptdma::regs::Register::Control) & 3, 1);
     assert_eq!(guest.read(ptdma::regs::Register::Status), 9);
+}
+
+#[test]
+fn machines_from_the_command_line_and_for_one_function() {
+    let process = Process::start(&["--devices", "2", "--machine", "sibling,halt=never"]);
+    let mut control = process.control();
+    let machine = |control: &mut Control, index: usize| {
+        control.ask(&json!({"cmd": "counters"}))["devices"][index]["machine"].clone()
+    };
+    assert_eq!(machine(&mut control, 0), "sibling,halt=never");
+    let mut guest = Guest::new(&process.socket(1));
+    let capabilities = |guest: &mut Guest| {
+        let mut word = [0; 4];
+        guest
+            .client
+            .region_read(common::CONFIG, 0x44, &mut word)
+            .unwrap();
+        u32::from_le_bytes(word)
+    };
+    let control_bits = |guest: &mut Guest| guest.read(ptdma::regs::Register::Control) & 3;
+    assert_eq!(capabilities(&mut guest) >> 28 & 1, 1);
+    assert_eq!(control_bits(&mut guest), 0);
+    control.ask(&json!({"cmd": "machine", "device": 1, "machine": "today,reset=absent"}));
+    assert_eq!(machine(&mut control, 0), "sibling,halt=never");
+    assert_eq!(machine(&mut control, 1), "today,reset=absent");
+    assert_eq!(capabilities(&mut guest) >> 28 & 1, 0);
+    assert_eq!(control_bits(&mut guest), 2);
+    assert_eq!(guest.copy(SRC, DST, 64), 0);
+    // The bit that asks for a reset does nothing.
+    guest
+        .client
+        .region_write(common::CONFIG, 0x49, &[0x80])
+        .unwrap();
+    assert_ne!(guest.read(ptdma::regs::Register::Head), 0);
+    // For all functions.
+    control.ask(&json!({"cmd": "machine", "machine": "stopper"}));
+    assert_eq!(machine(&mut control, 0), "stopper");
+    assert_eq!(machine(&mut control, 1), "stopper");
+    for bad in [
+        json!({"cmd": "machine", "machine": "nobody"}),
+        json!({"cmd": "machine", "machine": "today", "device": 7}),
+        json!({"cmd": "machine"}),
+    ] {
+        assert!(control.raw(&bad.to_string())["error"].is_string(), "{bad}");
+    }
+    let known = control.ask(&json!({"cmd": "machines"}));
+    let names = known["machines"].as_array().unwrap();
+    assert!(names.iter().any(|m| m["name"] == "linux_only"));
+    assert!(known["questions"].as_array().unwrap().len() >= 15);
 }
 
 #[test]
@@ -314,6 +363,7 @@ fn bad_arguments_are_exit_code_2() {
         &["--socket-dir", "x", "--devices", "0"],
         &["--socket-dir", "x", "--devices", "17"],
         &["--socket-dir", "x", "--fault", "{}"],
+        &["--socket-dir", "x", "--machine", "nobody"],
         &["--socket-dir", "x", "--colour"],
     ] {
         let output = Command::new(env!("CARGO_BIN_EXE_ptdma-server"))

@@ -146,6 +146,45 @@ fn without_bus_master_nothing_moves() {
 }
 
 #[test]
+fn without_bus_master_an_engine_may_wait() {
+    let model = ModelConfig {
+        forks: "today,bus_master=holds".parse().unwrap(),
+        ..ModelConfig::default()
+    };
+    let (server, _dir) = serve(1, model);
+    let mut guest = Guest::new(&sockets(&server)[0]);
+    guest.put(SRC, b"later");
+    guest.client.region_write(CONFIG, 4, &[0x02, 0]).unwrap();
+    guest.start(SRC, DST, 64);
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(guest.get(DST, 5), [0; 5]);
+    assert!(!server.report().devices[0].bus_master);
+    guest.client.region_write(CONFIG, 4, &[0x06, 0]).unwrap();
+    assert_eq!(guest.finish(), 0);
+    assert_eq!(guest.get(DST, 5), b"later");
+}
+
+#[test]
+fn a_function_that_a_reset_takes_away_comes_back_with_the_machine() {
+    let model = ModelConfig {
+        forks: "today,reset=lost".parse().unwrap(),
+        ..ModelConfig::default()
+    };
+    let (server, _dir) = serve(1, model);
+    let mut guest = Guest::new(&sockets(&server)[0]);
+    guest.client.region_write(CONFIG, 0x48, &[0, 0x80]).unwrap();
+    assert_eq!(guest.read(Register::Control), u32::MAX);
+    let mut id = [0; 4];
+    guest.client.region_read(CONFIG, 0, &mut id).unwrap();
+    assert_eq!(id, [0xff; 4]);
+    assert!(!server.report().devices[0].answers);
+    // As a client does when its whole machine is reset.
+    guest.client.reset().unwrap();
+    guest.bring_up();
+    assert_eq!(guest.copy(SRC, DST, 64), 0);
+}
+
+#[test]
 fn many_small_maps_are_one_memory() {
     let (server, _dir) = serve(1, ModelConfig::default());
     let mut guest = Guest::new(&sockets(&server)[0]);
