@@ -1,7 +1,7 @@
 //! The channels that all batches share.
 
 mod look;
-mod loss;
+mod ownership;
 mod port;
 mod slot;
 mod submit;
@@ -10,7 +10,7 @@ use core::marker::PhantomData;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use heapless::Vec;
-use ptdma::{Cookie, Lock};
+use ptdma::Lock;
 
 use crate::channel::{CopyChannel, Limits, PrepError, Prepared, Segment};
 use crate::stats::{ChannelStats, Totals};
@@ -19,7 +19,8 @@ use port::MAX_STOPS;
 use slot::{SharedLimits, Slot};
 
 pub(crate) use look::{Glance, Look, Sight, Watch};
-pub(crate) use loss::{Cause, Loss, Losses};
+pub(crate) use ownership::{Cause, Loss, Share};
+pub(crate) use port::Losses;
 pub use port::{Port, Service};
 pub(crate) use submit::{Accepted, Announce};
 
@@ -245,8 +246,8 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
         self.with(number, |port| match port.service {
             Service::Active => Err(NotIdle::InService),
             Service::Unproven => Err(NotIdle::Unproven),
-            Service::Retired if port.held != 0 => Err(NotIdle::Held {
-                descriptors: port.held,
+            Service::Retired if port.books.held() != 0 => Err(NotIdle::Held {
+                descriptors: port.books.held(),
             }),
             Service::Retired => port.channel.take().ok_or(NotIdle::Absent),
         })
@@ -368,7 +369,7 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
     pub(crate) fn look(
         &self,
         number: usize,
-        watch: &Watch,
+        watch: Watch<&mut Share>,
         look: Look,
         losses: &mut Losses,
     ) -> Option<Sight> {
@@ -383,7 +384,7 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
     /// lost. Until then the channel cannot be taken away.
     pub(crate) fn let_go(&self, number: usize, descriptors: u64) {
         self.with(number, |port| {
-            port.held = port.held.saturating_sub(descriptors);
+            port.books.let_go(descriptors);
         });
     }
 
@@ -391,7 +392,7 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
         self.with(number, |port| {
             // An engine that was at work is not to blame for somebody's deadline.
             let stood_still = now_ns.saturating_sub(port.moved_ns) >= hang_ns;
-            if port.in_flight() != 0 {
+            if port.books.in_flight() != 0 {
                 port.stop(now_ns, stood_still);
             }
         });
@@ -413,7 +414,7 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
         accepted
     }
 
-    /// [`submit`](Self::submit) for one copy, the doorbell included; the cookie of its descriptor.
+    /// [`submit`](Self::submit) for one copy, the doorbell included; its descriptor.
     /// `None` if it was not accepted: `submit` says why.
     #[inline]
     pub(crate) fn submit_one(
@@ -422,7 +423,7 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
         now_ns: u64,
         copy: Segment,
         interrupt: bool,
-    ) -> Option<Cookie> {
+    ) -> Option<Share> {
         let slot = self.slots.get(number)?;
         let accepted = slot
             .port
@@ -439,11 +440,11 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
     /// `watch` is asked for with the lock held, and `bytes` after it: nothing has to be kept over
     /// taking it.
     #[inline]
-    pub(crate) fn glance(
+    pub(crate) fn glance<'s>(
         &self,
         number: usize,
         ask: bool,
-        watch: impl FnOnce() -> Watch,
+        watch: impl FnOnce() -> Watch<&'s Share>,
         bytes: impl FnOnce() -> u64,
     ) -> Glance {
         let Some(slot) = self.slots.get(number) else {

@@ -154,6 +154,7 @@ impl Order {
                 (prepared, announce)
             })
         };
-        (accepted, walked, accepted.count == offered)
+        let all = accepted.count == offered;
+        (accepted, walked, all)
     }
 }

@@ -1,44 +1,50 @@
 //! One channel's share of a batch, and what of it is in the ring.
 
-use ptdma::Cookie;
-
 use crate::cursor::Place;
+use crate::engines::Share;
 use crate::gather::Digest;
 
-/// Descriptors of one batch that follow each other in a ring and in the stream.
+/// What descriptors of one batch copy that follow each other in a ring and in the stream.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Burst {
-    /// First descriptor.
-    pub(crate) first: Cookie,
-    /// One past the last descriptor.
-    pub(crate) end: Cookie,
+pub(crate) struct Span {
     /// Where in the stream they begin.
     pub(crate) start: Place,
     /// Where in the stream they end.
     pub(crate) end_position: u64,
     /// What they copy.
     pub(crate) bytes: u64,
-    /// What of it was accounted for as lost.
-    pub(crate) lost_bytes: u64,
     /// A second walk has to come to the same.
     pub(crate) digest: Digest,
+}
+
+/// Such descriptors, and what became of them so far.
+#[derive(Debug)]
+pub(crate) struct Burst {
+    /// The descriptors.
+    pub(crate) share: Share,
+    /// What they copy.
+    pub(crate) span: Span,
+    /// What of it was accounted for as lost.
+    pub(crate) lost_bytes: u64,
 }
 
 impl Burst {
     /// What of it arrived, once it is over.
     #[inline]
     pub(crate) const fn copied(&self) -> u64 {
-        self.bytes.saturating_sub(self.lost_bytes)
+        self.span.bytes.saturating_sub(self.lost_bytes)
     }
 
     fn is_continued_by(&self, next: &Self) -> bool {
-        self.end == next.first && self.end_position == next.start.position && self.lost_bytes == 0
+        self.share.is_continued_by(&next.share)
+            && self.span.end_position == next.span.start.position
+            && self.lost_bytes == 0
     }
 }
 
 /// Bursts of one batch in one ring at the same time. A chunk of another batch in between breaks a
 /// burst in two; then less of this batch is in the ring, and the engine works on the other one.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Bursts {
     running: Option<Burst>,
     /// Only if one is running.
@@ -98,12 +104,10 @@ impl Bursts {
 
     /// Lets go of the oldest.
     #[inline]
-    pub(crate) const fn pop_front(&mut self) {
-        if self.waiting.is_some() {
-            self.running = self.waiting.take();
-        } else {
-            self.running = None;
-        }
+    pub(crate) const fn pop_front(&mut self) -> Option<Burst> {
+        let over = self.running.take();
+        self.running = self.waiting.take();
+        over
     }
 
     /// Adds descriptors that were accepted: to the newest burst if they continue it (not over the
@@ -111,11 +115,12 @@ impl Bursts {
     #[inline]
     pub(crate) fn add(&mut self, burst: Burst, seam: u64) {
         if let Some(newest) = self.waiting.as_mut().or(self.running.as_mut()) {
-            if burst.start.position != seam && newest.is_continued_by(&burst) {
-                newest.end = burst.end;
-                newest.end_position = burst.end_position;
-                newest.bytes = newest.bytes.wrapping_add(burst.bytes);
-                newest.digest = newest.digest.plus(burst.digest);
+            if burst.span.start.position != seam && newest.is_continued_by(&burst) {
+                newest.share.join(burst.share);
+                let (span, more) = (&mut newest.span, burst.span);
+                span.end_position = more.end_position;
+                span.bytes = span.bytes.wrapping_add(more.bytes);
+                span.digest = span.digest.plus(more.digest);
             } else {
                 self.waiting = Some(burst);
             }
@@ -132,7 +137,7 @@ pub(crate) const fn done_ns(from_ns: u64, bytes: u64, ns_per_mib: u64) -> u64 {
 }
 
 /// A stretch of the stream on its way through one channel.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Lane {
     pub(crate) channel: usize,
     /// Whether the channel was found to be out of service.
@@ -187,7 +192,7 @@ impl Lane {
         expected_ns: u64,
     ) -> Self {
         Self {
-            seam: burst.start.position,
+            seam: burst.span.start.position,
             bursts: Bursts::of(burst),
             expected_ns,
             spoken_for,

@@ -68,7 +68,9 @@ where
                     done = false;
                     continue;
                 }
-                // It was asked, if it had to be.
+                // Somebody's loss may have kept it from being asked.
+                (Some(_), Wake::Poll) => Look::Poll,
+                (Some(_), _) if quiet => Look::Poll,
                 (Some(_), _) => Look::Known,
                 // It is looked at when the lane that speaks for it is through.
                 (None, Wake::Interrupted) if quiet && announced && !rest => {
@@ -131,14 +133,13 @@ where
                 }
                 let ask = poll || lane.quiet;
                 let watch = || Watch {
-                    first: burst.first,
-                    end: burst.end,
+                    share: &burst.share,
                     now_ns,
                     hang_ns,
                 };
                 let glance = self
                     .engines
-                    .glance(lane.channel, ask, watch, || burst.bytes);
+                    .glance(lane.channel, ask, watch, || burst.span.bytes);
                 if glance != Glance::Over {
                     swept.glance = Some(glance);
                     break;

@@ -10,7 +10,7 @@ use crate::channel::CopyChannel;
 use crate::engines::Port;
 use crate::gather::Digest;
 use crate::host::{CpuCopier, Rescue};
-use crate::lane::{Burst, Lane, done_ns};
+use crate::lane::{Burst, Lane, Span, done_ns};
 use crate::map::{Mapper, Piece};
 use crate::source::FolioSource;
 use crate::wait::Wait;
@@ -89,17 +89,18 @@ where
             let spoken_for = closing.is_some_and(|closing| closing != begun);
             let interrupt = interrupts && !spoken_for;
             let submitted = self.engines.submit_one(channel, now_ns, copy, interrupt);
-            let Some(first) = submitted else {
+            let Some(share) = submitted else {
                 break;
             };
             let burst = Burst {
-                first,
-                end: first.after(1),
-                start,
-                end_position: end.position,
-                bytes,
+                share,
+                span: Span {
+                    start,
+                    end_position: end.position,
+                    bytes,
+                    digest: Digest::of_start(start),
+                },
                 lost_bytes: 0,
-                digest: Digest::of_start(start),
             };
             if bytes != length {
                 length = bytes;

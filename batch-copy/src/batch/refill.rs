@@ -12,7 +12,7 @@ use crate::folio::SkipReason;
 use crate::gather::{CHUNK, Ended, Gather};
 use crate::hand_out::Order;
 use crate::host::{CpuCopier, Rescue};
-use crate::lane::{Burst, Lane};
+use crate::lane::{Burst, Lane, Span};
 use crate::map::Mapper;
 use crate::plan::Stretch;
 use crate::source::FolioSource;
@@ -59,16 +59,16 @@ where
                 return Serviced::more(moved);
             };
             let channel = lane.channel;
-            let Some(&Burst { first, end, .. }) = lane.bursts.front() else {
+            let Some(burst) = lane.bursts.front_mut() else {
                 break;
             };
+            let count = burst.share.count();
             let watch = Watch {
-                first,
-                end,
+                share: &mut burst.share,
                 now_ns,
                 hang_ns: self.options.hang_ns,
             };
-            let Some(sight) = self.engines.look(channel, &watch, look, losses) else {
+            let Some(sight) = self.engines.look(channel, watch, look, losses) else {
                 return Serviced::more(moved);
             };
             look = Look::Known;
@@ -87,17 +87,16 @@ where
                 if !sight.over {
                     break;
                 }
-                self.engines.let_go(channel, end.since(first));
+                self.engines.let_go(channel, count);
                 let Some(lane) = self.state.lanes.get_mut(index) else {
                     return Serviced::more(moved);
                 };
                 lane
             };
             moved = true;
-            if let Some(&burst) = lane.bursts.front() {
-                lane.bursts.pop_front();
+            if let Some(burst) = lane.bursts.pop_front() {
                 self.report.dma_bytes = self.report.dma_bytes.wrapping_add(burst.copied());
-                self.engines.sub_load(channel, burst.bytes);
+                self.engines.sub_load(channel, burst.span.bytes);
             }
             if lane.is_done() {
                 return Serviced { moved, done: true };
@@ -222,21 +221,23 @@ where
                     going = rejected.is_some();
                 }
             }
-            let burst = Burst {
-                first: accepted.first,
-                end: accepted.first.after(taken as u64),
+            let span = Span {
                 start,
                 end_position: walked.place.position,
                 bytes: walked.bytes,
-                lost_bytes: 0,
                 digest: walked.digest,
             };
             lane.next = walked.place;
             let lane_done = lane.rest() == 0;
             if taken != 0 {
+                let burst = Burst {
+                    share: accepted.share,
+                    span,
+                    lost_bytes: 0,
+                };
                 lane.bursts.add(burst, lane.seam);
             }
-            bytes = bytes.wrapping_add(burst.bytes);
+            bytes = bytes.wrapping_add(span.bytes);
             let coalesced = walked.pieces.saturating_sub(taken as u64);
             self.report.coalesced = self.report.coalesced.wrapping_add(coalesced);
             submitted = submitted.saturating_add(taken);

@@ -1,5 +1,7 @@
 //! What a channel lost goes to others.
 
+use core::ops::Range;
+
 use ptdma::Lock;
 
 use super::account::Fate;
@@ -11,7 +13,7 @@ use crate::engines::{Cause, Loss, Port};
 use crate::folio::{FailReason, SkipReason};
 use crate::gather::{Gather, Target};
 use crate::host::{CpuCopier, Rescue};
-use crate::lane::{Burst, Lane};
+use crate::lane::{Lane, Span};
 use crate::map::Mapper;
 use crate::plan::Stretch;
 use crate::source::FolioSource;
@@ -137,31 +139,30 @@ where
             return;
         };
         let channel = lane.channel;
-        let Some(burst) = lane.bursts.front().copied() else {
+        let Some(burst) = lane.bursts.front() else {
             return;
         };
+        let (span, count) = (burst.span, burst.share.count());
+        let lost = burst.share.index_of(loss.first)..burst.share.index_of(loss.end);
+        let given_up = burst.lost_bytes >= span.bytes;
         if matches!(loss.cause, Cause::Failed(_)) {
             self.report.errors = self.report.errors.wrapping_add(1);
         }
         // All of it was given up before, and went elsewhere then: it must not go there again.
         // Whether it can still be written is another question.
-        if burst.lost_bytes >= burst.bytes
-            && (loss.cause != Cause::Unproven || self.is_proved_stopped(channel))
-        {
+        if given_up && (loss.cause != Cause::Unproven || self.is_proved_stopped(channel)) {
             return;
         }
-        let from = loss.first.since(burst.first);
-        let count = loss.end.since(loss.first);
-        let (stretch, lost_bytes) = match self.replay(channel, &burst, from, count) {
+        let (stretch, lost_bytes) = match self.replay(channel, &span, count, lost) {
             Some(found) => found,
             // The mapper or the source answers differently now: nothing in the burst that was not
             // accounted for can be trusted.
             None => (
                 Stretch {
-                    start: burst.start.position,
-                    end: burst.end_position,
+                    start: span.start.position,
+                    end: span.end_position,
                 },
-                burst.bytes,
+                span.bytes,
             ),
         };
         if let Some(burst) = self
@@ -208,14 +209,14 @@ where
         self.orphan(stretch);
     }
 
-    /// Walks a burst again to find out what its descriptors `from..from + count` covered. `None`
-    /// if the walk does not come to the same descriptors.
+    /// Walks a span of `count` descriptors again to find out what the `lost` ones of them covered.
+    /// `None` if the walk does not come to the same descriptors.
     pub(super) fn replay(
         &mut self,
         channel: usize,
-        burst: &Burst,
-        from: u64,
+        span: &Span,
         count: u64,
+        lost: Range<u64>,
     ) -> Option<(Stretch, u64)> {
         let max_len_bytes = self.engines.limits(channel)?.max_len_bytes;
         let target = Target {
@@ -224,8 +225,8 @@ where
         };
         let mut gather = Gather::new(
             self.source,
-            burst.start,
-            (burst.end_position, burst.start.folio),
+            span.start,
+            (span.end_position, span.start.folio),
             target,
             &mut self.host.mapper,
             &self.state.refused,
@@ -233,7 +234,7 @@ where
         let (mut ordinal, mut bytes) = (0_u64, 0_u64);
         let mut found: Option<Stretch> = None;
         while let Some(segment) = gather.next() {
-            if ordinal >= from && ordinal.wrapping_sub(from) < count {
+            if lost.contains(&ordinal) {
                 bytes = bytes.wrapping_add(segment.len_bytes);
                 let end = gather.walked().place.position;
                 let start = end.saturating_sub(segment.len_bytes);
@@ -242,7 +243,7 @@ where
             ordinal = ordinal.wrapping_add(1);
         }
         let digest = gather.walked().digest;
-        let same = digest == burst.digest && ordinal == burst.end.since(burst.first);
+        let same = digest == span.digest && ordinal == count;
         found.filter(|_| same).map(|stretch| (stretch, bytes))
     }
 }

@@ -1,9 +1,7 @@
 //! Looking at a channel on behalf of the owner of some of its descriptors.
 
-use ptdma::Cookie;
-
-use super::loss::Losses;
-use super::port::{Port, Service};
+use super::ownership::Share;
+use super::port::{Losses, Port, Service};
 
 use crate::channel::CopyChannel;
 
@@ -19,11 +17,9 @@ pub(crate) enum Look {
 }
 
 /// What is looked at: descriptors of one owner.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Watch {
-    pub(crate) first: Cookie,
-    /// One past the last.
-    pub(crate) end: Cookie,
+#[derive(Debug)]
+pub(crate) struct Watch<S> {
+    pub(crate) share: S,
     pub(crate) now_ns: u64,
     /// How long the engine may stand still.
     pub(crate) hang_ns: u64,
@@ -50,15 +46,19 @@ pub(crate) enum Glance {
 }
 
 impl<C: CopyChannel> Port<C> {
-    /// Looks at the channel on behalf of the owner of `first..end`.
-    pub(super) fn look(&mut self, watch: &Watch, look: Look, losses: &mut Losses) -> Sight {
+    /// Looks at the channel on behalf of the owner of a share.
+    pub(super) fn look(
+        &mut self,
+        watch: Watch<&mut Share>,
+        look: Look,
+        losses: &mut Losses,
+    ) -> Sight {
         let Watch {
-            first,
-            end,
+            share,
             now_ns,
             hang_ns,
-        } = *watch;
-        if self.done_before.is_before(end) {
+        } = watch;
+        if !self.books.is_over(share) {
             match look {
                 // What is known may be old: between interrupts nobody looks.
                 Look::Known if !self.stands(now_ns, hang_ns) => {}
@@ -73,14 +73,18 @@ impl<C: CopyChannel> Port<C> {
                 self.stop(now_ns, true);
             }
         }
-        if !self.log.is_empty() || self.service != Service::Active {
-            self.claim(first, end, losses);
+        let fate = self.fate_in_flight();
+        if !self.books.is_quiet() || fate.is_some() {
+            // One for each entry and one more: there is room.
+            self.books.claim(share, fate, |loss| {
+                let _ = losses.push(loss);
+            });
         }
-        let active = self.service == Service::Active;
-        let over = !self.done_before.is_before(end) || !active;
+        let active = fate.is_none();
+        let over = self.books.is_over(share) || !active;
         // What was lost is still being dealt with: see `let_go`.
         if over && losses.is_empty() {
-            self.held = self.held.saturating_sub(end.since(first));
+            self.books.let_go(share.count());
         }
         Sight {
             over,
@@ -91,15 +95,15 @@ impl<C: CopyChannel> Port<C> {
 
     /// What [`look`](Self::look) comes to where nothing is amiss; `ask` says whether to poll.
     #[inline]
-    pub(super) fn glance(&mut self, watch: &Watch, ask: bool) -> Glance {
+    pub(super) fn glance(&mut self, watch: &Watch<&Share>, ask: bool) -> Glance {
         if !self.is_well() {
             return Glance::Unusual;
         }
-        if self.done_before.is_before(watch.end) {
+        if !self.books.is_over(watch.share) {
             if ask && !self.poll_well(watch.now_ns) {
                 return Glance::Unusual;
             }
-            if self.done_before.is_before(watch.end) {
+            if !self.books.is_over(watch.share) {
                 return if self.stands(watch.now_ns, watch.hang_ns) {
                     Glance::Unusual
                 } else {
@@ -107,21 +111,21 @@ impl<C: CopyChannel> Port<C> {
                 };
             }
         }
-        self.held = self.held.saturating_sub(watch.end.since(watch.first));
+        self.books.let_go(watch.share.count());
         Glance::Over
     }
 
     /// Whether it is in service, and nobody's descriptors were lost.
     #[inline]
     pub(super) fn is_well(&self) -> bool {
-        self.service == Service::Active && self.log.is_empty()
+        self.service == Service::Active && self.books.is_quiet()
     }
 
     /// Whether the engine has work and has not been seen to move for `hang_ns`.
     fn stands(&self, now_ns: u64, hang_ns: u64) -> bool {
         self.service == Service::Active
-            && self.in_flight() != 0
+            && self.books.in_flight() != 0
             && now_ns.saturating_sub(self.moved_ns) >= hang_ns
-            && !self.log.is_full()
+            && self.books.has_room()
     }
 }

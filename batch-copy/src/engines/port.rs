@@ -1,9 +1,8 @@
 //! A channel, and what batches have to know of each other's use of it.
 
-use heapless::Vec;
 use ptdma::Cookie;
 
-use super::loss::{Cause, LOG_SLOTS, LogEntry, Loss};
+use super::ownership::{Cause, Ownership};
 
 use crate::channel::{CopyChannel, Failure, Health, Limits, Progress};
 use crate::stats::ChannelStats;
@@ -18,6 +17,15 @@ const GOOD_AGAIN: u64 = 1024;
 /// Failed descriptors in a row after which a channel is taken out: something is wrong with it and
 /// not with the memory.
 const MAX_ERRORS_IN_A_ROW: u32 = 16;
+
+/// Losses that a channel remembers until their owners have taken note. While only the last place
+/// is left the channel is not looked at, so that an engine that waits behind a failure goes on
+/// waiting; every waiting batch takes its own out each time it looks.
+const LOG_SLOTS: usize = 9;
+
+/// Most losses that one look tells: one for each place of the log, and one for a channel that is
+/// out of service.
+pub(crate) type Losses = heapless::Vec<super::ownership::Loss, { LOG_SLOTS + 1 }>;
 
 /// Whether a channel takes part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,13 +44,7 @@ pub enum Service {
 pub struct Port<C> {
     pub(super) channel: Option<C>,
     pub(super) service: Service,
-    /// All descriptors before this one are over.
-    pub(super) done_before: Cookie,
-    /// What the next descriptor will be called.
-    pub(super) next: Cookie,
-    pub(super) log: Vec<LogEntry, LOG_SLOTS>,
-    /// Descriptors that belong to some batch that has not let go of them.
-    pub(super) held: u64,
+    pub(super) books: Ownership<LOG_SLOTS>,
     /// When the engine was last seen to move, or was given work after a pause.
     pub(super) moved_ns: u64,
     pub(super) stops: u32,
@@ -56,14 +58,11 @@ impl<C: CopyChannel> Port<C> {
     /// Takes a channel in. It must be idle.
     pub fn new(channel: C) -> Self {
         let limits = channel.limits();
-        let next = channel.next_cookie();
+        let books = Ownership::new(channel.next_cookie());
         Self {
             channel: Some(channel),
             service: Service::Active,
-            done_before: next,
-            next,
-            log: Vec::new(),
-            held: 0,
+            books,
             moved_ns: 0,
             stops: 0,
             good: 0,
@@ -77,14 +76,10 @@ impl<C: CopyChannel> Port<C> {
     /// For owners whose channels come and go, and are called by numbers that they choose.
     #[must_use]
     pub fn vacant() -> Self {
-        let first = Cookie::new(0);
         Self {
             channel: None,
             service: Service::Retired,
-            done_before: first,
-            next: first,
-            log: Vec::new(),
-            held: 0,
+            books: Ownership::new(Cookie::new(0)),
             moved_ns: 0,
             stops: 0,
             good: 0,
@@ -99,16 +94,12 @@ impl<C: CopyChannel> Port<C> {
         }
     }
 
-    pub(super) fn in_flight(&self) -> u64 {
-        self.next.since(self.done_before)
-    }
-
     /// Has the channel look at its engine.
     #[inline(always)]
     pub(super) fn poll(&mut self, now_ns: u64) {
         self.stats.polls = self.stats.polls.wrapping_add(1);
         if self.service == Service::Active
-            && !self.log.is_full()
+            && self.books.has_room()
             && let Some(channel) = &mut self.channel
             && let Some(done_before) = channel.poll_head(now_ns)
         {
@@ -125,8 +116,8 @@ impl<C: CopyChannel> Port<C> {
         if let Some(channel) = &mut self.channel
             && let Some(done_before) = channel.poll_head(now_ns)
         {
-            let over = done_before.since(self.done_before);
-            if over <= self.in_flight() {
+            let over = done_before.since(self.books.done_before());
+            if over <= self.books.in_flight() {
                 if over != 0 {
                     self.advance(over, over, now_ns);
                 }
@@ -148,7 +139,7 @@ impl<C: CopyChannel> Port<C> {
     /// Asks the channel for news, unless there would be no room for bad ones.
     #[inline(always)]
     pub(super) fn ask(&mut self, now_ns: u64, how: impl FnOnce(&mut C, u64) -> Progress) {
-        if self.service != Service::Active || self.log.is_full() {
+        if self.service != Service::Active || !self.books.has_room() {
             return;
         }
         let Some(channel) = &mut self.channel else {
@@ -161,9 +152,9 @@ impl<C: CopyChannel> Port<C> {
     /// Takes note of what a channel answered.
     #[inline(always)]
     fn absorb(&mut self, progress: Progress, now_ns: u64) {
-        let over = progress.done_before.since(self.done_before);
+        let over = progress.done_before.since(self.books.done_before());
         // A channel must not take back what it said, nor finish what it was not given.
-        let known = over <= self.in_flight();
+        let known = over <= self.books.in_flight();
         if !known || progress.failure.is_some() || progress.health != Health::Alive {
             self.absorb_trouble(progress, known, now_ns);
         } else if over != 0 {
@@ -174,7 +165,7 @@ impl<C: CopyChannel> Port<C> {
     /// Notes that `over` descriptors more are over, `good` of which were copied.
     #[inline(always)]
     fn advance(&mut self, over: u64, good: u64, now_ns: u64) {
-        self.done_before = self.done_before.after(over);
+        self.books.advance(over);
         self.moved_ns = now_ns;
         self.stats.completed = self.stats.completed.wrapping_add(over);
         if good != 0 {
@@ -197,14 +188,14 @@ impl<C: CopyChannel> Port<C> {
     #[cold]
     fn absorb_trouble(&mut self, progress: Progress, known: bool, now_ns: u64) {
         let honest = progress.failure.is_none_or(|failure| {
-            !failure.cookie.is_before(self.done_before)
+            !failure.cookie.is_before(self.books.done_before())
                 && failure.cookie.is_before(progress.done_before)
         });
         if !known || !honest {
             self.stop(now_ns, true);
             return;
         }
-        let over = progress.done_before.since(self.done_before);
+        let over = progress.done_before.since(self.books.done_before());
         if over != 0 {
             let failed = u64::from(progress.failure.is_some());
             self.advance(over, over.saturating_sub(failed), now_ns);
@@ -212,13 +203,8 @@ impl<C: CopyChannel> Port<C> {
         if let Some(Failure { cookie, code }) = progress.failure {
             self.stats.errors = self.stats.errors.wrapping_add(1);
             self.errors_in_a_row = self.errors_in_a_row.saturating_add(1);
-            let loss = Loss {
-                first: cookie,
-                end: cookie.after(1),
-                cause: Cause::Failed(code),
-            };
             // There is room: looked at before the channel was asked.
-            let _ = self.log.push(LogEntry { loss, unclaimed: 1 });
+            self.books.note_failure(cookie, code);
             if self.errors_in_a_row >= MAX_ERRORS_IN_A_ROW {
                 self.stops = MAX_STOPS;
                 self.stop(now_ns, true);
@@ -245,42 +231,41 @@ impl<C: CopyChannel> Port<C> {
         }
         let stopped = channel.terminate(now_ns);
         // Only as far as it makes sense is the channel believed.
-        if !stopped.done_before.is_before(self.done_before)
-            && !self.next.is_before(stopped.done_before)
-        {
-            let over = stopped.done_before.since(self.done_before);
-            self.stats.completed = self.stats.completed.wrapping_add(over);
-            self.done_before = stopped.done_before;
-        }
-        let dropped = self.in_flight();
+        let over = stopped.done_before.since(self.books.done_before());
+        let over = if over <= self.books.in_flight() {
+            over
+        } else {
+            0
+        };
+        let all = self.books.in_flight();
+        let goes_on = stopped.proven && stopped.health == Health::Alive && self.stops <= MAX_STOPS;
+        let dropped = if goes_on {
+            self.moved_ns = now_ns;
+            self.books.note_stop(over)
+        } else {
+            // What is left in flight is lost, as `fate_in_flight` says.
+            self.books.advance(over);
+            self.service = if stopped.proven {
+                Service::Retired
+            } else {
+                Service::Unproven
+            };
+            self.books.in_flight()
+        };
         self.stats.dropped = self.stats.dropped.wrapping_add(dropped);
-        if !stopped.proven {
-            self.service = Service::Unproven;
-            return;
+        self.stats.completed = self
+            .stats
+            .completed
+            .wrapping_add(all.saturating_sub(dropped));
+    }
+
+    /// What becomes of everything in flight; `None` in service, where the engine says so.
+    pub(super) const fn fate_in_flight(&self) -> Option<Cause> {
+        match self.service {
+            Service::Active => None,
+            Service::Retired => Some(Cause::Dropped),
+            Service::Unproven => Some(Cause::Unproven),
         }
-        if stopped.health == Health::Faulted || self.stops > MAX_STOPS {
-            self.service = Service::Retired;
-            return;
-        }
-        if dropped == 0 {
-            return;
-        }
-        let loss = Loss {
-            first: self.done_before,
-            end: self.next,
-            cause: Cause::Dropped,
-        };
-        let entry = LogEntry {
-            loss,
-            unclaimed: dropped,
-        };
-        if self.log.push(entry).is_err() {
-            // A retired channel needs no entry: everything from `done_before` on is lost.
-            self.service = Service::Retired;
-            return;
-        }
-        self.done_before = self.next;
-        self.moved_ns = now_ns;
     }
 
     pub(super) fn free_slots(&self) -> usize {

@@ -1,16 +1,16 @@
 //! Giving descriptors to a channel.
 
-use ptdma::Cookie;
-
+use super::ownership::Share;
 use super::port::{Port, Service};
 
 use crate::channel::{CopyChannel, PrepError, Prepared, Segment};
 
 /// What became of a chunk of descriptors.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) struct Accepted {
-    pub(crate) first: Cookie,
-    /// So many were accepted, from the first of the chunk on.
+    /// Those that were accepted, from the first of the chunk on: the caller's own from now on.
+    pub(crate) share: Share,
+    /// So many.
     pub(crate) count: usize,
     /// Bytes of those.
     pub(crate) bytes: u64,
@@ -23,7 +23,7 @@ impl Accepted {
     /// Nothing, and why.
     pub(crate) const fn nothing(error: Option<PrepError>) -> Self {
         Self {
-            first: Cookie::new(0),
+            share: Share::empty(),
             count: 0,
             bytes: 0,
             error,
@@ -54,7 +54,7 @@ impl<C: CopyChannel> Port<C> {
         prepare: impl FnOnce(&mut C) -> (Prepared, Announce),
     ) -> Accepted {
         let mut accepted = Accepted {
-            first: self.next,
+            share: Share::empty(),
             count: 0,
             bytes: 0,
             error: Some(PrepError::Faulted),
@@ -63,22 +63,21 @@ impl<C: CopyChannel> Port<C> {
         let (Some(channel), Service::Active) = (&mut self.channel, self.service) else {
             return accepted;
         };
-        if self.done_before == self.next {
+        if self.books.in_flight() == 0 {
             self.moved_ns = now_ns;
         }
         let (prepared, announce) = prepare(channel);
         accepted.error = prepared.error;
         // Cookies that are not the next ones would make every later report a guess; what has them
         // is not known to any batch, so it must not run.
-        let known = prepared.count == 0 || prepared.first == Some(self.next);
+        let known = prepared.count == 0 || prepared.first == Some(self.books.next());
         if !known {
             accepted.error = Some(PrepError::Faulted);
         } else {
             let count = prepared.count as u64;
             accepted.count = prepared.count;
             accepted.bytes = prepared.bytes;
-            self.next = self.next.after(count);
-            self.held = self.held.wrapping_add(count);
+            accepted.share = self.books.issue(count);
             let stats = &mut self.stats;
             stats.submitted = stats.submitted.wrapping_add(count);
             stats.bytes = stats.bytes.wrapping_add(prepared.bytes);
@@ -106,14 +105,14 @@ impl<C: CopyChannel> Port<C> {
         now_ns: u64,
         copy: Segment,
         interrupt: bool,
-    ) -> Option<Cookie> {
+    ) -> Option<Share> {
         let (Some(channel), Service::Active) = (&mut self.channel, self.service) else {
             return None;
         };
         if copy.len_bytes > self.limits.max_len_bytes {
             return None;
         }
-        let first = self.next;
+        let first = self.books.next();
         let cookie = channel.prep(copy, interrupt).ok()?;
         if cookie != first {
             // As in `submit`: it must not run.
@@ -121,15 +120,13 @@ impl<C: CopyChannel> Port<C> {
             return None;
         }
         channel.issue_pending(false);
-        if self.done_before == first {
+        if self.books.in_flight() == 0 {
             self.moved_ns = now_ns;
         }
-        self.next = first.after(1);
-        self.held = self.held.wrapping_add(1);
         let stats = &mut self.stats;
         stats.submitted = stats.submitted.wrapping_add(1);
         stats.bytes = stats.bytes.wrapping_add(copy.len_bytes);
         stats.doorbells = stats.doorbells.wrapping_add(1);
-        Some(first)
+        Some(self.books.issue(1))
     }
 }

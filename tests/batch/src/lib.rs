@@ -6,5 +6,6 @@ pub mod contest;
 pub mod memory;
 pub mod plain;
 pub mod published;
+pub mod puppet;
 pub mod rig;
 pub mod workload;
