@@ -121,7 +121,11 @@ Examples:
   ptdma-demo --mix --folio-size 1M --batches 8 --policy hybrid
   ptdma-demo --fault error=19@chance=1000 --fault hang@5:channel=3
 
-Exit code: 0 verified, 1 bytes differ or were lost, 2 bad arguments.";
+Machines, and questions with their answers:
+  --machine sibling  --machine sibling,halt=never  --machine head=past
+
+Exit code: 0 verified; 1 bytes differ or were lost, or the result could not be written; 2 bad
+arguments, or an input that cannot be read or is empty; 3 the machine could not be set up.";
 
 impl Args {
     /// Checks what clap cannot: arguments that do not go together.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use batch_copy::{
     Batch, CostModel, CpuCopier, CpuCopyError, Folio, Host, Options, Outcome, OverlapCheck, Piece,
     Policy,
@@ -33,6 +33,11 @@ const MAX_EVENTS: usize = 10_000;
 /// an engine thread, short for a person.
 const HANG_NS: u64 = 2_000_000_000;
 
+/// Why an input is none: the context of such errors.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct BadInput(String);
+
 /// Where the data comes from.
 enum Data {
     File(File),
@@ -47,7 +52,7 @@ impl Data {
             Self::File(file) => {
                 file.take(window as u64)
                     .read_to_end(&mut data)
-                    .context("reading the input")?;
+                    .context(BadInput("reading the input".to_owned()))?;
             }
             Self::Generated { rng, left } => {
                 data.resize(window.min(*left), 0);
@@ -90,7 +95,8 @@ impl CpuCopier for Cpu<'_> {
 pub(crate) fn run(args: &Args) -> anyhow::Result<Report> {
     let (mut data, total) = match &args.input {
         Some(path) => {
-            let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+            let file = File::open(path)
+                .with_context(|| BadInput(format!("opening {}", path.display())))?;
             let len = file.metadata().map_or(0, |m| m.len());
             (Data::File(file), len)
         }
@@ -119,7 +125,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Report> {
         result
     })?;
     bar.finish_and_clear();
-    Ok(Report::new(args, &machine, tally.into_inner(), clock))
+    let tally = tally.into_inner();
+    if tally.input_bytes == 0 {
+        bail!(BadInput("the input is empty: nothing to move".to_owned()));
+    }
+    Ok(Report::new(args, &machine, tally, clock))
 }
 
 fn progress_bar(args: &Args, total: u64) -> ProgressBar {

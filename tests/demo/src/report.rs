@@ -1,5 +1,6 @@
 //! What happened, for people and for machines.
 
+use std::fmt::Write;
 use std::io::IsTerminal;
 
 use batch_copy::{Outcome, Report as BatchReport};
@@ -159,15 +160,23 @@ impl Report {
     }
 
     /// As tables.
-    pub(crate) fn print(&self) {
-        println!("{}", self.channel_table());
+    pub(crate) fn to_text(&self) -> anyhow::Result<String> {
+        let mut out = String::new();
+        self.write(&mut out)?;
+        Ok(out)
+    }
+
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        writeln!(out, "{}", self.channel_table())?;
         let t = &self.tally;
-        println!(
+        writeln!(
+            out,
             "{} folios in {} batches: {} by DMA, {} with the CPU, {} not copied; \
              {} batches declined",
             t.folios, t.batches, t.folios_dma, t.folios_cpu, t.folios_left, t.batches_declined
-        );
-        println!(
+        )?;
+        writeln!(
+            out,
             "{} descriptors ({} folio parts coalesced), {} doorbells, {:.3} MMIO accesses and \
              {:.4} interrupts per folio",
             t.descriptors,
@@ -175,9 +184,10 @@ impl Report {
             t.doorbells,
             self.sum.mmio() as f64 / t.folios.max(1) as f64,
             self.sum.interrupts as f64 / t.folios.max(1) as f64,
-        );
+        )?;
         if !self.faults.is_empty() {
-            println!(
+            writeln!(
+                out,
                 "injected: {}; {} faults fired, {} descriptors failed, {} bytes moved to other \
                  channels, {} functions reset",
                 self.faults.join(", "),
@@ -185,17 +195,18 @@ impl Report {
                 t.errors,
                 t.moved_bytes,
                 t.resets
-            );
-            self.print_events();
+            )?;
+            self.write_events(out)?;
         }
-        println!(
+        writeln!(
+            out,
             "{} bytes in {:.2} s (engines are emulated: no measure of hardware)",
             t.input_bytes, self.seconds
-        );
-        self.print_verdict();
+        )?;
+        self.write_verdict(out)
     }
 
-    fn print_verdict(&self) {
+    fn write_verdict(&self, out: &mut String) -> std::fmt::Result {
         let color = std::io::stdout().is_terminal();
         let paint = |code: &str, text: &str| {
             if color {
@@ -205,15 +216,17 @@ impl Report {
             }
         };
         if self.verified {
-            println!("{}: every byte is there", paint("32", "VERIFIED"));
+            writeln!(out, "{}: every byte is there", paint("32", "VERIFIED"))?;
         } else {
-            println!(
+            writeln!(
+                out,
                 "{}: {} folios reported copied differ, {} were not copied",
                 paint("31", "NOT VERIFIED"),
                 self.tally.folios_wrong,
                 self.tally.folios_left
-            );
+            )?;
         }
+        Ok(())
     }
 
     fn channel_table(&self) -> Table {
@@ -257,11 +270,11 @@ impl Report {
         table
     }
 
-    fn print_events(&self) {
+    fn write_events(&self, out: &mut String) -> std::fmt::Result {
         let events = &self.tally.events;
         if events.is_empty() {
-            println!("all folios were copied by engines");
-            return;
+            writeln!(out, "all folios were copied by engines")?;
+            return Ok(());
         }
         let mut table = Table::new();
         table.load_style(presets::UTF8_FULL_CONDENSED);
@@ -275,12 +288,14 @@ impl Report {
                 event.bytes_equal.to_string(),
             ]);
         }
-        println!("{table}");
+        writeln!(out, "{table}")?;
         if events.len() > MAX_LISTED {
-            println!(
+            writeln!(
+                out,
                 "... and {} more (--json lists up to 10000)",
                 events.len() - MAX_LISTED
-            );
+            )?;
         }
+        Ok(())
     }
 }

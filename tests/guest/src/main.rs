@@ -5,6 +5,15 @@
 
 #![forbid(unsafe_code)]
 
+/// As the standard one, but a console that takes nothing is no panic: of process 1 that would be
+/// the kernel's.
+macro_rules! eprintln {
+    ($($words:tt)*) => {{
+        use std::io::Write as _;
+        let _closed = writeln!(std::io::stderr(), $($words)*);
+    }};
+}
+
 mod agent;
 mod init;
 

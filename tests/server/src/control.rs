@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::function::Function;
-use crate::server::{self, Server};
+use crate::server::{self, Server, SocketFile};
 
 /// Longest request line: far more than a fault needs.
 const MAX_LINE_LEN_BYTES: u64 = 64 << 10;
@@ -61,7 +61,8 @@ struct Placed {
 /// Listens on the control socket until the process ends.
 #[derive(Debug)]
 pub struct Control {
-    path: PathBuf,
+    /// Removes its file when dropped.
+    _socket: SocketFile,
 }
 
 impl Control {
@@ -71,7 +72,7 @@ impl Control {
     ///
     /// If the socket is in use or cannot be made.
     pub fn start(path: &Path, server: Arc<Server>, quit: Sender<Quit>) -> anyhow::Result<Self> {
-        let listener = server::bind(path)?;
+        let (listener, socket) = server::bind(path)?;
         std::thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || {
@@ -97,15 +98,7 @@ impl Control {
                 }
             })
             .context("starting a thread")?;
-        Ok(Self {
-            path: path.to_owned(),
-        })
-    }
-}
-
-impl Drop for Control {
-    fn drop(&mut self) {
-        let _gone = std::fs::remove_file(&self.path);
+        Ok(Self { _socket: socket })
     }
 }
 

@@ -64,7 +64,8 @@ fn main() -> ExitCode {
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("ptdma-server: {e:#}");
+            // Nobody may be there to read why.
+            let _closed = writeln!(std::io::stderr(), "ptdma-server: {e:#}");
             ExitCode::FAILURE
         }
     }

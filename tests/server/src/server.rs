@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -48,7 +48,7 @@ struct Acceptor {
     stop: Arc<OwnedFd>,
     current: Arc<Mutex<Option<UnixStream>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    path: PathBuf,
+    socket: SocketFile,
 }
 
 /// All functions, each with its socket.
@@ -91,7 +91,7 @@ impl Server {
             // On an error, dropping the server ends what was started.
             server
                 .acceptors
-                .push(Acceptor::start(Arc::clone(&function), path)?);
+                .push(Acceptor::start(Arc::clone(&function), &path)?);
             server.functions.push(function);
         }
         Ok(server)
@@ -105,7 +105,7 @@ impl Server {
 
     /// Paths of the sockets, in order.
     pub fn sockets(&self) -> impl Iterator<Item = &Path> {
-        self.acceptors.iter().map(|a| a.path.as_path())
+        self.acceptors.iter().map(|a| a.socket.path.as_path())
     }
 
     /// What happened so far.
@@ -151,8 +151,8 @@ impl Report {
 }
 
 impl Acceptor {
-    fn start(function: Arc<Function>, path: PathBuf) -> anyhow::Result<Self> {
-        let listener = bind(&path)?;
+    fn start(function: Arc<Function>, path: &Path) -> anyhow::Result<Self> {
+        let (listener, socket) = bind(path)?;
         let stop = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).context("event descriptor")?;
         let stop = Arc::new(stop);
         let current = Arc::new(Mutex::new(None));
@@ -171,7 +171,7 @@ impl Acceptor {
             stop,
             current,
             thread: Mutex::new(Some(thread)),
-            path,
+            socket,
         })
     }
 
@@ -189,9 +189,9 @@ impl Acceptor {
             return;
         };
         if thread.join().is_err() {
-            log::error!("{}: its thread panicked", self.path.display());
+            log::error!("{}: its thread panicked", self.socket.path.display());
         }
-        let _gone = std::fs::remove_file(&self.path);
+        self.socket.remove();
     }
 }
 
@@ -260,31 +260,75 @@ fn stop_requested(stop: &OwnedFd) -> io::Result<bool> {
     Ok(rustix::event::poll(&mut fds, Some(&now))? != 0)
 }
 
-/// Makes a socket. A file left behind by a server that was killed is replaced; a socket that
-/// somebody listens on is not.
+/// The file of a socket that this process has made. Dropping it removes the file, unless another
+/// one is in its place by then.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    /// Device and inode.
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    /// Removes the file.
+    pub fn remove(&self) {
+        let ours = std::fs::symlink_metadata(&self.path)
+            .is_ok_and(|m| (m.dev(), m.ino()) == self.identity);
+        if ours {
+            let _gone = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+/// Makes a socket. One left behind by a server that was killed is replaced; one that somebody
+/// listens on is not, nor is anything that is no socket.
 ///
 /// # Errors
 ///
-/// If the socket is in use or cannot be made.
-pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
-    if UnixStream::connect(path).is_ok() {
-        bail!(
-            "{} is in use: end the other server or choose another folder",
-            path.display()
-        );
-    }
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            return Err(e).with_context(|| format!("replacing {}", path.display()));
+/// If the path is taken or the socket cannot be made.
+pub fn bind(path: &Path) -> anyhow::Result<(UnixListener, SocketFile)> {
+    match std::fs::symlink_metadata(path) {
+        Ok(there) if !there.file_type().is_socket() => {
+            bail!("{} exists and is no socket", path.display());
         }
-        _ => {}
+        Ok(_) => replace_stale(path)?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e).with_context(|| format!("looking at {}", path.display())),
     }
-    UnixListener::bind(path).with_context(|| {
+    let listener = UnixListener::bind(path).with_context(|| {
         format!(
             "binding {} (a socket's path has at most 107 bytes)",
             path.display()
         )
-    })
+    })?;
+    let made = std::fs::symlink_metadata(path)
+        .with_context(|| format!("looking at {}", path.display()))?;
+    let socket = SocketFile {
+        path: path.to_owned(),
+        identity: (made.dev(), made.ino()),
+    };
+    Ok((listener, socket))
+}
+
+/// Removes a socket that nobody listens on.
+fn replace_stale(path: &Path) -> anyhow::Result<()> {
+    match UnixStream::connect(path) {
+        Ok(_) => bail!(
+            "{} is in use: end the other server or choose another folder",
+            path.display()
+        ),
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path).with_context(|| format!("replacing {}", path.display()))
+        }
+        // Whether somebody listens cannot be told, so it stays.
+        Err(e) => Err(e).with_context(|| format!("connecting to {}", path.display())),
+    }
 }
 
 /// Lets the process have as many descriptors as it may: clients send one with every map.

@@ -357,6 +357,83 @@ fn a_killed_server_can_be_replaced_and_a_live_one_cannot() {
 }
 
 #[test]
+fn what_is_no_socket_of_its_own_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let notes = dir.path().join("notes.txt");
+    std::fs::write(&notes, "precious").unwrap();
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink(&notes, &link).unwrap();
+    let in_the_way = dir.path().join("sockets/ptdma0.sock");
+    for (control, devices) in [(&notes, "1"), (&link, "1"), (&notes, "2")] {
+        let output = Command::new(env!("CARGO_BIN_EXE_ptdma-server"))
+            .arg("--socket-dir")
+            .arg(dir.path().join("sockets"))
+            .args(["--devices", devices])
+            .arg("--control")
+            .arg(control)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let why = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(why.contains("exists and is no socket"), "{why}");
+        assert_eq!(std::fs::read(&notes).unwrap(), b"precious");
+        assert!(link.is_symlink());
+        // What was made before the error is gone again.
+        assert!(!in_the_way.exists());
+    }
+    std::fs::write(&in_the_way, "precious").unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_ptdma-server"))
+        .arg("--socket-dir")
+        .arg(dir.path().join("sockets"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(std::fs::read(&in_the_way).unwrap(), b"precious");
+
+    // At the end, too: another file may have taken the place.
+    let mut process = Process::start(&[]);
+    let socket = process.socket(0);
+    std::fs::remove_file(&socket).unwrap();
+    std::fs::write(&socket, "precious").unwrap();
+    process.control().ask(&json!({"cmd": "quit"}));
+    assert_eq!(process.exit_code(), Some(0));
+    assert_eq!(std::fs::read(&socket).unwrap(), b"precious");
+}
+
+#[test]
+fn nobody_to_write_to_is_an_error_and_no_panic() {
+    let full = || {
+        std::fs::File::options()
+            .write(true)
+            .open("/dev/full")
+            .unwrap()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let taken = dir.path().join("taken");
+    std::fs::write(&taken, "").unwrap();
+    let server = |control: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ptdma-server"));
+        command
+            .arg("--socket-dir")
+            .arg(dir.path())
+            .arg("--control")
+            .arg(control)
+            .stdin(Stdio::null());
+        command
+    };
+    // The line that says that it is ready cannot be written.
+    let status = server(&dir.path().join("c"))
+        .stdout(full())
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(1));
+    // Neither can the error.
+    let status = server(&taken).stderr(full()).status().unwrap();
+    assert_eq!(status.code(), Some(1));
+}
+
+#[test]
 fn bad_arguments_are_exit_code_2() {
     for arguments in [
         &["--devices", "2"][..],

@@ -145,6 +145,62 @@ fn without_bus_master_nothing_moves() {
     assert_eq!(guest.finish(), KnownError::Input0DecodeError as u32);
 }
 
+/// The descriptor of a client that has gone is not executed in the memory of the next one, whether
+/// the function could be reset meanwhile or not.
+#[test]
+fn nothing_of_a_lost_client_is_executed_later() {
+    for (machine, gone) in [
+        ("today", true),
+        ("sibling,reset=absent", false),
+        ("sibling,reset=absent", true),
+        ("today,reset=lost", false),
+    ] {
+        let model = ModelConfig {
+            forks: machine.parse().unwrap(),
+            ..ModelConfig::default()
+        };
+        let (server, _dir) = serve(1, model);
+        let function = &server.functions()[0];
+        let mut first = Guest::new(&sockets(&server)[0]);
+        let stall = FaultKind::Stall {
+            duration: StallFor::Ever,
+            haltable: false,
+        };
+        function.model().inject(Fault::at(0, stall));
+        first.put(SRC, &[0x77; 64]);
+        first.start(SRC, DST, 64);
+        let patience = Instant::now() + Duration::from_secs(10);
+        while function.model().counters().faults == 0 {
+            assert!(Instant::now() < patience, "the engine does not begin");
+            std::thread::yield_now();
+        }
+        if gone {
+            let all_ones = FaultKind::AllOnes { reads: None };
+            function.model().inject(Fault::now(all_ones));
+        }
+        drop(first);
+        until("end of the session", || !function.status().connected);
+        let after = function.status();
+        assert!(
+            !after.bus_master && !after.programmed,
+            "{machine}: {after:?}"
+        );
+
+        // The second client only maps its memory: it has its own bytes there.
+        let mut client = vfio_user::Client::new(&sockets(&server)[0]).unwrap();
+        let ram = memfd(RAM_LEN);
+        ram.write_all_at(&[0x11; 64], SRC - RAM_AT).unwrap();
+        client.dma_map(0, RAM_AT, RAM_LEN, ram.as_raw_fd()).unwrap();
+        function.model().clear_faults();
+        client.region_write(CONFIG, 4, &[0x06, 0]).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        let mut bytes = [0xff; 64];
+        ram.read_exact_at(&mut bytes, DST - RAM_AT).unwrap();
+        assert_eq!(bytes, [0; 64], "{machine}");
+        assert_eq!(function.model().counters().descriptors, 0);
+    }
+}
+
 #[test]
 fn without_bus_master_an_engine_may_wait() {
     let model = ModelConfig {

@@ -6,6 +6,10 @@
 
 #![forbid(unsafe_code)]
 
+// First, for its macros.
+#[macro_use]
+mod say;
+
 mod apt;
 mod bench;
 mod build;
@@ -37,6 +41,10 @@ const NOTHING_TESTED: u8 = 77;
 fn main() -> ExitCode {
     let command = cli::Cli::parse();
     let result = groups::install_interrupt_handler().and_then(|()| cli::dispatch(command));
+    if let Some(error) = say::lost() {
+        eprintln!("cargo vm: standard output: {error}");
+        return ExitCode::FAILURE;
+    }
     match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
