@@ -9,7 +9,8 @@ use zerocopy::IntoBytes;
 
 use crate::bus_space::{Access, AllocError, BusBuffer, BusSpace};
 
-/// Ring memory for a driver under test. The engine may only read it.
+/// Ring memory for a driver under test. The engine may write it, too: a driver may find out what
+/// kind of engine it has by copies inside of its ring.
 #[derive(Debug)]
 pub struct BusRing {
     buffer: BusBuffer,
@@ -24,7 +25,7 @@ impl BusRing {
     /// [`AllocError`] if `entries` is zero or no power of two.
     pub fn new(bus: &BusSpace, entries: usize) -> Result<Self, AllocError> {
         let len_bytes = entries.saturating_mul(DESCRIPTOR_LEN_BYTES);
-        let buffer = bus.alloc(len_bytes, len_bytes as u64, Access::ReadOnly)?;
+        let buffer = bus.alloc(len_bytes, len_bytes as u64, Access::ReadWrite)?;
         Ok(Self { buffer, entries })
     }
 
