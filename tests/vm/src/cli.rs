@@ -39,9 +39,8 @@ enum Command {
     Shell(ShellArguments),
     /// Run the guest tests
     Test {
-        /// Only checks whose name (suite/check@kernel) contains this
-        #[arg(default_value = "")]
-        filter: String,
+        /// Only checks whose name (suite/check@kernel) contains one of these
+        filter: Vec<String>,
         /// Only on this kernel
         #[arg(long)]
         kernel: Option<Variant>,

@@ -4,6 +4,7 @@
 //! one boot. After a check that fails, or that leaves the machine unusable, the next
 //! one gets a new boot.
 
+mod bare_metal;
 mod dcbm;
 mod kshim;
 mod kshim_binding;

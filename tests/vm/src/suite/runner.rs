@@ -8,6 +8,7 @@ use anyhow::{Result, anyhow, bail};
 use indicatif::ProgressBar;
 
 use super::Check;
+use super::bare_metal;
 use super::report::{self, Outcome};
 use super::selection::{Entry, Plan, Selection, select};
 use crate::kernel::Variant;
@@ -30,17 +31,22 @@ pub(crate) struct Manner {
 /// Runs the selected checks; returns whether all passed, be it in a repetition.
 pub(crate) fn run(selection: &Selection, manner: Manner) -> Result<bool> {
     let plans = select(selection);
-    if plans.is_empty() {
+    let bare = bare_metal::select(selection);
+    if plans.is_empty() && bare.is_empty() {
         bail!("no check matches; `cargo vm test --set all --soak --list` names them");
     }
     let mut kernels: Vec<Variant> = plans.iter().map(|plan| plan.kernel).collect();
     kernels.dedup();
     let with_server = plans.iter().any(|plan| (plan.suite.machine)().devices > 0);
-    build::prepare(&kernels, with_server)?;
+    bare_metal::prepare(&bare)?;
+    if !plans.is_empty() {
+        build::prepare(&kernels, with_server)?;
+    }
     let logs = run_dir::logs()?;
     let began = Instant::now();
     let deadline = manner.within.map(|limit| began + limit);
-    let mut outcomes = round(&plans, &logs.join("1"), deadline, manner);
+    let mut outcomes = bare_metal::round(&bare, &logs, deadline, manner.retry);
+    outcomes.extend(round(&plans, &logs.join("1"), deadline, manner));
     for again in 0..manner.retry {
         let failed = failed(&plans, &outcomes);
         if failed.is_empty() {
@@ -59,6 +65,7 @@ pub(crate) fn run(selection: &Selection, manner: Manner) -> Result<bool> {
         .iter()
         .flat_map(|plan| &plan.checks)
         .map(|entry| entry.name.as_str())
+        .chain(bare.iter().map(|check| check.name))
         .filter(|name| !outcomes.iter().any(|outcome| outcome.name == *name))
         .collect();
     if !left_out.is_empty() {

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::{Check, SUITES, Suite};
+use super::{Check, SUITES, Suite, bare_metal};
 use crate::kernel::Variant;
 
 /// The sets that checks are divided into. Each check on each kernel is of one.
@@ -45,8 +45,8 @@ pub(crate) enum Part {
 /// Which checks to run.
 #[derive(Debug, Clone)]
 pub(crate) struct Selection {
-    /// `suite/check@kernel` must contain this.
-    pub(crate) filter: String,
+    /// `suite/check@kernel` must contain one of these; none: any name will do.
+    pub(crate) filter: Vec<String>,
     /// Only this kernel.
     pub(crate) kernel: Option<Variant>,
     /// Without it: the everyday set, or everything that a filter matches.
@@ -56,7 +56,7 @@ pub(crate) struct Selection {
 }
 
 impl Selection {
-    fn takes(&self, name: &str, set: Set) -> bool {
+    pub(super) fn takes(&self, name: &str, set: Set) -> bool {
         let part = self.part.unwrap_or(if self.filter.is_empty() {
             Part::Quick
         } else {
@@ -67,7 +67,8 @@ impl Selection {
             Set::Rest => part != Part::Quick,
             Set::Soak => self.soak,
         };
-        asked && name.contains(&self.filter)
+        let mut filters = self.filter.iter();
+        asked && (self.filter.is_empty() || filters.any(|filter| name.contains(filter)))
     }
 }
 
@@ -147,8 +148,11 @@ struct Listed<'a> {
 /// Prints the selected names with their sets.
 pub(crate) fn list(selection: &Selection, json: bool) -> Result<()> {
     let plans = select(selection);
+    let bare = bare_metal::select(selection);
     if json {
-        let lines: Vec<Listed> = plans
+        let mut lines: Vec<serde_json::Value> =
+            bare.iter().map(|c| bare_metal::listed(c)).collect();
+        let listed: Vec<Listed> = plans
             .iter()
             .flat_map(|plan| {
                 plan.checks.iter().map(|entry| Listed {
@@ -159,9 +163,13 @@ pub(crate) fn list(selection: &Selection, json: bool) -> Result<()> {
                 })
             })
             .collect();
+        for line in &listed {
+            lines.push(serde_json::to_value(line)?);
+        }
         println!("{}", serde_json::to_string_pretty(&lines)?);
         return Ok(());
     }
+    bare_metal::list(&bare);
     for plan in &plans {
         println!("{}: {}", plan.suite.name, plan.suite.about);
         for entry in &plan.checks {
@@ -177,7 +185,7 @@ mod tests {
 
     fn selection(filter: &str) -> Selection {
         Selection {
-            filter: filter.into(),
+            filter: filter.split_whitespace().map(str::to_owned).collect(),
             kernel: None,
             part: None,
             soak: false,
@@ -213,7 +221,15 @@ mod tests {
             names(&selection("machine/boot@fast")),
             ["machine/boot@fast"]
         );
-        assert!(select(&selection("no such check")).is_empty());
+        assert!(select(&selection("no-such-check")).is_empty());
+        assert_eq!(
+            names(&selection(
+                "machine/boot@fast machine/boot@debug no-such-check"
+            ))
+            .len(),
+            2,
+            "any of several"
+        );
     }
 
     #[test]

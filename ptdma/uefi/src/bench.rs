@@ -1,0 +1,492 @@
+//! The trial: channels brought up, lists copied by one and by all, every byte compared.
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use ptdma::group::{ChannelGroup, Member, PieceFailure, SgEntry, Status, Ticket};
+use ptdma::{
+    BringUpError, Channel, ChannelConfig, Clock, CoherentRing, DmaAddr, ErrorCode,
+    FunctionQuiesced, GroupError, Mmio, Notify, Stats,
+};
+use ptdma_uefi::pci::{self, Saved, Unproved};
+use ptdma_uefi::work::{Copy, Kind, Losses, Work, lay_out};
+use uefi::println;
+
+use crate::firmware::{Location, Machine, Pages, Ticks, registers};
+
+/// Functions that take part: machines have up to 64.
+pub(crate) const MAX_FUNCTIONS: usize = 64;
+/// Descriptors of a ring. A page holds them, which is as aligned as such a ring must be.
+const RING_ENTRIES: usize = 128;
+/// The longest share of a list, 1 MiB, takes 250 us at 4 GB/s, the slowest that was published. An
+/// emulated engine may wait seconds for its turn on a busy machine.
+const COPY_MS: u64 = 3_000;
+/// An engine halts when its descriptor is done, within the same 250 us.
+const STOP_MS: u64 = 100;
+/// How often the list of pages is copied by all together: so that failures that are rare, and
+/// functions that stop after a while, come to light.
+const ROUNDS: u64 = 8;
+
+type Ring = CoherentRing<'static>;
+type Regs = Mmio<'static>;
+type Driver = Channel<Regs, Ring>;
+type Group = ChannelGroup<Regs, Ring, spin::Mutex<Member<Regs, Ring>>, MAX_FUNCTIONS>;
+
+/// Why a function is of no use any more, or never was.
+#[derive(Clone, Copy)]
+pub(crate) enum Lost {
+    /// It has no registers on the bus.
+    NoRegisters,
+    /// The firmware has no memory for a ring.
+    NoMemory,
+    /// Its channel does not come up.
+    BringUp(BringUpError),
+    /// It could not be proved stopped; what it may write is kept.
+    Unproved(Unproved),
+}
+
+/// A function and what it has done.
+pub(crate) struct Function {
+    pub(crate) location: Location,
+    saved: Option<Saved>,
+    at: u64,
+    ring: Option<Pages>,
+    /// Usable descriptors of its ring.
+    pub(crate) capacity: usize,
+    pub(crate) stats: Stats,
+    /// Code of the first descriptor that it failed.
+    pub(crate) first_code: Option<ErrorCode>,
+    /// Descriptors that were dropped because it stood still.
+    pub(crate) dropped: u64,
+    /// Times that it had to be stopped, and that only a reset did it.
+    pub(crate) stops: u64,
+    pub(crate) resets: u64,
+    /// Bytes that were wrong where it copied alone.
+    pub(crate) wrong: u64,
+    pub(crate) lost: Option<Lost>,
+}
+
+/// The trial of a machine.
+pub(crate) struct Bench {
+    machine: Machine,
+    ticks: Ticks,
+    pub(crate) functions: Vec<Function>,
+    /// Channels that work, with the numbers of their functions.
+    channels: Vec<(usize, Driver)>,
+    /// Bytes that are not what they should be, and of which no failure was told.
+    pub(crate) wrong: u64,
+    /// Bytes that are never given back, because an engine may still write them.
+    pub(crate) kept: u64,
+    /// Lists that could not be tried.
+    pub(crate) untried: u64,
+}
+
+impl Bench {
+    pub(crate) fn new(machine: Machine) -> Self {
+        let functions = machine
+            .functions
+            .iter()
+            .take(MAX_FUNCTIONS)
+            .map(|&location| Function {
+                location,
+                saved: None,
+                at: 0,
+                ring: None,
+                capacity: 0,
+                stats: Stats::default(),
+                first_code: None,
+                dropped: 0,
+                stops: 0,
+                resets: 0,
+                wrong: 0,
+                lost: None,
+            })
+            .collect();
+        Self {
+            machine,
+            ticks: Ticks::measure(),
+            functions,
+            channels: Vec::new(),
+            wrong: 0,
+            kept: 0,
+            untried: 0,
+        }
+    }
+
+    /// Brings every function's channel up.
+    pub(crate) fn bring_up(&mut self) {
+        for number in 0..self.functions.len() {
+            match self.open(number) {
+                Ok(channel) => {
+                    self.functions[number].capacity = channel.capacity();
+                    self.channels.push((number, channel));
+                }
+                Err(lost) => {
+                    self.functions[number].lost = Some(lost);
+                    if !matches!(lost, Lost::Unproved(_)) {
+                        self.give_back(number);
+                    }
+                }
+            }
+        }
+    }
+
+    fn open(&mut self, number: usize) -> Result<Driver, Lost> {
+        let function = &mut self.functions[number];
+        let location = function.location;
+        let gone = Lost::Unproved(Unproved::Gone);
+        let (saved, at) = self
+            .machine
+            .config(location, |config| {
+                let saved = Saved::take(config);
+                pci::switch_on(config);
+                (saved, pci::registers(config))
+            })
+            .ok_or(gone)?;
+        function.saved = Some(saved);
+        function.at = at.ok_or(Lost::NoRegisters)?;
+        let regs = registers(function.at).ok_or(Lost::NoRegisters)?;
+        let pages = Pages::allocate(RING_ENTRIES * ptdma::descriptor::DESCRIPTOR_LEN_BYTES)
+            .map_err(|_| Lost::NoMemory)?;
+        // SAFETY: the pages hold that many descriptors, are this ring's alone, are mapped for the
+        // device one to one, and are not freed before the channel has given the ring back.
+        let ring = unsafe { CoherentRing::new(pages.start(), pages.bus_address(), RING_ENTRIES) };
+        function.ring = Some(pages);
+        match Driver::bring_up(regs, ring, ChannelConfig::default()) {
+            Ok(channel) => Ok(channel),
+            Err((BringUpError::StillRunning { .. }, regs, ring)) => {
+                // Somebody before us left it at work. A reset is the end of that.
+                function.resets += 1;
+                self.machine
+                    .reset(location, &saved, &regs)
+                    .map_err(Lost::Unproved)?;
+                Driver::bring_up(regs, ring, ChannelConfig::default())
+                    .map_err(|(error, ..)| Lost::BringUp(error))
+            }
+            Err((error, ..)) => Err(Lost::BringUp(error)),
+        }
+    }
+
+    /// Copies and compares: each channel alone, then all together.
+    pub(crate) fn run(&mut self) {
+        crate::report::course_head();
+        for kind in [Kind::Pages, Kind::Odd] {
+            let mut line = Line::new("each alone", kind);
+            for (number, channel) in core::mem::take(&mut self.channels) {
+                let mut channels = Vec::from([(number, channel)]);
+                let seed = self.seed();
+                self.round(&mut channels, kind, seed, &mut line);
+                self.channels.append(&mut channels);
+            }
+            line.print();
+        }
+        for kind in Kind::ALL {
+            let mut line = Line::new("together", kind);
+            let rounds = if kind == Kind::Pages { ROUNDS } else { 1 };
+            for _ in 0..rounds {
+                let mut channels = core::mem::take(&mut self.channels);
+                let seed = self.seed();
+                self.round(&mut channels, kind, seed, &mut line);
+                self.channels.append(&mut channels);
+            }
+            line.print();
+        }
+    }
+
+    /// Different for every round: what an earlier one has left is not taken for a copy.
+    fn seed(&self) -> u64 {
+        self.ticks.now()
+    }
+
+    /// Has `channels` copy a list, and compares. Those that cannot be used any more are taken out.
+    fn round(
+        &mut self,
+        channels: &mut Vec<(usize, Driver)>,
+        kind: Kind,
+        seed: u64,
+        line: &mut Line,
+    ) {
+        if channels.is_empty() {
+            return;
+        }
+        let alone = channels.len() == 1;
+        let len = kind.arena_len_bytes(channels.len());
+        let (Ok(from), Ok(to)) = (Pages::allocate(len), Pages::allocate(len)) else {
+            self.untried += 1;
+            println!(
+                "The firmware has no 2 x {len} bytes: {} not tried.",
+                kind.name()
+            );
+            return;
+        };
+        let mut room = Vec::new();
+        room.resize(channels.len() * kind.copies(), Copy::default());
+        let copies = lay_out(kind, channels.len(), &mut room);
+        let work = Work {
+            source: from.arena(),
+            destination: to.arena(),
+            copies,
+            seed,
+        };
+        work.prepare();
+        let list: Vec<SgEntry> = copies.iter().map(|copy| entry(copy, &from, &to)).collect();
+
+        let numbers: Vec<usize> = channels.iter().map(|(number, _)| *number).collect();
+        let mut group = Group::new();
+        for (_, channel) in channels.drain(..) {
+            // Never more than there is room for: as many functions as that were taken.
+            let _ = group.add(channel);
+        }
+        let mut excused = Vec::new();
+        let mut dead = Vec::new();
+        let submitted = group.submit(&list, Notify::Silent);
+        let shares = match submitted {
+            Ok(ticket) => {
+                let shares = ticket.channels();
+                line.descriptors += ticket.descriptors();
+                let base = to.bus_address();
+                let mut watch = Watch {
+                    bench: self,
+                    group: &group,
+                    numbers: &numbers,
+                    list: &list,
+                    base,
+                    excused: &mut excused,
+                    dead: &mut dead,
+                };
+                watch.follow(ticket);
+                shares
+            }
+            Err(error) => {
+                self.untried += 1;
+                refused(kind, error);
+                0
+            }
+        };
+        for (number, channel) in numbers.iter().zip(group.into_channels()) {
+            self.functions[*number].stats = channel.stats();
+            // A channel that is dropped keeps its ring from ever being freed.
+            if self.functions[*number].lost.is_none() {
+                channels.push((*number, channel));
+            }
+        }
+
+        if shares > 0 {
+            // Which bytes a lost channel was to copy cannot be asked: one share, cut at whole
+            // pages.
+            let total: usize = work.copies.iter().map(|copy| copy.len_bytes).sum();
+            let losses = Losses {
+                channels: dead.len(),
+                share_len_bytes: total.div_ceil(shares) + ptdma::group::PAGE_LEN_BYTES as usize,
+            };
+            let found = work.check(&excused, losses);
+            line.channels = line.channels.max(numbers.len());
+            line.right += found.right;
+            line.wrong += found.wrong + found.stray;
+            line.not_copied += found.excused + found.lost;
+            self.wrong += found.wrong + found.stray;
+            if alone {
+                self.functions[numbers[0]].wrong += found.wrong + found.stray;
+            }
+        }
+        if dead.is_empty() {
+            // SAFETY: the ticket is done: no engine will touch the list's memory. The arenas of
+            // `work` are not used below.
+            unsafe { from.free() };
+            // SAFETY: as above.
+            unsafe { to.free() };
+        } else {
+            self.kept += 2 * len as u64;
+        }
+    }
+
+    /// Stops every engine and gives back what can be given back.
+    pub(crate) fn shut_down(&mut self) {
+        for (number, channel) in core::mem::take(&mut self.channels) {
+            self.functions[number].stats = channel.stats();
+            let stopped = match channel.shutdown(&self.ticks, self.ticks.after(STOP_MS)) {
+                Ok(_) => Ok(()),
+                Err((_, channel)) => self.reset(number).map(|()| {
+                    let _ = channel.shutdown_quiesced(FunctionQuiesced::by_owner());
+                }),
+            };
+            match stopped {
+                Ok(()) => self.give_back(number),
+                Err(why) => self.functions[number].lost = Some(Lost::Unproved(why)),
+            }
+        }
+        let rings = self.functions.iter().filter(|one| one.ring.is_some());
+        self.kept +=
+            (rings.count() * RING_ENTRIES * ptdma::descriptor::DESCRIPTOR_LEN_BYTES) as u64;
+    }
+
+    /// Frees the ring of a function whose channel has given it back, or never took it, and leaves
+    /// the function as it was found.
+    fn give_back(&mut self, number: usize) {
+        let function = &mut self.functions[number];
+        if let Some(ring) = function.ring.take() {
+            // SAFETY: the channel has given its ring back: the engine was proved stopped, or was
+            // never set running on it.
+            unsafe { ring.free() };
+        }
+        if let Some(saved) = function.saved {
+            self.machine
+                .config(function.location, |config| saved.restore(config));
+        }
+    }
+
+    /// Resets a function, as the proof that its engine has stopped.
+    fn reset(&mut self, number: usize) -> Result<(), Unproved> {
+        let function = &mut self.functions[number];
+        let (Some(saved), Some(regs)) = (function.saved, registers(function.at)) else {
+            return Err(Unproved::Gone);
+        };
+        self.machine.reset(function.location, &saved, &regs)?;
+        function.resets += 1;
+        Ok(())
+    }
+}
+
+fn entry(copy: &Copy, from: &Pages, to: &Pages) -> SgEntry {
+    let at = |pages: &Pages, offset: usize| DmaAddr::new(pages.bus_address().get() + offset as u64);
+    SgEntry {
+        src: at(from, copy.src),
+        dst: at(to, copy.dst),
+        len_bytes: copy.len_bytes as u64,
+    }
+}
+
+fn refused(kind: Kind, error: GroupError) {
+    println!("The list of {} was refused: {error}.", kind.name());
+}
+
+/// A list on its way.
+struct Watch<'a> {
+    bench: &'a mut Bench,
+    group: &'a Group,
+    /// The functions of the group's channels.
+    numbers: &'a [usize],
+    list: &'a [SgEntry],
+    /// Where the destination begins on the bus.
+    base: DmaAddr,
+    /// Parts of the destination that are known not to be copied.
+    excused: &'a mut Vec<Range<usize>>,
+    /// Functions that may still write.
+    dead: &'a mut Vec<usize>,
+}
+
+impl Watch<'_> {
+    /// Polls until every channel is done with its share, or was stopped, or cannot be.
+    fn follow(&mut self, mut ticket: Ticket<MAX_FUNCTIONS>) {
+        let mut deadline = self.bench.ticks.after(COPY_MS);
+        loop {
+            if self.poll(&mut ticket) == Status::Done {
+                return;
+            }
+            let late = deadline.expired(&self.bench.ticks);
+            let unfinished: Vec<usize> = ticket.unfinished().collect();
+            let mut waiting = false;
+            for channel in unfinished {
+                let number = self.numbers[channel];
+                if self.dead.contains(&number) {
+                    continue;
+                }
+                let fault = self.group.with_channel(channel, |channel| channel.fault());
+                if late || fault.flatten().is_some() {
+                    self.stop(channel, number);
+                } else {
+                    waiting = true;
+                }
+            }
+            if late || !waiting {
+                // Those that were stopped are told so here; those that were not stay as they are.
+                let _ = self.poll(&mut ticket);
+                let dead = |channel: usize| self.dead.contains(&self.numbers[channel]);
+                if ticket.unfinished().all(dead) {
+                    return;
+                }
+            }
+            core::hint::spin_loop();
+        }
+    }
+
+    fn poll(&mut self, ticket: &mut Ticket<MAX_FUNCTIONS>) -> Status {
+        let mut failures: Vec<PieceFailure> = Vec::new();
+        let status = self.group.poll(ticket, |failure| failures.push(failure));
+        for failure in failures {
+            let function = &mut self.bench.functions[self.numbers[failure.channel]];
+            match failure.code {
+                Some(code) => {
+                    function.first_code.get_or_insert(code);
+                }
+                None => function.dropped += 1,
+            }
+            if let Some(piece) = ticket.piece(self.list, &failure) {
+                let start = piece.dst.get().wrapping_sub(self.base.get()) as usize;
+                self.excused.push(start..start + piece.len_bytes as usize);
+            }
+        }
+        status
+    }
+
+    /// Gets a channel that stands still back: by itself, or by a reset of its function.
+    fn stop(&mut self, channel: usize, number: usize) {
+        let ticks = self.bench.ticks;
+        self.bench.functions[number].stops += 1;
+        let stopped = self.group.terminate(channel, &ticks, ticks.after(STOP_MS));
+        if matches!(stopped, Some(Ok(_))) {
+            return;
+        }
+        let lost = match self.bench.reset(number) {
+            Ok(()) => {
+                let proof = FunctionQuiesced::by_owner();
+                match self.group.recover(channel, proof) {
+                    Some(Err(error)) => Lost::BringUp(error),
+                    _ => return,
+                }
+            }
+            Err(why) => {
+                self.dead.push(number);
+                Lost::Unproved(why)
+            }
+        };
+        self.bench.functions[number].lost = Some(lost);
+    }
+}
+
+/// What a line of the course says.
+struct Line {
+    who: &'static str,
+    kind: Kind,
+    channels: usize,
+    descriptors: u64,
+    right: u64,
+    wrong: u64,
+    not_copied: u64,
+}
+
+impl Line {
+    fn new(who: &'static str, kind: Kind) -> Self {
+        Self {
+            who,
+            kind,
+            channels: 0,
+            descriptors: 0,
+            right: 0,
+            wrong: 0,
+            not_copied: 0,
+        }
+    }
+
+    fn print(&self) {
+        crate::report::course(&[
+            &self.who,
+            &self.kind.name(),
+            &self.channels,
+            &self.descriptors,
+            &self.right,
+            &self.wrong,
+            &self.not_copied,
+        ]);
+    }
+}

@@ -1,0 +1,294 @@
+//! `ptdma.efi` under OVMF, from a USB stick.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+use super::Check;
+use super::machine::{Machine, Parts, cargo, target};
+use super::ovmf::Ovmf;
+use crate::server::Server;
+use crate::suite::selection::Set;
+
+/// The firmware takes 3 to 5 seconds to the program, the program as many; others may be building.
+const LIMIT: Duration = Duration::from_secs(90);
+/// Begins the last line of the program.
+const VERDICT: &str = "PTDMA ";
+
+pub(super) const CHECKS: &[Check] = &[
+    Check {
+        name: "uefi/all-in-order",
+        about: "ptdma.efi starts from a USB stick, finds four functions behind two root bridges and compares every byte",
+        set: Set::Quick,
+        run: all_in_order,
+    },
+    Check {
+        name: "uefi/faults",
+        about: "functions that fail descriptors, hang, vanish or lie are survived and shown",
+        set: Set::Quick,
+        run: faults,
+    },
+    Check {
+        name: "uefi/sixteen-functions",
+        about: "as many functions as a two-socket machine has",
+        set: Set::Rest,
+        run: sixteen,
+    },
+    Check {
+        name: "uefi/no-function",
+        about: "a machine without one is told so",
+        set: Set::Rest,
+        run: none,
+    },
+];
+
+/// Builds the program and fetches the firmware.
+pub(super) fn prepare() -> Result<()> {
+    Ovmf::get()?;
+    cargo("ptdma.efi", &["efi", "--quiet", "--locked"])
+}
+
+fn program() -> Result<PathBuf> {
+    Ok(target()?.join("x86_64-unknown-uefi/release/ptdma.efi"))
+}
+
+/// A row of the program's table of functions.
+#[derive(Debug, PartialEq, Eq)]
+struct Row {
+    function: String,
+    bridge: u32,
+    descriptors: u64,
+    errors: u64,
+    verdict: String,
+}
+
+/// What the program has shown.
+struct Shown {
+    machine: Machine,
+    rows: Vec<Row>,
+    /// The last lines, from [`VERDICT`] on.
+    verdict: String,
+    text: String,
+}
+
+/// Starts the program from a stick and reads what it shows.
+fn show(
+    functions: usize,
+    logs: &Path,
+    prepare: impl FnOnce(&mut Server) -> Result<()>,
+) -> Result<Shown> {
+    let ovmf = Ovmf::get()?;
+    let stick = logs.join("stick");
+    fs::create_dir_all(stick.join("EFI/BOOT"))?;
+    let name = program()?;
+    fs::copy(&name, stick.join("EFI/BOOT/BOOTX64.EFI"))
+        .with_context(|| format!("{}", name.display()))?;
+    let variables = logs.join("variables.fd");
+    fs::copy(ovmf.variables(), &variables)?;
+    let drive = |text: &str, path: &Path| {
+        let mut drive = std::ffi::OsString::from(text);
+        drive.push(path);
+        drive
+    };
+    let parts = Parts {
+        functions,
+        processors: 2,
+        memory_mib: 512,
+        server: Vec::new(),
+        program: vec![
+            "-drive".into(),
+            drive("if=pflash,format=raw,readonly=on,file=", &ovmf.code()),
+            "-drive".into(),
+            drive("if=pflash,format=raw,file=", &variables),
+            "-device".into(),
+            "qemu-xhci,bus=pcie.0".into(),
+            "-drive".into(),
+            drive("if=none,id=stick,format=raw,file=fat:rw:", &stick),
+            "-device".into(),
+            "usb-storage,drive=stick,bootindex=0".into(),
+        ],
+    };
+    let mut machine = Machine::start(&parts, logs, prepare)?;
+    machine.wait_for(VERDICT, LIMIT)?;
+    let text = machine.wait_for("Any key", LIMIT)?;
+    let (shown, verdict) = text.rsplit_once(VERDICT).context("there is no verdict")?;
+    let rows = rows(shown)?;
+    Ok(Shown {
+        rows,
+        verdict: verdict.to_owned(),
+        machine,
+        text,
+    })
+}
+
+/// Reads the table of functions, each column where its heading says that it is.
+fn rows(text: &str) -> Result<Vec<Row>> {
+    let mut lines = text
+        .lines()
+        .skip_while(|line| !line.starts_with("function "));
+    let Some(head) = lines.next() else {
+        return Ok(Vec::new());
+    };
+    // A heading of numbers ends where they end, one of words begins where they begin.
+    let end_of = |name: &str| head.find(name).map(|at| at + name.len());
+    let (Some(bridge), Some(ring), Some(descriptors), Some(errors), Some(verdict)) = (
+        end_of("bridge"),
+        end_of("ring"),
+        end_of("descriptors"),
+        end_of("errors"),
+        head.find("verdict"),
+    ) else {
+        anyhow::bail!("a heading is missing: {head}");
+    };
+    let between = |line: &str, from: usize, to: usize| -> Result<u64> {
+        let cell = line
+            .get(from..to)
+            .with_context(|| format!("too short: {line}"))?;
+        cell.trim()
+            .parse()
+            .with_context(|| format!("no number: `{cell}` in {line}"))
+    };
+    let bytes = end_of("bytes").context("a heading is missing: bytes")?;
+    lines
+        .take_while(|line| line.contains(':') && line.starts_with("0000:"))
+        .filter(|line| !line.contains("failed first"))
+        .map(|line| {
+            ensure!(line.len() < 80, "the console breaks this line: {line}");
+            Ok(Row {
+                function: line.get(..12).unwrap_or_default().to_owned(),
+                bridge: between(line, 12, bridge)? as u32,
+                descriptors: between(line, ring, descriptors)?,
+                errors: between(line, bytes, errors)?,
+                verdict: line.get(verdict..).unwrap_or_default().to_owned(),
+            })
+        })
+        .collect()
+}
+
+fn in_order(functions: usize, logs: &Path) -> Result<Shown> {
+    let mut shown = show(functions, logs, |_| Ok(()))?;
+    ensure!(shown.rows.len() == functions, "{}", shown.text);
+    ensure!(
+        shown
+            .rows
+            .iter()
+            .all(|row| row.verdict == "right" && row.errors == 0),
+        "{}",
+        shown.text
+    );
+    let bridges = |wanted: u32| shown.rows.iter().filter(|row| row.bridge == wanted).count();
+    let first = shown.rows.first().map_or(0, |row| row.bridge);
+    ensure!(
+        bridges(first) == functions.div_ceil(2),
+        "one root bridge: {}",
+        shown.text
+    );
+    let expected = format!("OK: {functions} of {functions} function(s) are in order; 0 wrong");
+    ensure!(shown.verdict.starts_with(&expected), "{}", shown.text);
+    // What the devices have counted is what the program says.
+    let counted = shown.machine.server()?.counters_by_device()?;
+    let told: u64 = shown.rows.iter().map(|row| row.descriptors).sum();
+    let done: u64 = counted.iter().map(|one| one.descriptors).sum();
+    ensure!(told <= done, "{told} descriptors told, {done} counted");
+    ensure!(
+        counted.iter().all(|one| one.descriptors > 200),
+        "{counted:?}"
+    );
+    let programmed = shown.machine.server()?.programmed()?;
+    ensure!(programmed.is_empty(), "left set up: {programmed:?}");
+    Ok(shown)
+}
+
+fn all_in_order(logs: &Path) -> Result<String> {
+    let shown = in_order(4, logs)?;
+    let told: u64 = shown.rows.iter().map(|row| row.descriptors).sum();
+    Ok(format!("{told} descriptors"))
+}
+
+fn sixteen(logs: &Path) -> Result<String> {
+    let shown = in_order(16, logs)?;
+    let told: u64 = shown.rows.iter().map(|row| row.descriptors).sum();
+    Ok(format!("{told} descriptors"))
+}
+
+fn none(logs: &Path) -> Result<String> {
+    let shown = show(0, logs, |_| Ok(()))?;
+    ensure!(shown.rows.is_empty(), "{}", shown.text);
+    ensure!(
+        shown.verdict.starts_with("NOT OK: nothing was tried"),
+        "{}",
+        shown.text
+    );
+    Ok(String::new())
+}
+
+/// Each function has a fault of its own; those beside it must not suffer.
+fn faults(logs: &Path) -> Result<String> {
+    /// Within the lists that a function copies alone.
+    const ALONE: u64 = 20;
+    /// Far enough that the function is at the lists of pages, with all others.
+    const TOGETHER: u64 = 90;
+    let mut shown = show(6, logs, |server| {
+        for (function, at, kind) in [
+            (
+                2,
+                TOGETHER,
+                json!({"stall": {"for": "ever", "haltable": false}}),
+            ),
+            (3, TOGETHER, json!({"all_ones": {}})),
+            (4, ALONE, json!("silent_corruption")),
+            (
+                5,
+                TOGETHER,
+                json!({"partial_write": {"len_bytes": 1000, "code": 39}}),
+            ),
+        ] {
+            let fault = json!({"trigger": {"at": at}, "kind": kind});
+            server.fault(Some(function), &fault)?;
+        }
+        let ninth = json!({"every": {"n": 9, "offset": 8}});
+        let every = json!({"trigger": ninth, "kind": {"error": {"code": 19}}});
+        server.fault(Some(1), &every)
+    })?;
+    // Functions take turns on the two bridges, and the table is in order of their addresses.
+    let wanted = [
+        (0, "right"),
+        (2, "hung; works after reset"),
+        (4, "WRONG: 1 bytes"),
+        (1, "failed some, rest right"),
+        (3, "gone; memory kept"),
+        (5, "failed some, rest right"),
+    ];
+    let counted = shown.machine.server()?.counters_by_device()?;
+    ensure!(shown.rows.len() == wanted.len(), "{}", shown.text);
+    for (row, (function, verdict)) in shown.rows.iter().zip(wanted) {
+        ensure!(
+            row.verdict == verdict,
+            "function {function}: {}",
+            shown.text
+        );
+        ensure!(
+            row.errors <= counted[function].errors,
+            "function {function} had {}: {}",
+            counted[function].errors,
+            shown.text
+        );
+    }
+    let errors: Vec<u64> = shown.rows.iter().map(|row| row.errors).collect();
+    ensure!(errors[3] > 10 && errors[5] == 1, "{}", shown.text);
+    for line in [
+        "0000:51:00.0 failed first with: error 19",
+        "0000:53:00.0 failed first with: error 39",
+        "NOT OK: 1 of 6 function(s) are in order; 1 wrong byte(s)",
+        "bytes are kept from whatever starts next",
+    ] {
+        ensure!(shown.text.contains(line), "`{line}`: {}", shown.text);
+    }
+    Ok(format!(
+        "{} failed descriptors told",
+        errors.iter().sum::<u64>()
+    ))
+}
