@@ -13,11 +13,17 @@ use crate::regs::{
 use crate::request::{CopyRequest, Limits, Notify, RequestError};
 use crate::ring::Ring;
 use crate::stats::Stats;
+use crate::traits::{EngineTraits, Restart};
 
 /// How the owner learns of completions.
+///
+/// The function's own enable register has ERROR on in both cases: what an engine does with an
+/// error whose interrupt is off is not known, and an error that is not latched would be a copy
+/// that never was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Signalling {
-    /// By polling; the function's interrupts stay off.
+    /// By polling. The owner keeps the function's messages away (MSI-X and MSI off, and bit 10 of
+    /// the command register set, which is INTx off), or takes one for each error and ignores it.
     #[default]
     Polled,
     /// By interrupts on the descriptors that ask for one, and on errors.
@@ -26,15 +32,22 @@ pub enum Signalling {
 
 /// Where the head register points after a descriptor failed.
 ///
-/// That it stays *at* the failing descriptor is inferred from Linux's recovery and has been seen
-/// on an emulated device only. [`Channel::probe_error_head`] finds out on the machine at hand.
+/// Nobody has seen it on silicon. The manual of the sibling, CCP version 5, says *at the failing
+/// descriptor*.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum ErrorHead {
-    /// At the failing descriptor; completion then needs nothing but the head register.
+    /// Not known. Every look that finds progress also reads the interrupt status before it
+    /// believes the head. After an error, what is not known to be good is run again, one
+    /// descriptor at a time: an error is then of that one, wherever the head is.
+    ///
+    /// A lone descriptor that failed and has the head at its own slot proves
+    /// [`AtFailing`](Self::AtFailing), which is kept.
     #[default]
+    Unknown,
+    /// At the failing descriptor; completion then needs nothing but the head register.
     AtFailing,
-    /// One past the failing descriptor, or not known. Every poll that finds progress then also
-    /// reads the interrupt status before it believes it.
+    /// One past the failing descriptor. Nothing that the engine does proves this, so it takes an
+    /// owner who knows.
     PastFailing,
 }
 
@@ -45,8 +58,10 @@ pub struct ChannelConfig {
     pub signalling: Signalling,
     /// What one descriptor may ask for.
     pub limits: Limits,
-    /// Where the engine's head stays on an error.
+    /// Where the engine's head stays on an error, if the owner knows.
     pub error_head: ErrorHead,
+    /// What sets the drained queue going again, if the owner knows.
+    pub restart: Restart,
     /// Cookie of the first descriptor. A channel that replaces another (after a function reset,
     /// say) goes on where that one ended, so that no cookie ever names two descriptors.
     pub first_cookie: CookieStart,
@@ -110,16 +125,33 @@ pub struct Channel<R, M> {
     pub(crate) stats: Stats,
     /// Polls in a row without progress, see `completion.rs`.
     pub(crate) idle_polls: u32,
-    /// Restarts in a row without progress.
-    pub(crate) restarts: u32,
-    /// Whether RUN was written since the registers were programmed: before that the engine cannot
-    /// be in this ring.
-    pub(crate) started: bool,
     /// What starts the engine: SIZE, the ring's high half, and RUN.
     pub(crate) run: u32,
     pub(crate) limits: Limits,
+    /// Descriptors, from the oldest on, that are run one at a time, see `failure.rs`.
+    pub(crate) replay_left: u16,
+    /// Restarts in a row without progress.
+    pub(crate) restarts: u8,
     pub(crate) signalling: Signalling,
-    pub(crate) error_head: ErrorHead,
+    pub(crate) traits: EngineTraits,
+    /// Whether RUN was written since the registers were programmed: before that the engine cannot
+    /// be in this ring.
+    pub(crate) started: bool,
+    /// Whether RUN was taken away after it was written last.
+    pub(crate) run_taken: bool,
+    /// Whether HALT has read 0 since RUN was written last. Before that, a 1 may be an old one.
+    pub(crate) halt_fell: bool,
+    /// Whether RUN has read 1 since it was written last. Before that, a 0 may be what it always
+    /// reads.
+    pub(crate) run_seen: bool,
+    /// Whether RUN was written to an engine that may have been at work: it may have failed just
+    /// before, and gone on. Until the interrupt status was seen without an error, an error need
+    /// not mean that the engine stands.
+    pub(crate) raced: bool,
+    /// Whether RUN is set in an engine that goes on by the tail alone.
+    pub(crate) armed: bool,
+    /// Whether the head alone does not say what was copied.
+    pub(crate) cautious: bool,
 }
 
 // What the channel holds besides its ring memory must stay small: issue and design budget 1 KiB,
@@ -129,25 +161,30 @@ const _: () = assert!(core::mem::size_of::<Channel<usize, [usize; 4]>>() <= 256)
 /// How often bring-up and error recovery look whether the engine has halted before they give up.
 ///
 /// Halting takes as long as the descriptor in work: 2 MiB at 14.6 GB/s are 144 us, and an engine
-/// that reported an error has none in work. A read of a register is a round trip to the device,
-/// 100 ns at the very least and up to about a microsecond, so that this waits for 200 us to 2 ms.
-/// More would only keep interrupts off: the interrupt entry point waits here too. It is a bound
-/// for steps that have no caller-supplied clock at hand, not a tuned value; an engine that needs
-/// longer is a fault, and [`Channel::terminate`] goes on with the time that its caller gives.
-pub(crate) const HALT_POLLS: u32 = 2_000;
+/// that reported an error has none in work. A look is two reads of registers, each a round trip to
+/// the device, 100 ns at the very least and up to about a microsecond, so that this waits for
+/// 300 us to 3 ms. More would only keep interrupts off: the interrupt entry point waits here too.
+/// It is a bound for steps that have no caller-supplied clock at hand, not a tuned value; an engine
+/// that needs longer is a fault, and [`Channel::terminate`] goes on with the time that its caller
+/// gives.
+pub(crate) const HALT_LOOKS: u32 = 1_500;
 
-/// How often in a row a stranger's engine has to say HALT with its head at the same slot before
-/// it is taken to be at rest.
+/// How often in a row the head has to be found at the same slot before an engine that cannot
+/// prove with HALT that it stands is taken to have come to rest. Not a proof by itself: the engine
+/// has reported an error besides, behind which it does not go on (the sibling's manual), or says
+/// HALT while RUN is off.
 ///
-/// An engine may still read HALT for some microseconds after RUN was written. 64 looks of two
-/// reads each are 12 us at the least, and 64 us or more on most machines.
-const REST_LOOKS: u32 = 64;
+/// What this covers is the delay with which a head or a HALT follows what the engine does: some
+/// microseconds. 64 looks of two reads each are 12 us at the least, and 64 us or more on most
+/// machines.
+pub(crate) const REST_LOOKS: u32 = 64;
 
-/// Whether a control value says that the engine does not walk the ring: it has halted, or it took
-/// RUN away itself (which of the two silicon does after it drained is not documented).
-pub(crate) fn stands(control: u32) -> bool {
-    let control = QueueControl::from_bits_retain(control);
-    control.contains(QueueControl::HALT) || !control.contains(QueueControl::RUN)
+pub(crate) fn has_halted(control: u32) -> bool {
+    control & QueueControl::HALT.bits() != 0
+}
+
+pub(crate) fn has_run(control: u32) -> bool {
+    control & QueueControl::RUN.bits() != 0
 }
 
 impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
@@ -169,22 +206,32 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             Ok(ring) => ring,
             Err((e, memory)) => return Err((BringUpError::Ring(e), regs, memory)),
         };
-        let run = QueueControl::RUN
-            .with_size(ring.log2_entries())
-            .with_base_high(ring.base_high())
-            .bits();
+        let entries = ring.entries() as u16;
         let mut channel = Self {
             regs,
             ring,
             state: State::Running,
             stats: Stats::default(),
             idle_polls: 0,
-            restarts: 0,
-            started: false,
-            run,
+            run: 0,
             limits: config.limits,
+            replay_left: 0,
+            restarts: 0,
             signalling: config.signalling,
-            error_head: config.error_head,
+            traits: EngineTraits {
+                restart: config.restart,
+                error_head: config.error_head,
+                ring_entries: entries,
+                memory_entries: entries,
+                ..EngineTraits::default()
+            },
+            started: false,
+            run_taken: false,
+            halt_fell: false,
+            run_seen: false,
+            raced: false,
+            armed: false,
+            cautious: false,
         };
         match channel.take_over() {
             Ok(()) => Ok(channel),
@@ -220,47 +267,140 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         let _ = regs.read(Register::Status);
         regs.write(Register::InterruptStatus, Interrupts::KNOWN.bits());
 
+        self.program_ring()?;
+        self.enable_interrupts();
+        self.state = State::Running;
+        Ok(())
+    }
+
+    /// Tells the queue of the ring, whose counters say that nothing is outstanding. RUN is off
+    /// before and after.
+    pub(crate) fn program_ring(&mut self) -> Result<(), BringUpError> {
         let next = self.ring.next_register_value();
+        self.run = QueueControl::RUN
+            .with_size(self.ring.log2_entries())
+            .with_base_high(self.ring.base_high())
+            .bits();
+        let regs = &self.regs;
         let size = QueueControl::empty().with_size(self.ring.log2_entries());
         regs.write(Register::Control, size.bits());
         regs.write(Register::Tail, next);
         regs.write(Register::Head, next);
         regs.write(Register::Control, self.run & !QueueControl::RUN.bits());
-        // The one read-back: a function that does not hold its head would make every completion
-        // a guess.
-        let reads = regs.read(Register::Head);
-        if reads == ALL_ONES && regs.read(Register::Version) == ALL_ONES {
-            return Err(BringUpError::DeviceGone);
-        }
-        if reads != next {
-            return Err(BringUpError::NotAccepted {
-                offset: Register::Head.offset(),
-                wrote: next,
-                reads,
-            });
-        }
-        self.enable_interrupts();
+        // A function that does not hold its head would make every completion a guess, and one
+        // that does not hold the ring's fields would always look as if it had been reset.
+        self.accepts(Register::Head, next)?;
+        self.accepts_size()?;
         self.idle_polls = 0;
         self.restarts = 0;
+        self.replay_left = 0;
         self.started = false;
-        self.state = State::Running;
+        self.run_taken = false;
+        self.halt_fell = false;
+        self.run_seen = false;
+        self.raced = false;
+        self.armed = false;
+        self.set_caution();
         Ok(())
+    }
+
+    /// Whether a register holds what was just written to it.
+    fn accepts(&self, register: Register, wrote: u32) -> Result<(), BringUpError> {
+        match self.regs.read(register) {
+            reads if reads == wrote => Ok(()),
+            ALL_ONES if self.regs.read(Register::Version) == ALL_ONES => {
+                Err(BringUpError::DeviceGone)
+            }
+            reads => Err(BringUpError::NotAccepted {
+                offset: register.offset(),
+                wrote,
+                reads,
+            }),
+        }
+    }
+
+    /// Whether control holds the ring's fields. A function that takes shorter rings only may say
+    /// so there: then the ring is one of those.
+    fn accepts_size(&mut self) -> Result<(), BringUpError> {
+        let wrote = self.run & !QueueControl::RUN.bits();
+        let reads = self.regs.read(Register::Control);
+        if self.knows_ring(reads) {
+            return Ok(());
+        }
+        let reads_back = QueueControl::from_bits_retain(reads);
+        let entries = usize::try_from(reads_back.entries()).unwrap_or(usize::MAX);
+        let is_shorter = reads != ALL_ONES
+            && reads_back.base_high() == self.ring.base_high()
+            && entries < self.ring.entries();
+        if is_shorter && self.shorten(entries) {
+            return self.program_ring();
+        }
+        match reads {
+            ALL_ONES => Err(BringUpError::DeviceGone),
+            _ => Err(BringUpError::NotAccepted {
+                offset: Register::Control.offset(),
+                wrote,
+                reads,
+            }),
+        }
+    }
+
+    /// Uses the first entries of the ring only; with nothing outstanding. False if that cannot be.
+    pub(crate) fn shorten(&mut self, entries: usize) -> bool {
+        let before = self.ring.entries();
+        self.ring.shorten(entries);
+        self.traits.ring_entries = self.ring.entries() as u16;
+        self.ring.entries() < before
     }
 
     /// Writes control with RUN.
     #[inline]
     pub(crate) fn start(&mut self) {
         self.started = true;
+        self.run_taken = false;
+        self.halt_fell = false;
+        self.run_seen = false;
+        self.armed = self.traits.restart == Restart::ByTail;
         self.regs.write(Register::Control, self.run);
     }
 
-    pub(crate) fn enable_interrupts(&self) {
-        if self.signalling == Signalling::Interrupts {
-            // Not STOPPED and EMPTY: an engine that halts when it has drained would raise one
-            // more interrupt for every burst.
-            let enable = Interrupts::COMPLETION | Interrupts::ERROR;
-            self.regs.write(Register::InterruptEnable, enable.bits());
+    /// Writes control without RUN.
+    pub(crate) fn take_run(&mut self) {
+        self.run_taken = true;
+        self.armed = false;
+        self.regs
+            .write(Register::Control, self.run & !QueueControl::RUN.bits());
+    }
+
+    /// Reads control, and notes whether HALT has fallen and RUN can be read.
+    pub(crate) fn read_control(&mut self) -> u32 {
+        let control = self.regs.read(Register::Control);
+        if control != ALL_ONES {
+            self.halt_fell |= !has_halted(control);
+            self.run_seen |= has_run(control);
         }
+        control
+    }
+
+    /// Whether the engine took RUN away itself, which it does when it has stopped.
+    pub(crate) fn has_stopped(&self, control: u32) -> bool {
+        self.run_seen && !self.run_taken && !has_run(control)
+    }
+
+    /// Decides whether the head alone says what was copied.
+    pub(crate) fn set_caution(&mut self) {
+        self.cautious =
+            self.traits.error_head != ErrorHead::AtFailing || self.replay_left > 0 || self.raced;
+    }
+
+    pub(crate) fn enable_interrupts(&self) {
+        // Not STOPPED and EMPTY: an engine that halts when it has drained would raise one more
+        // interrupt for every burst.
+        let enable = match self.signalling {
+            Signalling::Polled => Interrupts::ERROR,
+            Signalling::Interrupts => Interrupts::COMPLETION | Interrupts::ERROR,
+        };
+        self.regs.write(Register::InterruptEnable, enable.bits());
     }
 
     /// Halts an engine that somebody else left running (a previous kernel, firmware).
@@ -278,14 +418,13 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         let stop = QueueControl::from_bits_retain(control).difference(QueueControl::RUN);
         regs.write(Register::Control, stop.bits());
         let mut at_rest = 0_u32;
-        for _ in 0..HALT_POLLS {
+        for _ in 0..HALT_LOOKS {
             let raw = regs.read(Register::Control);
             if raw == ALL_ONES {
                 return Err(BringUpError::DeviceGone);
             }
             let now = regs.read(Register::Head);
-            let halted = raw & QueueControl::HALT.bits() != 0;
-            at_rest = if halted && now == head {
+            at_rest = if has_halted(raw) && now == head {
                 at_rest.saturating_add(1)
             } else {
                 0
@@ -406,24 +545,26 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         submitted
     }
 
-    /// Hands everything submitted to the engine: one fence, one tail write, one control write
-    /// with RUN, however many descriptors there are; nothing at all if there are none.
+    /// Hands everything submitted to the engine, however many descriptors there are; nothing at
+    /// all if there are none.
     ///
     /// With [`Notify::Interrupt`] the last of them interrupts when it completed, whatever it was
     /// submitted with.
     ///
-    /// RUN is written because an engine halts when it has drained its queue. Control is read
-    /// before, for a function that was reset in the meantime has its head at 0: started there it
-    /// would run what is not ours, or what was done long ago. The channel has [`Fault::Reset`]
-    /// then, and the function is left alone.
+    /// An engine that goes on by the tail alone ([`Restart::ByTail`]) costs one fence and one tail
+    /// write. Any other needs RUN behind the tail, for it halts when it has drained its queue; and
+    /// control is read before, for a function that was reset in the meantime has its head at 0:
+    /// started there it would run what is not ours, or what was done long ago. The channel has
+    /// [`Fault::Reset`] then, and the function is left alone.
     ///
     /// If earlier work is still in flight, RUN follows only if the engine stands: it may be
     /// standing at a descriptor that failed and that nobody has seen yet, and RUN would execute
     /// that one again, or step over it, and the failure would be lost. The tail goes first then,
     /// so that an engine that drains in between finds either the new tail or RUN.
     ///
-    /// On a paused channel the tail is written and RUN is left to [`resume`](Self::resume). On a
-    /// faulted one nothing happens: what was submitted stays outstanding until recovery.
+    /// On a paused channel the tail is written and RUN is left to [`resume`](Self::resume). While
+    /// descriptors are run one at a time after an error, new ones wait for that to end. On a
+    /// faulted channel nothing happens: what was submitted stays outstanding until recovery.
     #[inline]
     pub fn issue_pending(&mut self, notify: Notify) {
         if self.ring.unissued() == 0 || matches!(self.state, State::Faulted(_)) {
@@ -432,54 +573,92 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         if notify == Notify::Interrupt {
             self.ring.flag_newest();
         }
-        if self.ring.in_flight() == 0 {
-            self.issue_idle();
-        } else {
+        if self.armed && self.replay_left == 0 {
             let tail = self.ring.issue();
             self.regs.write(Register::Tail, tail);
-            if self.state == State::Running {
-                self.start_if_standing();
-            }
+        } else {
+            self.issue_by_run();
         }
         self.stats.doorbells = self.stats.doorbells.wrapping_add(1);
     }
 
-    /// The doorbell of a queue that had nothing to do. Not of one that was reset.
-    #[inline]
-    fn issue_idle(&mut self) {
-        let control = self.regs.read(Register::Control);
-        // All ones is a device that is gone, perhaps for a moment: the next polls see to that.
-        let answers = control != ALL_ONES;
-        if answers && !self.knows_ring(control) {
-            self.set_fault(Fault::Reset);
-            return;
+    /// The doorbell of an engine that needs RUN, or is not known not to.
+    fn issue_by_run(&mut self) {
+        if self.replay_left > 0 {
+            self.ring.issue_later();
+        } else if self.ring.in_flight() == 0 {
+            if let Some(control) = self.still_has_ring() {
+                let tail = self.ring.issue();
+                self.ring_idle(control, tail);
+            }
+        } else {
+            let before = self.ring.handed_register_value();
+            let tail = self.ring.issue();
+            self.regs.write(Register::Tail, tail);
+            if self.state == State::Running {
+                self.start_if_standing(before);
+            }
         }
-        let tail = self.ring.issue();
+    }
+
+    /// What control reads, if the function has not been reset. Otherwise the channel has a fault.
+    pub(crate) fn still_has_ring(&mut self) -> Option<u32> {
+        let control = self.read_control();
+        // All ones is a device that is gone, perhaps for a moment: the next polls see to that.
+        if control != ALL_ONES && !self.knows_ring(control) {
+            self.set_fault(Fault::Reset);
+            return None;
+        }
+        Some(control)
+    }
+
+    /// Writes the tail, and RUN behind it, of an engine that has nothing to do and whose control
+    /// has just been read.
+    ///
+    /// An engine that went on by the tail could fail before RUN arrives, which would set it going
+    /// over the failure. So RUN is taken away before, from an engine that may be of that kind.
+    pub(crate) fn ring_idle(&mut self, control: u32, tail: u32) {
+        let runs = self.state == State::Running && control != ALL_ONES;
+        let may_run = self.started && !self.run_taken && !self.has_stopped(control);
+        if runs && may_run && self.traits.restart != Restart::ByRun {
+            self.take_run();
+        }
         self.regs.write(Register::Tail, tail);
-        if answers && self.state == State::Running {
+        if runs {
             self.start();
         }
     }
 
     /// Starts an engine that stands, unless it stands at a failure, or the device is gone: both
-    /// are for the next poll to find. Never one whose function was reset.
-    pub(crate) fn start_if_standing(&mut self) {
-        let control = self.regs.read(Register::Control);
+    /// are for the next poll to find. Never one whose function was reset. The head of an engine
+    /// that had nothing left to do is `drained`.
+    pub(crate) fn start_if_standing(&mut self, drained: u32) {
+        let Some(control) = self.still_has_ring() else {
+            return;
+        };
         if control == ALL_ONES {
             return;
         }
-        if !self.knows_ring(control) {
-            self.set_fault(Fault::Reset);
+        if has_run(control) && !has_halted(control) {
             return;
         }
-        if !stands(control) {
+        if !has_run(control) && !has_halted(control) && !self.run_seen && !self.run_taken {
+            // RUN may be a bit that cannot be read. The polls find an engine that stands.
             return;
         }
         // All ones has the error bit set too.
         let interrupts = self.regs.read(Register::InterruptStatus);
-        if interrupts & Interrupts::ERROR.bits() == 0 {
-            self.start();
+        if interrupts & Interrupts::ERROR.bits() != 0 {
+            return;
         }
+        // An engine that stands cannot fail between that read and RUN. HALT alone does not say
+        // that it does: it may be an old one.
+        let stands = self.has_stopped(control)
+            || self.run_taken && has_halted(control) && self.halt_fell
+            || self.traits.restart == Restart::ByRun && self.regs.read(Register::Head) == drained;
+        self.raced = !stands;
+        self.set_caution();
+        self.start();
     }
 
     /// Slots that [`submit`](Self::submit) can fill now.
@@ -489,7 +668,8 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         self.ring.free()
     }
 
-    /// Most descriptors that can be outstanding: the ring's entries less one.
+    /// Most descriptors that can be outstanding: the ring's entries, as far as the engine walks
+    /// them, less one.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.ring.capacity()
@@ -537,11 +717,17 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         }
     }
 
-    /// Where the head is taken to stay on an error: what the configuration said, or what
-    /// [`Channel::probe_error_head`] found.
+    /// Where the head is taken to stay on an error: what the configuration said, or what was found
+    /// since.
     #[must_use]
     pub const fn error_head(&self) -> ErrorHead {
-        self.error_head
+        self.traits.error_head
+    }
+
+    /// What the engine has shown of itself.
+    #[must_use]
+    pub const fn traits(&self) -> EngineTraits {
+        self.traits
     }
 
     /// Counts since bring-up.

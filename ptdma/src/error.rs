@@ -28,12 +28,6 @@ pub enum Fault {
         /// The descriptor at which it stands.
         oldest: Cookie,
     },
-    /// The engine reported an error, yet its head says that nothing is left that could have
-    /// failed. None of the descriptors retired last can be trusted.
-    UnattributedError {
-        /// The code it left.
-        code: ErrorCode,
-    },
     /// The engine reported an error but did not halt, and would not when told to, so the failed
     /// descriptor cannot be skipped safely.
     WillNotHalt {
@@ -74,12 +68,6 @@ impl fmt::Display for Fault {
             Self::BadHead { raw } => write!(f, "the head register holds {raw:#x}, no slot in use"),
             Self::Halted { oldest } => {
                 write!(f, "the engine halted at {oldest} and does not go on")
-            }
-            Self::UnattributedError { code } => {
-                write!(
-                    f,
-                    "{code}, but no descriptor is left that could have failed"
-                )
             }
             Self::WillNotHalt { code } => write!(f, "{code}, and the engine does not halt"),
             Self::NotAccepted { offset, reads } => {
@@ -207,6 +195,9 @@ pub enum Anomaly {
     LostInterrupt,
     /// The engine stood still with work to do; tail and RUN were written again.
     Restarted,
+    /// The engine reported an error that could be of several descriptors. They are run again, one
+    /// at a time.
+    Replay,
 }
 
 impl fmt::Display for Anomaly {
@@ -215,6 +206,7 @@ impl fmt::Display for Anomaly {
             Self::SpuriousInterrupt => "an interrupt came without a cause",
             Self::LostInterrupt => "an interrupt was lost",
             Self::Restarted => "the engine had halted with work to do and was started again",
+            Self::Replay => "descriptors are run one at a time to find the one that failed",
         })
     }
 }

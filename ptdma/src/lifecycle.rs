@@ -4,13 +4,12 @@
 //! engine was *proved* stopped, by the HALT bit after RUN was taken away, or by the owner, who
 //! has reset the function. Where neither is possible the caller is told what is still at risk.
 
-use crate::channel::{Channel, ErrorHead, State};
+use crate::channel::{Channel, REST_LOOKS, State, has_halted};
 use crate::clock::Deadline;
 use crate::cookie::Cookie;
-use crate::descriptor::{CommandWord, DESCRIPTOR_LEN_BYTES, Descriptor};
 use crate::error::{BringUpError, Failure, Fault, NotStopped};
 use crate::io::{Clock, RegisterIo, RingMemory};
-use crate::regs::{ALL_ONES, Interrupts, QueueControl, Register};
+use crate::regs::{ALL_ONES, Interrupts, Register};
 use crate::ring::HeadPosition;
 
 /// What became of the descriptors that were outstanding when a channel was stopped.
@@ -18,8 +17,8 @@ use crate::ring::HeadPosition;
 #[must_use]
 pub struct Terminated {
     /// The first descriptor that was dropped; all before it are retired. Equal to the next cookie
-    /// if none was. The destination of this one may have been written in part, those of the
-    /// later ones have not been touched.
+    /// if none was. Nothing is known of what was dropped: of each destination, none, some or all
+    /// bytes may have been written.
     pub first_dropped: Cookie,
     /// How many were dropped, from `first_dropped` on.
     pub dropped: u64,
@@ -87,7 +86,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             self.state = State::Running;
             self.idle_polls = 0;
             if self.ring.in_flight() > 0 {
-                self.start_if_standing();
+                self.start_if_standing(self.ring.handed_register_value());
             }
         }
     }
@@ -110,26 +109,23 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             return Ok(self.terminate_after_reset());
         }
         // The engine stands still, so whatever head says is final.
-        let interrupts = self.regs.read(Register::InterruptStatus);
+        let failed = matches!(self.error_pending(), Ok(true));
         let status = self.regs.read(Register::Status);
         let head = self.regs.read(Register::Head);
-        let failed = interrupts != ALL_ONES && interrupts & Interrupts::ERROR.bits() != 0;
         let passed = match self.locate(head) {
             HeadPosition::Advanced(count) => count,
             // Nothing is known of what was done, so nothing is claimed.
             HeadPosition::Garbage => 0,
         };
-        let retired = match (failed, self.error_head) {
-            (false, _) | (true, ErrorHead::AtFailing) => passed,
-            (true, ErrorHead::PastFailing) => passed.saturating_sub(1),
+        let good = match failed {
+            false => Some(passed),
+            // An error of nobody knows which descriptor: none of them is claimed.
+            true => self.good_before_failure(passed),
         };
-        // An error without a descriptor that could have failed: none of them is claimed.
-        let unattributed = failed && retired >= self.ring.in_flight();
-        let retired = if unattributed { 0 } else { retired };
-        self.ring.retire(retired);
-        self.stats.completed = self.stats.completed.wrapping_add(retired);
+        let retired = good.unwrap_or(0);
+        self.retire_completed(retired);
         let first_dropped = self.ring.oldest();
-        let failure = (failed && !unattributed && self.ring.in_flight() > 0).then(|| Failure {
+        let failure = (failed && good.is_some() && self.ring.handed_out() > 0).then(|| Failure {
             cookie: first_dropped,
             code: crate::error_code::ErrorCode::from_status(status),
         });
@@ -190,7 +186,9 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         clock: &C,
         deadline: Deadline,
     ) -> Result<(R, M, Terminated), (NotStopped, Self)> {
-        self.regs.write(Register::InterruptEnable, 0);
+        // Not ERROR, without which nobody could tell a good descriptor from a failed one.
+        self.regs
+            .write(Register::InterruptEnable, Interrupts::ERROR.bits());
         // `terminate` programs the queue anew on success; the last writes here undo it.
         match self.terminate(clock, deadline) {
             Ok(terminated) => {
@@ -221,97 +219,6 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         (regs, ring.into_memory(), terminated)
     }
 
-    /// Finds out where this engine's head stays on an error, and sets the channel accordingly:
-    /// runs one descriptor for an engine number that no function has (error 1, illegal engine).
-    ///
-    /// What it names is a slot of the ring to read and another one, unused, to write: an engine
-    /// that runs it all the same, or that takes a field differently than is known, does no harm.
-    /// (A length of zero would be refused too, or be taken for the longest one.)
-    ///
-    /// For bring-up on a machine where it has not been tried. The channel must be idle.
-    ///
-    /// # Errors
-    ///
-    /// [`ProbeError`]: the channel was not idle, or the engine did not refuse the descriptor in
-    /// time. It is terminated then, and set to the cautious [`ErrorHead::PastFailing`].
-    pub fn probe_error_head<C: Clock + ?Sized>(
-        &mut self,
-        clock: &C,
-        mut deadline: Deadline,
-    ) -> Result<ErrorHead, ProbeError> {
-        if let State::Faulted(fault) = self.state {
-            return Err(ProbeError::Faulted(fault));
-        }
-        if self.outstanding() != 0 || self.state != State::Running {
-            return Err(ProbeError::NotIdle);
-        }
-        let (own, unused) = self.ring.two_slots();
-        let refused = Descriptor::copy(
-            CommandWord::COPY | CommandWord::ENGINE,
-            own,
-            unused,
-            DESCRIPTOR_LEN_BYTES as u32,
-        );
-        let halt_deadline = deadline;
-        if self.ring.fill(refused).is_none() {
-            return Err(ProbeError::NotIdle);
-        }
-        self.stats.submitted = self.stats.submitted.wrapping_add(1);
-        let at = self.ring.oldest_register_value();
-        let past = self.ring.issue();
-        self.regs.write(Register::Tail, past);
-        self.start();
-        let found = self
-            .await_refusal(at, past, clock, &mut deadline)
-            .map_err(ProbeError::Faulted)?;
-        self.error_head = found.unwrap_or(ErrorHead::PastFailing);
-        match self.terminate(clock, halt_deadline) {
-            Ok(_) => found.ok_or(ProbeError::NotRefused),
-            Err(e) => Err(ProbeError::NotStopped(e)),
-        }
-    }
-
-    /// Where the head is, at the slot `at` or `past` it, once the engine has refused the one
-    /// descriptor that it was given; nothing if it has not by the deadline.
-    fn await_refusal<C: Clock + ?Sized>(
-        &mut self,
-        at: u32,
-        past: u32,
-        clock: &C,
-        deadline: &mut Deadline,
-    ) -> Result<Option<ErrorHead>, Fault> {
-        loop {
-            // Asked before the look, so that there is a last look after the deadline: whoever
-            // looks may not have run for all of the time.
-            let last = deadline.expired(clock);
-            let raw = self.regs.read(Register::InterruptStatus);
-            if raw == ALL_ONES {
-                return Err(self.set_fault(Fault::DeviceGone));
-            }
-            let interrupts = Interrupts::from_bits_retain(raw);
-            if interrupts.contains(Interrupts::ERROR) {
-                break;
-            }
-            // An engine that ran it and stopped behind it: there is nothing to wait for.
-            let ran =
-                interrupts.contains(Interrupts::STOPPED) && self.regs.read(Register::Head) == past;
-            if last || ran {
-                return Ok(None);
-            }
-        }
-        // The head may move after the error is shown. What counts is where it comes to rest.
-        match self.await_halt() {
-            Ok(()) => {}
-            Err(ALL_ONES) => return Err(self.set_fault(Fault::DeviceGone)),
-            Err(_) => return Ok(None),
-        }
-        match self.regs.read(Register::Head) {
-            head if head == at => Ok(Some(ErrorHead::AtFailing)),
-            head if head == past => Ok(Some(ErrorHead::PastFailing)),
-            raw => Err(self.set_fault(Fault::BadHead { raw })),
-        }
-    }
-
     /// What was in the engine is lost, and how far it was before the reset is not known.
     #[cold]
     fn terminate_after_reset(&mut self) -> Terminated {
@@ -334,7 +241,11 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         dropped
     }
 
-    /// Takes RUN away and waits for HALT.
+    /// Takes RUN away and waits for a proof that the engine stands.
+    ///
+    /// In this order: nothing is left that it could do; its own head and tail say so; HALT reads
+    /// 1, which it did not all the time since RUN was written; it has reported an error, behind
+    /// which it does not go on, and its head stays where it is. That RUN reads 0 is no proof.
     fn halt<C: Clock + ?Sized>(
         &mut self,
         clock: &C,
@@ -342,30 +253,53 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     ) -> Result<Stop, NotStopped> {
         // Before it is written: the write would give back what a reset has taken, and the head
         // of a function that was reset would count as progress.
-        let control = self.regs.read(Register::Control);
+        let control = self.read_control();
         if control != ALL_ONES && !self.knows_ring(control) {
             return Ok(Stop::Reset);
         }
-        let stop = self.run & !QueueControl::RUN.bits();
-        self.regs.write(Register::Control, stop);
+        self.take_run();
         loop {
-            let control = self.regs.read(Register::Control);
+            let control = self.read_control();
             if control == ALL_ONES {
                 self.set_fault(Fault::DeviceGone);
                 return Err(self.not_stopped(control));
             }
-            let control = QueueControl::from_bits_retain(control);
-            let halted =
-                control.contains(QueueControl::HALT) && !control.contains(QueueControl::RUN);
-            // An engine that was never started, or whose head was seen at the end of all its
-            // work, has nothing left to touch; it need not say HALT.
-            if halted || !self.started || self.ring.in_flight() == 0 {
+            // An engine that was never started, or that has shown all of its work to be done, has
+            // nothing left to touch.
+            if !self.started || self.ring.in_flight() == 0 {
                 return Ok(Stop::Stands);
             }
-            if deadline.expired(clock) {
-                return Err(self.not_stopped(control.bits()));
+            if has_halted(control) && self.halt_fell || self.is_drained() {
+                return Ok(Stop::Stands);
+            }
+            let last = deadline.expired(clock);
+            if self.has_failed_and_rests() {
+                return Ok(Stop::Stands);
+            }
+            if last {
+                return Err(self.not_stopped(control));
             }
         }
+    }
+
+    /// Whether the engine's own registers say that there is nothing left to do.
+    fn is_drained(&self) -> bool {
+        let read = || {
+            let head = self.regs.read(Register::Head);
+            (head, self.regs.read(Register::Tail))
+        };
+        let (head, tail) = read();
+        // Twice: such a proof is not left to one read.
+        head == tail && self.ring.slot_of(head).is_some() && read() == (head, tail)
+    }
+
+    /// Whether the engine has reported an error, and its head stays where it is.
+    fn has_failed_and_rests(&mut self) -> bool {
+        if self.raced || !matches!(self.error_pending(), Ok(true)) {
+            return false;
+        }
+        let head = self.regs.read(Register::Head);
+        (0..REST_LOOKS).all(|_| self.regs.read(Register::Head) == head)
     }
 
     fn not_stopped(&self, control: u32) -> NotStopped {
@@ -376,32 +310,3 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         }
     }
 }
-
-/// Why [`Channel::probe_error_head`] found nothing out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ProbeError {
-    /// Work is outstanding, or the channel is paused.
-    NotIdle,
-    /// The engine completed a descriptor that it should refuse, or took too long over it.
-    NotRefused,
-    /// The channel has a fault.
-    Faulted(Fault),
-    /// The engine could not be stopped afterwards.
-    NotStopped(NotStopped),
-}
-
-impl core::fmt::Display for ProbeError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self {
-            Self::NotIdle => f.write_str("the channel is not idle"),
-            Self::NotRefused => f.write_str(
-                "the engine did not refuse a descriptor for an engine that there is not",
-            ),
-            Self::Faulted(fault) => fault.fmt(f),
-            Self::NotStopped(e) => e.fmt(f),
-        }
-    }
-}
-
-impl core::error::Error for ProbeError {}

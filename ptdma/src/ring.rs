@@ -74,7 +74,10 @@ pub(crate) enum HeadPosition {
     Garbage,
 }
 
-/// A ring and its three free-running counters: `retired <= issued <= filled`.
+/// A ring and its free-running counters: `retired <= handed <= issued <= filled`.
+///
+/// `issued` is what the owner has rung the doorbell for, `handed` what the tail register says. The
+/// two differ only while descriptors are run one at a time, after an error.
 pub(crate) struct Ring<M> {
     // Not dropped with the ring: an engine that was not proved stopped may still fetch from it.
     memory: ManuallyDrop<M>,
@@ -84,6 +87,7 @@ pub(crate) struct Ring<M> {
     mask: u64,
     filled: u64,
     issued: u64,
+    handed: u64,
     retired: u64,
 }
 
@@ -115,6 +119,7 @@ impl<M: RingMemory> Ring<M> {
             mask: (entries as u64).wrapping_sub(1),
             filled: first.number(),
             issued: first.number(),
+            handed: first.number(),
             retired: first.number(),
         })
     }
@@ -139,10 +144,29 @@ impl<M: RingMemory> Ring<M> {
             .wrapping_sub(self.filled.wrapping_sub(self.retired)) as usize
     }
 
-    /// Descriptors that the engine has been given and that are not retired.
+    /// Entries that the engine walks.
+    pub(crate) fn entries(&self) -> usize {
+        (self.mask as usize).wrapping_add(1)
+    }
+
+    /// Uses the first `entries` only, a power of two. With nothing outstanding.
+    pub(crate) fn shorten(&mut self, entries: usize) {
+        if entries.is_power_of_two() && entries >= MIN_ENTRIES && entries < self.entries() {
+            self.log2_entries = entries.trailing_zeros();
+            self.mask = (entries as u64).wrapping_sub(1);
+        }
+    }
+
+    /// Descriptors that the owner has issued and that are not retired.
     #[inline]
     pub(crate) fn in_flight(&self) -> u64 {
         self.issued.wrapping_sub(self.retired)
+    }
+
+    /// Descriptors that the engine can reach and that are not retired.
+    #[inline]
+    pub(crate) fn handed_out(&self) -> u64 {
+        self.handed.wrapping_sub(self.retired)
     }
 
     /// Descriptors filled but not issued.
@@ -199,6 +223,14 @@ impl<M: RingMemory> Ring<M> {
         filled.wrapping_sub(first) as usize
     }
 
+    /// Writes the same descriptor to every slot. With nothing outstanding.
+    pub(crate) fn fill_whole(&mut self, descriptor: Descriptor) {
+        for slot in 0..self.entries() {
+            self.memory.store(slot, &descriptor);
+        }
+        self.memory.publish();
+    }
+
     /// Makes the slot of a descriptor that is not issued interrupt on completion.
     pub(crate) fn flag(&mut self, cookie: Cookie) {
         if cookie.number().wrapping_sub(self.issued) < self.unissued() {
@@ -222,7 +254,39 @@ impl<M: RingMemory> Ring<M> {
     pub(crate) fn issue(&mut self) -> u32 {
         self.memory.publish();
         self.issued = self.filled;
+        self.handed = self.filled;
         self.register_value(self.issued)
+    }
+
+    /// Counts everything filled as issued, without handing it to the engine.
+    pub(crate) fn issue_later(&mut self) {
+        self.memory.publish();
+        self.issued = self.filled;
+    }
+
+    /// Takes everything back that the engine was given and that is not retired.
+    pub(crate) fn rewind(&mut self) {
+        self.handed = self.retired;
+    }
+
+    /// Hands the oldest descriptor to the engine, alone, and returns the tail that says so. With
+    /// `interrupt` the descriptor interrupts when it completed.
+    pub(crate) fn hand_one(&mut self, interrupt: bool) -> u32 {
+        if interrupt {
+            let slot = self.retired & self.mask;
+            self.memory
+                .store_command(slot as usize, CommandWord::COPY_IOC);
+        }
+        self.memory.publish();
+        self.handed = self.retired.wrapping_add(self.in_flight().min(1));
+        self.register_value(self.handed)
+    }
+
+    /// Hands everything issued to the engine, and returns the tail that says so.
+    pub(crate) fn hand_all(&mut self) -> u32 {
+        self.memory.publish();
+        self.handed = self.issued;
+        self.register_value(self.handed)
     }
 
     /// Low half of the bus address of the slot of descriptor `number`.
@@ -237,9 +301,22 @@ impl<M: RingMemory> Ring<M> {
         self.register_value(self.retired)
     }
 
-    /// Register value of the tail as last issued.
-    pub(crate) fn issued_register_value(&self) -> u32 {
-        self.register_value(self.issued)
+    /// Register value of the tail as last written.
+    pub(crate) fn handed_register_value(&self) -> u32 {
+        self.register_value(self.handed)
+    }
+
+    /// Register value of a slot.
+    pub(crate) fn slot_register_value(&self, slot: usize) -> u32 {
+        self.register_value(slot as u64)
+    }
+
+    /// The slot that a register value names.
+    pub(crate) fn slot_of(&self, register: u32) -> Option<usize> {
+        let offset = register.wrapping_sub(self.base_low);
+        let slot = offset / STRIDE_BYTES;
+        let is_slot = offset.is_multiple_of(STRIDE_BYTES) && u64::from(slot) <= self.mask;
+        is_slot.then_some(slot as usize)
     }
 
     /// Whether a head register value that was reset, 0, is a slot: only where the low half of the
@@ -249,14 +326,19 @@ impl<M: RingMemory> Ring<M> {
         head | self.base_low == 0
     }
 
-    /// Where the next slot and the one behind it are. An idle ring has two at least, and the
-    /// engine has no business in the second one.
-    pub(crate) fn two_slots(&self) -> (DmaAddr, DmaAddr) {
+    /// A descriptor that copies the slot `from` of the ring to the slot `to`.
+    pub(crate) fn copy_of_slot(&self, command: CommandWord, from: u64, to: u64) -> Descriptor {
         let addr = |number: u64| {
             let high = u64::from(self.base_high) << 32;
             DmaAddr::new(high | u64::from(self.register_value(number)))
         };
-        (addr(self.filled), addr(self.filled.wrapping_add(1)))
+        Descriptor::copy(command, addr(from), addr(to), STRIDE_BYTES)
+    }
+
+    /// A descriptor for the next slot that copies it to the slot behind it, in which the engine of
+    /// an idle ring has no business.
+    pub(crate) fn copy_of_next(&self, command: CommandWord) -> Descriptor {
+        self.copy_of_slot(command, self.filled, self.filled.wrapping_add(1))
     }
 
     /// Register value of the slot where filling goes on.
@@ -273,16 +355,16 @@ impl<M: RingMemory> Ring<M> {
             return HeadPosition::Garbage;
         }
         let advanced = slot.wrapping_sub(self.retired) & self.mask;
-        if advanced > self.in_flight() {
+        if advanced > self.handed_out() {
             return HeadPosition::Garbage;
         }
         HeadPosition::Advanced(advanced)
     }
 
-    /// Retires `count` descriptors, at most those in flight.
+    /// Retires `count` descriptors, at most those handed out.
     #[inline]
     pub(crate) fn retire(&mut self, count: u64) {
-        self.retired = self.retired.wrapping_add(count.min(self.in_flight()));
+        self.retired = self.retired.wrapping_add(count.min(self.handed_out()));
     }
 
     /// Forgets everything outstanding, issued or not; filling goes on in the next slot. Returns
@@ -290,6 +372,7 @@ impl<M: RingMemory> Ring<M> {
     pub(crate) fn drop_outstanding(&mut self) -> u64 {
         let dropped = self.filled.wrapping_sub(self.retired);
         self.issued = self.filled;
+        self.handed = self.filled;
         self.retired = self.filled;
         dropped
     }

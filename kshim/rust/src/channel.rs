@@ -13,10 +13,9 @@ use crate::kernel;
 /// in work, at most 2 MiB, which takes 140 us. Waited for with interrupts off.
 const HALT_NS: u64 = 2_000_000;
 
-/// How long an engine gets to refuse a descriptor at bring-up, in nanoseconds. Silicon takes
-/// microseconds. An emulated engine is a thread, which a busy host was seen not to run for 50 ms;
-/// and an engine of which this is not known is treated with caution for as long as it is up.
-const PROBE_NS: u64 = 1_000_000_000;
+/// How long an engine gets to show at bring-up what it is like, in nanoseconds. Silicon takes
+/// microseconds. An emulated engine is a thread, which a busy host was seen not to run for 50 ms.
+const FIND_OUT_NS: u64 = 1_000_000_000;
 
 /// The kernel's clock.
 #[derive(Clone, Copy, Debug)]
@@ -48,18 +47,32 @@ pub(crate) fn bring_up(
     };
     // Memory that is not taken goes back to its owner, who has kept its address.
     let mut engine = Channel::bring_up(registers, ring, config).map_err(|(e, _, _)| e)?;
-    // A head that had passed a failed descriptor would count as a copy, so nothing is taken for
-    // granted. An engine that does not fail what it should is treated with caution.
-    let deadline = Deadline::after(&KernelClock, PROBE_NS);
-    match engine.probe_error_head(&KernelClock, deadline) {
-        Ok(_) => {}
-        Err(ProbeError::NotRefused) => kernel::report(number, Event::NotRefused, 0),
-        Err(_) => return Err(BringUpError::StillRunning { control: u32::MAX }),
+    // Copies inside the ring show what this engine is like.
+    let deadline = Deadline::after(&KernelClock, FIND_OUT_NS);
+    if let Err(e) = engine.find_out(&KernelClock, deadline) {
+        let (e, control) = bring_up_error(e);
+        kernel::report(number, Event::NotStopped, u64::from(control));
+        return Err(e);
     }
     let node = u16::try_from(setup.node).ok();
     Ok(PtdmaQueue::new(engine, node)
         .with_clock(KernelClock, HALT_NS)
         .with_observer(Reports(number)))
+}
+
+/// What an engine that cannot be found out does to its bring-up, and its control register.
+fn bring_up_error(e: ProbeError) -> (BringUpError, u32) {
+    match e {
+        ProbeError::BringUp(e) => (e, u32::MAX),
+        ProbeError::Faulted(Fault::DeviceGone) => (BringUpError::DeviceGone, u32::MAX),
+        ProbeError::NothingMoves { control, .. } => {
+            (BringUpError::StillRunning { control }, control)
+        }
+        _ => {
+            let control = u32::MAX;
+            (BringUpError::StillRunning { control }, control)
+        }
+    }
 }
 
 /// Turns a queue off. The engine was stopped before, so this is for the function's own peace; a
@@ -106,7 +119,7 @@ impl Observer for Reports {
 fn fault_code(fault: Fault) -> u64 {
     match fault {
         Fault::BadHead { raw } => u64::from(raw),
-        Fault::UnattributedError { code } | Fault::WillNotHalt { code } => u64::from(code.raw()),
+        Fault::WillNotHalt { code } => u64::from(code.raw()),
         _ => u64::from(u32::MAX),
     }
 }

@@ -8,7 +8,8 @@ use batch_copy::{
     Batch, CpuCopier, Engines, Host, Mapper, Options, Outcome, OverlapCheck, Port, PtdmaQueue,
     Report, Rescue, Wait, WaitFor, Wake,
 };
-use ptdma::{Channel, ChannelConfig, Limits, Signalling};
+use ptdma::{Channel, ChannelConfig, ErrorHead, Limits, Restart, Signalling};
+use ptdma_model::forks;
 use ptdma_model::{BusRing, BusSpace, Counters, Model, ModelConfig};
 
 use crate::memory::Memory;
@@ -93,6 +94,16 @@ impl Rig {
             let config = ChannelConfig {
                 signalling: setup.signalling,
                 limits: Limits::with_max_len_bytes(setup.max_len_bytes),
+                // Told, not found out: faults are counted by descriptors.
+                error_head: match setup.model.forks.error_head {
+                    forks::ErrorHead::At => ErrorHead::AtFailing,
+                    forks::ErrorHead::Past => ErrorHead::PastFailing,
+                    forks::ErrorHead::Tail => ErrorHead::Unknown,
+                },
+                restart: match setup.model.forks.restart {
+                    forks::Restart::Tail => Restart::ByTail,
+                    forks::Restart::Run => Restart::ByRun,
+                },
                 ..ChannelConfig::default()
             };
             let channel = match Channel::bring_up(model.clone(), ring, config) {

@@ -5,7 +5,9 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use batch_copy::{CopyChannel, Observer, PtdmaQueue, Segment};
-use ptdma::{Channel, ChannelConfig, Clock, CookieStart, Fault, NotStopped, Progress, Terminated};
+use ptdma::{
+    Channel, ChannelConfig, Clock, CookieStart, ErrorHead, Fault, NotStopped, Progress, Terminated,
+};
 use ptdma_batch_tests::memory::{Layout, Memory};
 use ptdma_model::fault::StallFor;
 use ptdma_model::{BusRing, BusSpace, Fault as Injected, FaultKind, Model, ModelConfig};
@@ -80,7 +82,11 @@ fn under_way(fault: Option<FaultKind>) -> (Model, Queue, Looks, Notes) {
     let memory = Memory::new(&bus, &[4096; COPIES], Layout::Scattered, 3);
     let model = Model::new(ModelConfig::default(), bus.clone());
     let ring = BusRing::new(&bus, 8).expect("a ring fits on the bus");
-    let Ok(channel) = Channel::bring_up(model.clone(), ring, ChannelConfig::default()) else {
+    let config = ChannelConfig {
+        error_head: ErrorHead::AtFailing,
+        ..ChannelConfig::default()
+    };
+    let Ok(channel) = Channel::bring_up(model.clone(), ring, config) else {
         panic!("bring-up")
     };
     let (clock, notes) = (Looks::default(), Notes::default());

@@ -1,7 +1,8 @@
 //! One channel on one modelled function, with memory to copy and a memory of what was asked.
 
 use ptdma::{
-    Channel, ChannelConfig, Cookie, Deadline, ErrorHead, Notify, Progress, Signalling, SubmitError,
+    Channel, ChannelConfig, Cookie, Deadline, ErrorHead, Notify, Progress, Restart, Signalling,
+    SubmitError,
 };
 use ptdma_model::forks::{self, Forks};
 use ptdma_model::{Access, BusBuffer, BusRing, BusSpace, Model, ModelConfig, Timing};
@@ -18,8 +19,10 @@ pub struct Setup {
     pub lenient: bool,
     /// The error code stays in the status register.
     pub sticky_status: bool,
-    /// The head is left one past a failed descriptor, and the driver told so.
+    /// The head is left one past a failed descriptor.
     pub head_past_error: bool,
+    /// The driver is told where the head stays and what sets the queue going.
+    pub told: bool,
     /// How the driver learns of completions.
     pub signalling: Signalling,
     /// Engine steps per register read: 1 makes a polling driver's engine go, 0 leaves it to the
@@ -36,6 +39,7 @@ impl Default for Setup {
             lenient: false,
             sticky_status: false,
             head_past_error: false,
+            told: true,
             signalling: Signalling::Polled,
             auto_step: 0,
             first_cookie: 0,
@@ -141,10 +145,15 @@ impl Rig {
         let ring = BusRing::new(&bus, setup.entries).expect("a ring fits on an empty bus");
         let config = ChannelConfig {
             signalling: setup.signalling,
-            error_head: if setup.head_past_error {
-                ErrorHead::PastFailing
-            } else {
-                ErrorHead::AtFailing
+            error_head: match (setup.told, setup.head_past_error) {
+                (false, _) => ErrorHead::Unknown,
+                (true, true) => ErrorHead::PastFailing,
+                (true, false) => ErrorHead::AtFailing,
+            },
+            restart: match (setup.told, setup.lenient) {
+                (false, _) => Restart::Unknown,
+                (true, true) => Restart::ByTail,
+                (true, false) => Restart::ByRun,
             },
             first_cookie: ptdma::CookieStart(Cookie::new(setup.first_cookie)),
             ..ChannelConfig::default()

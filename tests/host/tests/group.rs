@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use ptdma::group::{ChannelGroup, GroupWaitError, PieceFailure, SgEntry, Status};
 use ptdma::{
-    Channel, ChannelConfig, Clock, Deadline, DmaAddr, Fault, GroupError, Notify, RequestError,
-    Signalling, Ticket,
+    Channel, ChannelConfig, Clock, Deadline, DmaAddr, ErrorHead, Fault, GroupError, Notify,
+    RequestError, Restart, Signalling, Ticket,
 };
 use ptdma_model::fault::StallFor;
 use ptdma_model::{
@@ -48,6 +48,9 @@ fn bed(channels: usize, entries: usize, config: ModelConfig, signalling: Signall
         let ring = BusRing::new(&bus, entries).unwrap();
         let config = ChannelConfig {
             signalling,
+            // Faults are counted by descriptors, and what is run again counts too.
+            error_head: ErrorHead::AtFailing,
+            restart: Restart::ByRun,
             ..ChannelConfig::default()
         };
         let Ok(channel) = Channel::bring_up(model.clone(), ring, config) else {

@@ -81,6 +81,7 @@ fn setup() -> impl Strategy<Value = Setup> {
                 lenient,
                 sticky_status,
                 head_past_error: past,
+                told: true,
                 signalling: if interrupts {
                     Signalling::Interrupts
                 } else {
@@ -218,9 +219,9 @@ fn run(setup: Setup, ops: Vec<Op>) {
                     };
                     if progress.failure.is_none() && progress.anomaly.is_none() {
                         let cost = rig.model.counters().mmio() - before;
-                        // One; a look at the control register that finds a halt takes two more, and
-                        // where the head is not to be trusted every progress takes one.
-                        assert!(cost <= 4, "{cost} accesses for an uneventful poll");
+                        // One, or four for the whole picture. Where descriptors are run one at a
+                        // time, a good one takes up to three, and four more hand out the next.
+                        assert!(cost <= 7, "{cost} accesses for an uneventful poll");
                     }
                     reference.progress(&rig, progress);
                 }

@@ -1,0 +1,245 @@
+//! Failed descriptors: which one it was, and how the others go on.
+//!
+//! ERROR in the interrupt status is the only proof of a failure, and its absence the only proof
+//! that what the head has passed is good. The error code is for people. What the head says after
+//! an error depends on the engine, see [`ErrorHead`]; where that is not known, everything that the
+//! engine was given and that is not known to be good is run again, one descriptor at a time. Its
+//! memory is still the engine's, so running it again harms nobody.
+
+use crate::channel::{Channel, ErrorHead, HALT_LOOKS, REST_LOOKS, State, has_halted};
+use crate::completion::Progress;
+use crate::error::{Anomaly, Failure, Fault};
+use crate::error_code::ErrorCode;
+use crate::io::{RegisterIo, RingMemory};
+use crate::regs::{ALL_ONES, Interrupts, Register};
+use crate::ring::HeadPosition;
+use crate::traits::{Restart, Seen};
+
+impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
+    /// Whether the engine has reported an error. Clear, it says that none was skipped either.
+    pub(crate) fn error_pending(&mut self) -> Result<bool, Fault> {
+        let raw = self.regs.read(Register::InterruptStatus);
+        if raw == ALL_ONES {
+            return Err(self.set_fault(Fault::DeviceGone));
+        }
+        let failed = Interrupts::from_bits_retain(raw).contains(Interrupts::ERROR);
+        if !failed && self.raced {
+            self.raced = false;
+            self.set_caution();
+        }
+        Ok(failed)
+    }
+
+    fn error_code(&mut self) -> Result<ErrorCode, Fault> {
+        match self.regs.read(Register::Status) {
+            ALL_ONES => Err(self.set_fault(Fault::DeviceGone)),
+            status => {
+                self.note_job_status(status);
+                Ok(ErrorCode::from_status(status))
+            }
+        }
+    }
+
+    /// Notes whether the status register has the sibling's job field.
+    pub(crate) fn note_job_status(&mut self, status: u32) {
+        const JOB: u32 = 0b111 << 7;
+        if self.traits.job_status != Seen::Yes {
+            self.traits.job_status = Seen::of(status & JOB != 0);
+        }
+    }
+
+    /// The engine reported an error: finds the descriptor, skips it, lets the rest go on.
+    #[cold]
+    pub(crate) fn take_failure(&mut self) -> Result<Progress, Fault> {
+        // Before RUN is written or control is: either may clear the code.
+        let code = self.error_code()?;
+        self.come_to_rest(code)?;
+        // The engine stands still: the head is final.
+        let head = self.regs.read(Register::Head);
+        let HeadPosition::Advanced(passed) = self.locate(head) else {
+            return Err(self.bad_head(head));
+        };
+        let Some(good) = self.good_before_failure(passed) else {
+            return self.replay();
+        };
+        if self.ring.handed_out() == 1 && passed == 0 && self.head_stays_at(head) {
+            // Nothing else can have failed, and the head is at it.
+            self.traits.error_head = ErrorHead::AtFailing;
+        }
+        self.retire_completed(good);
+        let failure = self.skip_oldest(code)?;
+        Ok(self.progress(good.wrapping_add(1), Some(failure), None))
+    }
+
+    /// Whether the head is where it is for good, of an engine that stands. Looked at longer than
+    /// elsewhere, for what is learned from it is believed ever after.
+    pub(crate) fn head_stays_at(&self, head: u32) -> bool {
+        self.traits.error_head == ErrorHead::AtFailing
+            || (0..REST_LOOKS).all(|_| self.regs.read(Register::Head) == head)
+    }
+
+    /// How many descriptors are good before the one that failed, of the engine that stands with an
+    /// error and has its head behind `passed`. Nothing if that cannot be known.
+    pub(crate) fn good_before_failure(&self, passed: u64) -> Option<u64> {
+        if self.ring.handed_out() == 1 && !self.raced {
+            return Some(0);
+        }
+        match self.traits.error_head {
+            _ if self.raced => None,
+            ErrorHead::AtFailing => (passed < self.ring.handed_out()).then_some(passed),
+            ErrorHead::PastFailing => passed.checked_sub(1),
+            ErrorHead::Unknown => None,
+        }
+    }
+
+    /// Takes RUN away from an engine that has reported an error, and makes sure, with a bounded
+    /// number of reads, that it stands.
+    ///
+    /// Behind an error the engine does not go on by itself; HALT, if it says so, or a head that
+    /// stays where it is, only shows that its registers have followed. An engine that RUN may have
+    /// set going over the error has to prove more: with a HALT that was seen to rise, or reads 1
+    /// all the time (a late one does so for some microseconds), or with an empty queue.
+    pub(crate) fn come_to_rest(&mut self, code: ErrorCode) -> Result<(), Fault> {
+        let Some(mut control) = self.still_has_ring() else {
+            return Err(Fault::Reset);
+        };
+        let mut halted = false;
+        let mut head = self.regs.read(Register::Head);
+        let mut at_rest = 0_u32;
+        let mut halt_stays = true;
+        for _ in 0..HALT_LOOKS {
+            if control == ALL_ONES {
+                return Err(self.set_fault(Fault::DeviceGone));
+            }
+            // Of what control was before RUN was taken away too: the write may clear HALT.
+            halted |= has_halted(control) && (!self.raced || self.run_taken && self.halt_fell);
+            if !self.run_taken {
+                self.take_run();
+            }
+            let now = self.regs.read(Register::Head);
+            at_rest = if now == head {
+                at_rest.saturating_add(1)
+            } else {
+                0
+            };
+            head = now;
+            let rested = if self.raced {
+                head == self.ring.handed_register_value()
+            } else {
+                at_rest >= REST_LOOKS
+            };
+            if at_rest > 0 && (halted || rested) {
+                return Ok(());
+            }
+            halt_stays &= has_halted(control) && at_rest > 0;
+            control = self.read_control();
+        }
+        if halt_stays {
+            return Ok(());
+        }
+        Err(self.set_fault(Fault::WillNotHalt { code }))
+    }
+
+    /// Runs everything again that the engine was given and that is not retired, one descriptor at
+    /// a time. The engine stands.
+    #[cold]
+    fn replay(&mut self) -> Result<Progress, Fault> {
+        if self.traits.error_head == ErrorHead::AtFailing && !self.raced {
+            // It said that it had passed everything: that is not what it was taken for.
+            self.traits.error_head = ErrorHead::Unknown;
+        }
+        // At most the ring's entries.
+        self.replay_left = self.ring.handed_out() as u16;
+        self.stats.replayed = self
+            .stats
+            .replayed
+            .wrapping_add(u64::from(self.replay_left));
+        self.ring.rewind();
+        self.go_on_from_oldest()?;
+        Ok(self.progress(0, None, Some(Anomaly::Replay)))
+    }
+
+    /// Skips the oldest descriptor, which failed, and lets the engine, which stands, go on behind
+    /// it.
+    fn skip_oldest(&mut self, code: ErrorCode) -> Result<Failure, Fault> {
+        let cookie = self.ring.oldest();
+        self.ring.retire(1);
+        self.replay_left = self.replay_left.saturating_sub(1);
+        if self.traits.error_head == ErrorHead::AtFailing {
+            // From here on the head names what fails.
+            self.replay_left = 0;
+        }
+        self.stats.failed = self.stats.failed.wrapping_add(1);
+        self.go_on_from_oldest()?;
+        Ok(Failure { cookie, code })
+    }
+
+    /// Moves the head of the engine, which stands, to the oldest descriptor, forgets the error,
+    /// and sets the engine going on what there is.
+    fn go_on_from_oldest(&mut self) -> Result<(), Fault> {
+        self.idle_polls = 0;
+        self.restarts = 0;
+        self.raced = false;
+        self.set_caution();
+        self.regs
+            .write(Register::InterruptStatus, Interrupts::KNOWN.bits());
+        let tail = self.next_tail();
+        let head = self.ring.oldest_register_value();
+        self.regs.write(Register::Tail, tail);
+        self.regs.write(Register::Head, head);
+        if self.replay_left > 0 {
+            // Backwards: that the head is writable is known of moves ahead.
+            let reads = self.regs.read(Register::Head);
+            if reads != head {
+                let offset = Register::Head.offset();
+                return Err(self.set_fault(Fault::NotAccepted { offset, reads }));
+            }
+        }
+        if self.ring.handed_out() > 0 && self.state == State::Running {
+            self.start();
+        }
+        Ok(())
+    }
+
+    /// What the tail register has to hold: one more descriptor while they are run one at a time,
+    /// else all.
+    fn next_tail(&mut self) -> u32 {
+        if self.replay_left > 0 {
+            let interrupt = self.signalling == crate::Signalling::Interrupts;
+            self.ring.hand_one(interrupt)
+        } else {
+            self.ring.hand_all()
+        }
+    }
+
+    /// A descriptor that was run alone is good, and retired: hands out the next, or all others if
+    /// it was the last of those.
+    pub(crate) fn replay_next(&mut self) -> Result<(), Fault> {
+        self.replay_left = self.replay_left.saturating_sub(1);
+        self.set_caution();
+        if self.ring.in_flight() == 0 {
+            return Ok(());
+        }
+        if self.armed {
+            let tail = self.next_tail();
+            self.regs.write(Register::Tail, tail);
+            return Ok(());
+        }
+        match self.still_has_ring() {
+            Some(control) => {
+                let tail = self.next_tail();
+                self.ring_idle(control, tail);
+                Ok(())
+            }
+            None => Err(Fault::Reset),
+        }
+    }
+
+    /// The engine did not go on although its tail was right: it needs RUN after all.
+    pub(crate) fn needs_run(&mut self) {
+        if self.traits.restart == Restart::ByTail {
+            self.traits.restart = Restart::ByRun;
+            self.armed = false;
+        }
+    }
+}
