@@ -22,8 +22,9 @@ const TRIES: u32 = 4;
 /// counts on some time between the start and the first byte; more only makes bring-up longer.
 const TAIL_LOOKS: u32 = 2_000;
 /// How many times longer than with RUN an engine may take to go on by the tail before it is taken
-/// not to. An emulated engine is a thread, whose delays vary by more than one order of magnitude.
-const TAIL_PATIENCE: u32 = 16;
+/// not to. An emulated engine is a thread, which may wait for its turn; to be wrong costs a read
+/// and a write for each burst.
+const TAIL_PATIENCE: u32 = 2;
 /// The longest ring that is used where the walk over a longer one could not be watched: Linux's,
 /// with which each of its users has run.
 const PROVEN_ENTRIES: usize = 32;

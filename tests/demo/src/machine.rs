@@ -1,8 +1,11 @@
 //! The emulated machine: memory, functions with their engine threads, channels brought up.
 
+use std::time::Instant;
+
 use anyhow::{Context, anyhow};
 use batch_copy::{Engines, Piece, Port, PtdmaQueue, Rescue};
-use ptdma::{Channel, ChannelConfig, Signalling};
+use ptdma::{Channel, ChannelConfig, Clock, Deadline, ErrorHead, Signalling};
+use ptdma_model::forks;
 use ptdma_model::{
     Access, BusBuffer, BusRing, BusSpace, EngineThread, Model, ModelConfig, Trigger,
 };
@@ -12,6 +15,20 @@ use crate::waiting::{Bell, InterruptSender};
 
 /// Most channels of the demo.
 pub(crate) const MAX_CHANNELS: usize = 16;
+
+/// How long an engine gets to show at bring-up what it is like, in nanoseconds: its thread may have
+/// to wait for a turn on a busy machine.
+const FIND_OUT_NS: u64 = 10_000_000_000;
+
+/// Real time, for a wait on an engine's thread: each look gives that thread a turn.
+struct Yielding(Instant);
+
+impl Clock for Yielding {
+    fn now(&self) -> u64 {
+        std::thread::yield_now();
+        u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}
 
 /// A PTDMA queue on a modelled function.
 pub(crate) type Queue = PtdmaQueue<Model, BusRing>;
@@ -67,10 +84,23 @@ impl Machine {
             let ring = BusRing::new(&bus, args.ring).map_err(|e| anyhow!("no ring: {e}"))?;
             let config = ChannelConfig {
                 signalling,
+                // Told, so that each injected fault is seen: what fails once and is run again
+                // would be good.
+                error_head: match args.machine.error_head {
+                    forks::ErrorHead::At => ErrorHead::AtFailing,
+                    forks::ErrorHead::Past => ErrorHead::PastFailing,
+                    forks::ErrorHead::Tail => ErrorHead::Unknown,
+                },
                 ..ChannelConfig::default()
             };
-            let channel = Channel::bring_up(model.clone(), ring, config)
+            let mut channel = Channel::bring_up(model.clone(), ring, config)
                 .map_err(|(e, ..)| anyhow!("channel {number} does not come up: {e}"))?;
+            let threads = model.spawn_engine().context("starting an engine thread")?;
+            machine._threads.push(threads);
+            let clock = Yielding(Instant::now());
+            channel
+                .find_out(&clock, Deadline::after(&clock, FIND_OUT_NS))
+                .map_err(|e| anyhow!("channel {number}: {e}"))?;
             // What follows is the work; bring-up is a matter of once.
             let _bring_up = model.take_counters();
             let raised = raised.clone();
@@ -78,8 +108,6 @@ impl Machine {
                 // Nobody listens any more: the program is ending.
                 let _ = raised.send(number);
             });
-            let threads = model.spawn_engine().context("starting an engine thread")?;
-            machine._threads.push(threads);
             // Half of the channels near each of two nodes, as on a two-socket machine.
             let node = u16::from(number >= usize::from(args.channels) / 2);
             let queue = PtdmaQueue::new(channel, Some(node));
