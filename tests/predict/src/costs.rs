@@ -72,6 +72,8 @@ pub struct Costs {
     pub read_ns: f64,
     /// A posted register write. ns.
     pub write_ns: f64,
+    /// Register reads of a look that finds progress, in this tree's driver.
+    pub look_reads: f64,
     /// The CPU, per descriptor that it prepares and collects. ns.
     pub prepare_ns: f64,
     /// From an interrupt message to the woken thread. ns.
@@ -93,13 +95,17 @@ pub enum Origin {
 }
 
 /// Names of the values that are assumed, each with its reason.
-pub const ASSUMED: [(&str, &str); 6] = [
+pub const ASSUMED: [(&str, &str); 7] = [
     (
         "descriptor_ns",
         "unknown; a whole round trip of a 4 KiB descriptor took 5200",
     ),
     ("read_ns", "a PCIe round trip"),
     ("write_ns", "a posted write"),
+    (
+        "look_reads",
+        "head, and status until a failure has shown where the head stays",
+    ),
     ("prepare_ns", "100 instructions at 3 GHz"),
     (
         "wake_ns",
@@ -142,6 +148,7 @@ impl Costs {
             descriptor_ns: 500.0,
             read_ns: 800.0,
             write_ns: 100.0,
+            look_reads: 2.0,
             prepare_ns: 35.0,
             wake_ns: 5_200.0,
             before_share: 0.5,

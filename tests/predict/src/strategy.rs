@@ -236,16 +236,20 @@ impl Ours<'_> {
         lanes
     }
 
+    /// A doorbell: a look whether the function still knows its ring, the tail, and RUN.
+    const fn doorbell(&self) -> f64 {
+        self.costs.read_ns + 2.0 * self.costs.write_ns
+    }
+
     /// The CPU's time until the last doorbell.
     fn prepare(&self, used: usize, load: Load, bytes: u64) -> f64 {
         let descriptors = bytes.div_ceil(load.unit()).max(used as u64) as f64;
         let bursts = (descriptors / BURST as f64).max(used as f64);
-        descriptors * self.costs.prepare_ns + bursts * 2.0 * self.costs.write_ns
+        descriptors * self.costs.prepare_ns + bursts * self.doorbell()
     }
 
     /// The copy on so many channels as the policy sees it, ns.
-    #[must_use]
-    pub fn expect(&self, used: usize, load: Load, cpu_share_bytes: u64) -> f64 {
+    fn expect(&self, used: usize, load: Load, cpu_share_bytes: u64) -> f64 {
         let bytes = load.bytes() - cpu_share_bytes;
         let paces = self.paces(used, load.folio);
         let slowest =
@@ -259,23 +263,18 @@ impl Ours<'_> {
                         + (bytes / load.unit() as f64).ceil() * self.costs.descriptor_ns
                 });
         let copy = slowest.fold(0.0, f64::max);
-        let first = self.costs.prepare_ns + 2.0 * self.costs.write_ns;
-        // Preparing overlaps with copying but for the last channel's first burst.
+        // Preparing overlaps with copying but for the first burst of each channel.
         let prepare = self.prepare(used, load, bytes);
-        let start = (used as f64 * (BURST as f64).min(load.count as f64).max(1.0))
-            .mul_add(
-                self.costs.prepare_ns,
-                used as f64 * 2.0 * self.costs.write_ns,
-            )
-            .min(prepare)
-            .max(first);
+        let each = (bytes as f64 / load.unit() as f64 / used as f64).ceil();
+        let burst = each.min(BURST as f64) * self.costs.prepare_ns + self.doorbell();
+        let start = (used as f64 * burst).min(prepare);
         let wait = (start + copy).max(prepare);
         wait + self.end(used, wait - prepare < POLL_BELOW_NS)
     }
 
     /// From the last byte to going on: a look at each channel, after an interrupt if nobody polls.
     fn end(&self, used: usize, polls: bool) -> f64 {
-        let look = used as f64 * self.costs.read_ns;
+        let look = used as f64 * self.costs.look_reads * self.costs.read_ns;
         if polls {
             look
         } else {
@@ -288,15 +287,28 @@ impl Ours<'_> {
     pub fn fastest(&self, load: Load) -> Choice {
         let parts = load.bytes().div_ceil(MIN_PART_BYTES);
         let most = (self.channels as u64).min(parts).max(1) as usize;
-        let each = (1..=most).map(|used| (used, self.expect(used, load, 0)));
-        let (used, alone_ns) = each
-            .min_by(|a, b| a.1.total_cmp(&b.1))
-            .unwrap_or((1, f64::INFINITY));
-        let share = if self.hybrid {
-            self.share(used, load, alone_ns)
-        } else {
-            0
-        };
+        let each = (2..=most).map(|used| self.on(used, load));
+        let best = each.fold(self.on(1, load), |best, choice| {
+            if choice.expected_ns < best.expected_ns {
+                choice
+            } else {
+                best
+            }
+        });
+        if !self.hybrid {
+            return best;
+        }
+        let share = self.share(best.channels, load, best.expected_ns);
+        self.with_share(best.channels, load, share)
+    }
+
+    /// A batch on so many channels.
+    #[must_use]
+    pub fn on(&self, used: usize, load: Load) -> Choice {
+        self.with_share(used, load, 0)
+    }
+
+    fn with_share(&self, used: usize, load: Load, share: u64) -> Choice {
         let expected_ns = self.expect(used, load, share);
         let prepare = self.prepare(used, load, load.bytes() - share);
         let look = self.end(used, true);
@@ -398,7 +410,7 @@ impl Ours<'_> {
                     continue;
                 }
                 let prepare = burst.len() as f64 * self.costs.prepare_ns;
-                done.at_ns += prepare + 2.0 * self.costs.write_ns;
+                done.at_ns += prepare + self.doorbell();
                 done.bursts += 1;
                 done.descriptors += burst.len();
                 for bytes in burst {

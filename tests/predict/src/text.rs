@@ -98,7 +98,7 @@ pub fn write(out: &mut impl Write, all: &Prediction) -> io::Result<()> {
         &format!(
             "GB/s of all together. cpu: as many CPUs without engines, at most what sixteen threads were published to copy.\n\
              fairness: the slowest mover in parts of an equal share. limit: engines and ports; what CPUs copy comes on top.\n\
-             The model charges ours with a wake-up and a look at each channel, and the published driver with neither.\n\
+             The model charges ours with reads at doorbells and at the end and with a wake-up, the published driver with round trips alone.\n\
              Batches: by the policy to the CPU, to the CPU as channels were busy, and those that waited. {of_hypotheses}"
         ),
     )?;

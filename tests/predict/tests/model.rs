@@ -11,7 +11,7 @@ use ptdma_predict::latency::Mover;
 use ptdma_predict::movers::{self, Mix};
 use ptdma_predict::prediction::Prediction;
 use ptdma_predict::published::{FolioSize, Source, TABLES};
-use ptdma_predict::strategy::{Choice, Load, Ours, by_port, ports, published_copy};
+use ptdma_predict::strategy::{Load, Ours, by_port, ports, published_copy};
 use ptdma_predict::table::{self, Row};
 
 static ALL: LazyLock<Prediction> = LazyLock::new(|| Prediction::of(Assumptions::default(), &|| ()));
@@ -185,10 +185,7 @@ fn a_batch_is_cut_over_as_many_channels_as_is_fastest() {
             let off = chosen.expected_ns / took - 1.0;
             let what = format!("{folio} x {count}, {channels} channels: {chosen:?} took {took}");
             assert!(off.abs() < 0.1, "{what}");
-            let with = |channels| {
-                let choice = Choice { channels, ..chosen };
-                ours.copy(load, choice).wall_ns
-            };
+            let with = |channels| ours.copy(load, ours.on(channels, load)).wall_ns;
             let fastest = (1..=channels).map(with).fold(f64::INFINITY, f64::min);
             assert!(took <= 1.05 * fastest, "{what}, {fastest} is possible");
         }
@@ -241,7 +238,7 @@ fn short_batches_bound_the_first_folio_and_cost_little() {
     };
     let (long, short) = (of(Mover::Ours), of(Mover::OursShort));
     assert!(short.first_us < long.first_us / 5.0, "{long:?} {short:?}");
-    assert!(short.all_us < 1.06 * long.all_us, "{long:?} {short:?}");
+    assert!(short.all_us < 1.1 * long.all_us, "{long:?} {short:?}");
 }
 
 #[test]
@@ -280,8 +277,13 @@ fn compaction_is_found_again_and_not_made_worse() {
         let cpu = runs
             .find(|r| r.busy == run.busy && r.who == Who::Cpu)
             .unwrap();
-        if run.who != Who::Dcbm {
+        // What the policy chooses; and sleeping, where somebody uses the CPU.
+        if run.who == Who::Ours || (run.who == Who::OursAsleep && run.busy) {
             assert!(run.wall_ms.high <= 1.000_001 * cpu.wall_ms.low, "{run:?}");
+        }
+        if run.who == Who::OursAsleep {
+            assert!(run.freed_pct.low > cpu.freed_pct.high + 3.0, "{run:?}");
+            assert!(run.wall_ms.high <= 1.03 * cpu.wall_ms.low, "{run:?}");
         }
     }
 }
