@@ -557,10 +557,11 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// started there it would run what is not ours, or what was done long ago. The channel has
     /// [`Fault::Reset`] then, and the function is left alone.
     ///
-    /// If earlier work is still in flight, RUN follows only if the engine stands: it may be
-    /// standing at a descriptor that failed and that nobody has seen yet, and RUN would execute
-    /// that one again, or step over it, and the failure would be lost. The tail goes first then,
-    /// so that an engine that drains in between finds either the new tail or RUN.
+    /// If earlier work is still in flight, the head is read instead, and RUN follows only if the
+    /// engine has drained and reports no error: it may be standing at a descriptor that failed and
+    /// that nobody has seen yet, and RUN would execute that one again, or step over it, and the
+    /// failure would be lost. The tail goes first then, so that an engine that drains in between
+    /// finds either the new tail or RUN.
     ///
     /// On a paused channel the tail is written and RUN is left to [`resume`](Self::resume). While
     /// descriptors are run one at a time after an error, new ones wait for that to end. On a
@@ -592,12 +593,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
                 self.ring_idle(control, tail);
             }
         } else {
-            let before = self.ring.handed_register_value();
-            let tail = self.ring.issue();
-            self.regs.write(Register::Tail, tail);
-            if self.state == State::Running {
-                self.start_if_standing(before);
-            }
+            self.issue_behind();
         }
     }
 
@@ -629,33 +625,56 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         }
     }
 
-    /// Starts an engine that stands, unless it stands at a failure, or the device is gone: both
-    /// are for the next poll to find. Never one whose function was reset. The head of an engine
-    /// that had nothing left to do is `drained`.
-    pub(crate) fn start_if_standing(&mut self, drained: u32) {
+    /// The doorbell behind work that is in flight, of an engine that needs RUN, or is not known
+    /// not to.
+    fn issue_behind(&mut self) {
+        let drained = self.ring.handed_register_value();
+        if self.state == State::Running && self.traits.restart == Restart::Unknown {
+            // Before the tail: an engine that has drained is one with nothing to do until then.
+            let Some(control) = self.still_has_ring() else {
+                return;
+            };
+            if self.regs.read(Register::Head) == drained && self.is_clean() {
+                let tail = self.ring.issue();
+                self.ring_idle(control, tail);
+                return;
+            }
+        }
+        let tail = self.ring.issue();
+        self.regs.write(Register::Tail, tail);
+        // An engine that is still in the old work when the tail has arrived goes on with the new.
+        // One that has drained before does not, nor can it fail before RUN arrives.
+        if self.state == State::Running
+            && self.traits.restart == Restart::ByRun
+            && self.regs.read(Register::Head) == drained
+            && self
+                .still_has_ring()
+                .is_some_and(|control| control != ALL_ONES)
+            && self.is_clean()
+        {
+            self.start();
+        }
+    }
+
+    /// Whether the interrupt status is without an error, and the device there.
+    fn is_clean(&self) -> bool {
+        // All ones has the error bit set too.
+        self.regs.read(Register::InterruptStatus) & Interrupts::ERROR.bits() == 0
+    }
+
+    /// Writes RUN to an engine that has work to do and reports no error. Where the driver cannot
+    /// say that it stands, that is noted.
+    pub(crate) fn start_again(&mut self) {
         let Some(control) = self.still_has_ring() else {
             return;
         };
-        if control == ALL_ONES {
+        // Both are for the next poll to find.
+        if control == ALL_ONES || !self.is_clean() {
             return;
         }
-        if has_run(control) && !has_halted(control) {
-            return;
-        }
-        if !has_run(control) && !has_halted(control) && !self.run_seen && !self.run_taken {
-            // RUN may be a bit that cannot be read. The polls find an engine that stands.
-            return;
-        }
-        // All ones has the error bit set too.
-        let interrupts = self.regs.read(Register::InterruptStatus);
-        if interrupts & Interrupts::ERROR.bits() != 0 {
-            return;
-        }
-        // An engine that stands cannot fail between that read and RUN. HALT alone does not say
-        // that it does: it may be an old one.
-        let stands = self.has_stopped(control)
-            || self.run_taken && has_halted(control) && self.halt_fell
-            || self.traits.restart == Restart::ByRun && self.regs.read(Register::Head) == drained;
+        let stands = !self.started
+            || self.has_stopped(control)
+            || self.run_taken && has_halted(control) && self.halt_fell;
         self.raced = !stands;
         self.set_caution();
         self.start();

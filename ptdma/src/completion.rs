@@ -373,19 +373,6 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         Ok(self.progress(0, None, None))
     }
 
-    /// Writes RUN to an engine that seems to stand without an error.
-    fn start_again(&mut self) {
-        match self.error_pending() {
-            // For the next poll to find.
-            Ok(true) | Err(_) => {}
-            Ok(false) => {
-                self.raced = true;
-                self.set_caution();
-                self.start();
-            }
-        }
-    }
-
     /// Rings the doorbell once more: the tail as well as RUN, for a function that was out of
     /// reach for a moment has lost both writes. An engine that stands at a failure is left
     /// standing.

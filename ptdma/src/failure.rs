@@ -6,7 +6,7 @@
 //! engine was given and that is not known to be good is run again, one descriptor at a time. Its
 //! memory is still the engine's, so running it again harms nobody.
 
-use crate::channel::{Channel, ErrorHead, HALT_LOOKS, REST_LOOKS, State, has_halted};
+use crate::channel::{Channel, ErrorHead, HALT_LOOKS, REST_LOOKS, State, has_halted, has_run};
 use crate::completion::Progress;
 use crate::error::{Anomaly, Failure, Fault};
 use crate::error_code::ErrorCode;
@@ -97,8 +97,9 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     ///
     /// Behind an error the engine does not go on by itself; HALT, if it says so, or a head that
     /// stays where it is, only shows that its registers have followed. An engine that RUN may have
-    /// set going over the error has to prove more: with a HALT that was seen to rise, or reads 1
-    /// all the time (a late one does so for some microseconds), or with an empty queue.
+    /// set going over the error has to prove more: with a HALT that was seen to rise, with one that
+    /// reads 1 for so long that it is no late one (which lasts for microseconds), or with an empty
+    /// queue. A head that does not move proves nothing there: the engine may hang.
     pub(crate) fn come_to_rest(&mut self, code: ErrorCode) -> Result<(), Fault> {
         let Some(mut control) = self.still_has_ring() else {
             return Err(Fault::Reset);
@@ -113,7 +114,8 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             }
             // Of what control was before RUN was taken away too: the write may clear HALT.
             halted |= has_halted(control) && (!self.raced || self.run_taken && self.halt_fell);
-            if !self.run_taken {
+            if !self.run_taken || has_run(control) {
+                // Also where that was tried before, and the write was lost.
                 self.take_run();
             }
             let now = self.regs.read(Register::Head);
@@ -131,10 +133,10 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             if at_rest > 0 && (halted || rested) {
                 return Ok(());
             }
-            halt_stays &= has_halted(control) && at_rest > 0;
+            halt_stays &= has_halted(control);
             control = self.read_control();
         }
-        if halt_stays {
+        if halt_stays && at_rest >= REST_LOOKS {
             return Ok(());
         }
         Err(self.set_fault(Fault::WillNotHalt { code }))

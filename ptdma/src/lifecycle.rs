@@ -86,7 +86,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             self.state = State::Running;
             self.idle_polls = 0;
             if self.ring.in_flight() > 0 {
-                self.start_if_standing(self.ring.handed_register_value());
+                self.start_again();
             }
         }
     }

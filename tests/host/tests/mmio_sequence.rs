@@ -140,7 +140,7 @@ fn a_polled_burst_of_any_length_is_four_accesses() {
     }
 }
 
-/// With work in flight RUN is written only to an engine that stands, and not at a failure.
+/// With work in flight RUN is written only to an engine that has drained, and not at a failure.
 #[test]
 fn a_burst_on_a_busy_channel_looks_before_it_starts_the_engine() {
     let tail = |n: u32| Event::Write(R::Tail, BASE_LOW + n * 32);
@@ -153,33 +153,64 @@ fn a_burst_on_a_busy_channel_looks_before_it_starts_the_engine() {
     // It runs: leave it alone.
     submit(&mut channel, 2);
     channel.issue_pending(Notify::Silent);
-    assert_eq!(mmio(&recorder.take()), [tail(4), Event::Read(R::Control)]);
-    // It has drained and halted: it took RUN away itself.
+    assert_eq!(mmio(&recorder.take()), [tail(4), Event::Read(R::Head)]);
+    // It has drained before the tail arrived.
+    recorder.set(R::Head, BASE_LOW + 4 * 32);
     submit(&mut channel, 1);
-    let halted = 0b10 | (4 << 3) | BASE_HIGH;
-    recorder.set(R::Control, halted);
     channel.issue_pending(Notify::Silent);
-    assert_eq!(
-        mmio(&recorder.take()),
-        [
-            tail(5),
-            Event::Read(R::Control),
-            Event::Read(R::InterruptStatus),
-            run
-        ]
-    );
-    // It stands at a failure.
-    submit(&mut channel, 1);
-    recorder.set(R::Control, halted);
+    let looks = [R::Head, R::Control, R::InterruptStatus].map(Event::Read);
+    let events = mmio(&recorder.take());
+    assert_eq!(events[0], tail(5));
+    assert_eq!(events[1..4], looks);
+    assert_eq!(events[4..], [run]);
+    // It has failed, and its head may be anywhere.
+    recorder.set(R::Head, BASE_LOW + 5 * 32);
     recorder.set(R::InterruptStatus, 0b10);
+    submit(&mut channel, 1);
+    channel.issue_pending(Notify::Silent);
+    let events = mmio(&recorder.take());
+    assert_eq!(events[0], tail(6));
+    assert_eq!(events[1..], looks);
+}
+
+/// An engine of which nothing is known is not raced to a failure: RUN is off while the tail moves.
+#[test]
+fn an_unknown_engine_has_run_off_while_its_tail_moves() {
+    let tail = |n: u32| Event::Write(R::Tail, BASE_LOW + n * 32);
+    let control = (4 << 3) | BASE_HIGH;
+    let (stop, run) = (
+        Event::Write(R::Control, control),
+        Event::Write(R::Control, 1 | control),
+    );
+    let recorder = Recorder::new();
+    let mut channel = told(&recorder, 32, Signalling::Polled, Restart::Unknown);
+    submit(&mut channel, 2);
+    channel.issue_pending(Notify::Silent);
+    recorder.take();
+    // It is at work.
+    submit(&mut channel, 1);
+    channel.issue_pending(Notify::Silent);
+    let looks = [R::Control, R::Head].map(Event::Read);
+    let events = mmio(&recorder.take());
+    assert_eq!(events[..2], looks);
+    assert_eq!(events[2..], [tail(3)]);
+    // It has drained.
+    recorder.set(R::Head, BASE_LOW + 3 * 32);
+    submit(&mut channel, 1);
+    channel.issue_pending(Notify::Silent);
+    let events = mmio(&recorder.take());
+    assert_eq!(events[..2], looks);
+    assert_eq!(events[2], Event::Read(R::InterruptStatus));
+    assert_eq!(events[3..], [stop, tail(4), run]);
+    // It is idle.
+    recorder.set(R::Head, BASE_LOW + 4 * 32);
+    assert_eq!(channel.poll().unwrap().retired, 4);
+    recorder.take();
+    submit(&mut channel, 1);
     channel.issue_pending(Notify::Silent);
     assert_eq!(
         mmio(&recorder.take()),
-        [
-            tail(6),
-            Event::Read(R::Control),
-            Event::Read(R::InterruptStatus)
-        ]
+        [Event::Read(R::Control), stop, tail(5), run]
     );
 }
 
