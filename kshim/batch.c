@@ -21,9 +21,15 @@ static unsigned int ptdma_pool_batches;
 static DEFINE_SPINLOCK(ptdma_pool_lock);
 
 struct ptdma_totals ptdma_totals;
+atomic_long_t ptdma_pool_memory;
 
 /* Counted on in rust/tests/budget.rs. */
 static_assert(sizeof(struct ptdma_batch) <= 52 * SZ_1K);
+
+static size_t ptdma_batch_bytes(void)
+{
+	return sizeof(struct ptdma_batch) + ptdma_rs_scratch_bytes();
+}
 
 /**
  * ptdma_batch_free - Free a batch.
@@ -34,6 +40,7 @@ void ptdma_batch_free(struct ptdma_batch *batch)
 	timer_shutdown_sync(&batch->alarm);
 	kvfree(batch->scratch);
 	kvfree(batch);
+	atomic_long_sub(ptdma_batch_bytes(), &ptdma_pool_memory);
 }
 
 static struct ptdma_batch *ptdma_batch_alloc(gfp_t gfp)
@@ -51,6 +58,7 @@ static struct ptdma_batch *ptdma_batch_alloc(gfp_t gfp)
 	ptdma_rs_scratch_init(batch->scratch);
 	rcuwait_init(&batch->sleeper);
 	timer_setup(&batch->alarm, ptdma_alarm, 0);
+	atomic_long_add(ptdma_batch_bytes(), &ptdma_pool_memory);
 	return batch;
 }
 
@@ -78,16 +86,32 @@ void ptdma_pool_join(struct ptdma_batch *batch)
 }
 
 /**
+ * ptdma_batch_gfp - How to allocate while a batch is in flight.
+ * @batch: The batch.
+ *
+ * Reclaim may be who waits for the batch: it must not wait for I/O, nor use up the
+ * reserves that it has.  All there is to allocate can be done without.
+ *
+ * Return: The flags.
+ */
+gfp_t ptdma_batch_gfp(const struct ptdma_batch *batch)
+{
+	return (batch->may_sleep ? GFP_NOIO | __GFP_NORETRY : GFP_NOWAIT) |
+	       __GFP_NOMEMALLOC | __GFP_NOWARN;
+}
+
+/**
  * ptdma_pool_leave - A batch that was in flight goes into quarantine.
+ * @gfp: How to allocate another one.
  *
  * For as long as there is memory another one takes its place: one engine that
  * can not be stopped may take all batches that were in flight with it.
  *
  * Context: Process context, may be within reclaim.
  */
-void ptdma_pool_leave(void)
+void ptdma_pool_leave(gfp_t gfp)
 {
-	struct ptdma_batch *other = ptdma_batch_alloc(GFP_NOIO);
+	struct ptdma_batch *other = ptdma_batch_alloc(gfp);
 
 	spin_lock(&ptdma_pool_lock);
 	ptdma_pool_batches--;
@@ -129,17 +153,6 @@ void ptdma_pool_exit(void)
 		list_del(&batch->list);
 		ptdma_batch_free(batch);
 	}
-}
-
-/**
- * ptdma_pool_bytes - Memory that the pool takes.
- *
- * Return: Bytes.
- */
-size_t ptdma_pool_bytes(void)
-{
-	return PTDMA_MAX_BATCHES * (sizeof(struct ptdma_batch) +
-				    ptdma_rs_scratch_bytes());
 }
 
 /**
@@ -185,6 +198,7 @@ void ptdma_batch_put(struct ptdma_batch *batch)
 int ptdma_batch_round(struct ptdma_batch *batch, unsigned int nr, int only,
 		      struct ptdma_result *result)
 {
+	struct ptdma_round round;
 	int rc;
 
 	lockdep_assert_held(&ptdma_topology);
@@ -192,12 +206,25 @@ int ptdma_batch_round(struct ptdma_batch *batch, unsigned int nr, int only,
 	memset(batch->first_part, 0xff, nr * sizeof(*batch->first_part));
 	memset(batch->outcomes, PTDMA_OUTCOME_NOT_ATTEMPTED, nr);
 	batch->seen = atomic64_read(&ptdma_events);
+	round = (struct ptdma_round) {
+		.folios = batch->folios,
+		.outcomes = batch->outcomes,
+		.nr = nr,
+		.only = only,
+		/* Most batches are from one node to another one. */
+		.src_node = pfn_to_nid(PHYS_PFN(batch->folios[0].src)),
+		.dst_node = pfn_to_nid(PHYS_PFN(batch->folios[0].dst)),
+		.may_sleep = batch->may_sleep,
+	};
 
-	rc = ptdma_rs_batch_run(ptdma_system, batch, batch->scratch,
-				batch->folios, batch->outcomes, nr, only,
+	rc = ptdma_rs_batch_run(ptdma_system, batch, batch->scratch, &round,
 				result);
+	if (batch->doubted && !result->unproven)
+		/* Can not be, but a doubt is a doubt. */
+		result->unproven = READ_ONCE(batch->unproven) ?: U64_MAX;
 	if (!result->unproven)
 		ptdma_unmap_round(batch);
+	ptdma_chans_rescue(result->out_of_service);
 	return rc;
 }
 
@@ -219,6 +246,18 @@ static void ptdma_mark_round(struct ptdma_batch *batch, unsigned int nr,
 		folio_mark_content_copied(dst);
 		copied->bytes += batch->folios[i].len;
 		copied->folios++;
+	}
+}
+
+/* The rounds before are not told apart: the core gives up all of the batch. */
+static void ptdma_hold_all(struct ptdma_batch *batch, struct list_head *dst_list)
+{
+	struct folio *folio;
+
+	ptdma_quarantine_hold(batch, list_count_nodes(dst_list));
+	list_for_each_entry(folio, dst_list, lru) {
+		folio_get(folio);
+		ptdma_quarantine_add(batch, folio);
 	}
 }
 
@@ -249,7 +288,8 @@ static int ptdma_copy_rounds(struct ptdma_batch *batch,
 		rc = ptdma_batch_round(batch, nr, -1, &result);
 		trace_ptdma_round(nr, &result);
 		if (result.unproven) {
-			ptdma_quarantine(batch, dst_list, result.unproven);
+			ptdma_hold_all(batch, dst_list);
+			ptdma_quarantine(batch, &result);
 			return -EOWNERDEAD;
 		}
 		if (rc)
@@ -276,21 +316,9 @@ static bool ptdma_is_worth_it(struct list_head *src_list)
 	return false;
 }
 
-/**
- * ptdma_offload_copy - Copy a batch of folios with the engines.
- * @dst_list: Destinations.
- * @src_list: Sources, in the same order.
- * @folio_cnt: Entries of each list.
- *
- * Marks each destination that holds all bytes of its source; the CPU copies the
- * others.
- *
- * Return: 0, or -EOWNERDEAD if an engine may still write to the destinations,
- * to all of which a reference was taken then, or another negative error code
- * if the marks are not to be trusted.
- */
-int ptdma_offload_copy(struct list_head *dst_list, struct list_head *src_list,
-		       unsigned int folio_cnt)
+static int ptdma_copy_folios(struct list_head *dst_list,
+			     struct list_head *src_list,
+			     unsigned int folio_cnt, bool may_sleep)
 {
 	struct ptdma_batch *batch;
 	struct ptdma_copied copied = {};
@@ -320,7 +348,8 @@ int ptdma_offload_copy(struct list_head *dst_list, struct list_head *src_list,
 	if (trace_ptdma_batch_end_enabled())
 		start = ptdma_k_now_ns();
 	batch->sleeps = 0;
-	batch->doubted = 0;
+	batch->proof_end = 0;
+	batch->may_sleep = may_sleep;
 	rc = ptdma_copy_rounds(batch, dst_list, src_list, folio_cnt, &copied);
 	/* The marks of earlier rounds are not trusted either. */
 	if (rc)
@@ -339,3 +368,39 @@ int ptdma_offload_copy(struct list_head *dst_list, struct list_head *src_list,
 	up_read(&ptdma_topology);
 	return rc;
 }
+
+/**
+ * ptdma_offload_copy - Copy a batch of folios with the engines.
+ * @dst_list: Destinations.
+ * @src_list: Sources, in the same order.
+ * @folio_cnt: Entries of each list.
+ *
+ * Marks each destination that holds all bytes of its source; the CPU copies the
+ * others.
+ *
+ * Return: 0, or -EOWNERDEAD if an engine may still write to the destinations,
+ * to all of which a reference was taken then, or another negative error code
+ * if the marks are not to be trusted.
+ */
+int ptdma_offload_copy(struct list_head *dst_list, struct list_head *src_list,
+		       unsigned int folio_cnt)
+{
+	return ptdma_copy_folios(dst_list, src_list, folio_cnt, true);
+}
+
+#ifdef PTDMA_COPY_BATCH
+/**
+ * ptdma_copy_batch - Copy a batch of folios, as whoever migrates wants it.
+ * @copy: The batch.
+ *
+ * Who migrates asynchronously must not be put to sleep: such a batch polls, or is
+ * left to the CPU if it takes longer than polling is worth.
+ *
+ * Return: As ptdma_offload_copy().
+ */
+int ptdma_copy_batch(const struct migrate_copy_batch *copy)
+{
+	return ptdma_copy_folios(copy->dst, copy->src, copy->nr_folios,
+				 copy->mode != MIGRATE_ASYNC);
+}
+#endif

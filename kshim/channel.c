@@ -3,6 +3,7 @@
  * A channel's ring, and its way up and down
  */
 #include <linux/dma-mapping.h>
+#include <linux/gfp.h>
 #include <linux/pci.h>
 
 #include "ptdma_migrator.h"
@@ -10,131 +11,225 @@
 struct ptdma_chan *ptdma_chans[PTDMA_MAX_CHANNELS];
 unsigned int ptdma_chans_end;
 
-static int ptdma_ring_alloc(struct ptdma_chan *chan, u32 entries)
+/*
+ * Pages of our own, and not dma_alloc_coherent()'s: the memory of a ring that an
+ * engine may still touch stays allocated, but its mapping goes with the function.
+ * On x86 both are coherent.
+ */
+static int ptdma_ring_alloc(struct ptdma_chan *chan, u32 entries,
+			    struct ptdma_ring *ring)
 {
+	struct device *dev = &chan->pdev->dev;
+	struct page *page;
+
 	/*
-	 * A power of two of pages comes aligned to its own size, which is what
-	 * the engine wants of the ring; a ring is never less than a page.
+	 * A power of two of pages comes aligned to its own size, as physical
+	 * memory and as bus addresses, which is what the engine wants of the
+	 * ring; a ring is never less than a page.
 	 */
-	chan->ring_bytes = max_t(size_t, PAGE_SIZE,
-				 entries * PTDMA_DESCRIPTOR_BYTES);
-	chan->ring = dma_alloc_coherent(&chan->pdev->dev, chan->ring_bytes,
-					&chan->ring_dma, GFP_KERNEL);
-	return chan->ring ? 0 : -ENOMEM;
+	ring->entries = entries;
+	ring->bytes = max_t(size_t, PAGE_SIZE,
+			    entries * PTDMA_DESCRIPTOR_BYTES);
+	page = alloc_pages_node(chan->node, GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN,
+				get_order(ring->bytes));
+	if (!page)
+		return -ENOMEM;
+	ring->mem = page_address(page);
+	ring->dma = dma_map_phys(dev, page_to_phys(page), ring->bytes,
+				 DMA_BIDIRECTIONAL, 0);
+	if (!dma_mapping_error(dev, ring->dma))
+		return 0;
+	__free_pages(page, get_order(ring->bytes));
+	ring->mem = NULL;
+	return -ENOMEM;
 }
 
-static void ptdma_ring_free(struct ptdma_chan *chan)
+static void ptdma_ring_unmap(struct ptdma_chan *chan, struct ptdma_ring *ring)
 {
-	if (!chan->ring)
+	dma_unmap_phys(&chan->pdev->dev, ring->dma, ring->bytes,
+		       DMA_BIDIRECTIONAL, 0);
+}
+
+static void ptdma_ring_free(struct ptdma_chan *chan, struct ptdma_ring *ring)
+{
+	if (!ring->mem)
 		return;
-	if (chan->leaked) {
-		pci_crit(chan->pdev,
-			 "the engine is not proved stopped: its ring of %zu bytes stays allocated\n",
-			 chan->ring_bytes);
-		return;
+	ptdma_ring_unmap(chan, ring);
+	free_pages((unsigned long)ring->mem, get_order(ring->bytes));
+	ring->mem = NULL;
+}
+
+/* The engine is to know the channel's ring, which is new. */
+static int ptdma_chan_start(struct ptdma_chan *chan)
+{
+	struct ptdma_channel_setup setup = {
+		.bar = (void __force *)chan->bar,
+		.ring = chan->ring.mem,
+		.ring_dma = chan->ring.dma,
+		.ring_bytes = chan->ring.bytes,
+		.ring_entries = chan->ring.entries,
+		.node = chan->node,
+		/* Counts are those of the function, from one bring-up to the next. */
+		.fresh = !chan->wanted,
+	};
+	int rc;
+
+	rc = ptdma_rs_channel_up(ptdma_system, chan->index, &setup);
+
+	guard(mutex)(&chan->lock);
+	if (!rc) {
+		chan->cut = false;
+		WRITE_ONCE(chan->state, PTDMA_CHAN_UP);
+		return 0;
 	}
-	dma_free_coherent(&chan->pdev->dev, chan->ring_bytes, chan->ring,
-			  chan->ring_dma);
-	chan->ring = NULL;
+	/* -ETIMEDOUT: it has seen the ring, and does not stop. */
+	if (rc == -ETIMEDOUT &&
+	    !ptdma_chan_cut_off(chan, ptdma_proof_end(), true))
+		WRITE_ONCE(chan->state, PTDMA_CHAN_LEAKED);
+	else
+		ptdma_ring_free(chan, &chan->ring);
+	pci_clear_master(chan->pdev);
+	chan->cut = chan->cut || rc == -ETIMEDOUT || rc == -EBUSY;
+	return rc;
 }
 
 /**
  * ptdma_chan_up - Allocate a channel's ring and start its queue.
- * @chan: The channel, which is down.
+ * @chan: The channel, whose state is PTDMA_CHAN_DOWN.
  *
- * An engine that somebody else left running is reset.
+ * The function becomes a bus master once its engine is seen to stand.
  *
  * Context: Process context, ptdma_topology held for writing.
- * Return: 0 or a negative error code, and the channel is down.
+ * Return: 0, or a negative error code, and the channel is not up.  -EBUSY and
+ * -ETIMEDOUT: a reset of the function helps; -EOPNOTSUPP: its memory is bounced.
  */
 int ptdma_chan_up(struct ptdma_chan *chan)
 {
-	struct ptdma_channel_setup setup;
+	struct device *dev = &chan->pdev->dev;
 	struct ptdma_settings settings;
 	int rc;
 
 	lockdep_assert_held_write(&ptdma_topology);
+
+	chan->translated = ptdma_is_translated(dev);
+	if (ptdma_bounces(dev, chan->translated)) {
+		if (!chan->bounces)
+			pci_notice(chan->pdev,
+				   "channel %u is not used: the kernel bounces what is mapped for it, so the CPU copies faster\n",
+				   chan->index);
+		chan->bounces = true;
+		return -EOPNOTSUPP;
+	}
+	chan->bounces = false;
 
 	/*
 	 * Read once: ring_entries can be set at any time, and memory and engine
 	 * must agree on the size.
 	 */
 	ptdma_rs_settings_get(ptdma_system, &settings);
-	rc = ptdma_ring_alloc(chan, settings.ring_entries);
-	if (rc)
-		return rc;
-
-	chan->translated = ptdma_is_translated(&chan->pdev->dev);
-	setup = (struct ptdma_channel_setup) {
-		.bar = (void __force *)chan->bar,
-		.ring = chan->ring,
-		.ring_dma = chan->ring_dma,
-		.ring_bytes = chan->ring_bytes,
-		.ring_entries = settings.ring_entries,
-		.node = chan->node,
-	};
-	rc = ptdma_rs_channel_up(ptdma_system, chan->index, &setup);
-	if (rc == -EBUSY && ptdma_chan_prove_stopped(chan))
-		rc = ptdma_rs_channel_up(ptdma_system, chan->index, &setup);
-	if (rc) {
-		/* It may have seen the ring, and not have stopped. */
-		if (rc == -EBUSY && !ptdma_chan_prove_stopped(chan))
-			chan->leaked = true;
-		ptdma_ring_free(chan);
-		return rc;
-	}
-
-	chan->up = true;
-	return 0;
+	rc = ptdma_ring_alloc(chan, settings.ring_entries, &chan->ring);
+	return rc ?: ptdma_chan_start(chan);
 }
 
 /**
  * ptdma_chan_down - Stop a channel's queue and free its ring.
  * @chan: The channel.
  *
- * If the engine can be stopped in no way, the ring stays allocated.
+ * If the engine does not stop, and is not seen to be cut off from memory, the ring
+ * stays as it is: the state is PTDMA_CHAN_LEAKED then, and PTDMA_CHAN_DOWN
+ * otherwise.
  *
  * Context: Process context, ptdma_topology held for writing.
  */
 void ptdma_chan_down(struct ptdma_chan *chan)
 {
+	bool stopped;
+
 	lockdep_assert_held_write(&ptdma_topology);
 
-	if (!chan->up)
-		return;
-
-	if (ptdma_rs_channel_down(ptdma_system, chan->index) &&
-	    !ptdma_chan_prove_stopped(chan))
-		chan->leaked = true;
-	/* Proved or not: no register of it is touched from here on. */
-	ptdma_rs_channel_forget(ptdma_system, chan->index);
-	chan->up = false;
-	if (!chan->leaked)
-		ptdma_quarantine_release(BIT_ULL(chan->index));
-	ptdma_ring_free(chan);
+	scoped_guard(mutex, &chan->lock) {
+		switch (chan->state) {
+		case PTDMA_CHAN_UP:
+			stopped = !ptdma_rs_channel_down(ptdma_system,
+							 chan->index);
+			if (stopped)
+				break;
+			chan->cut = true;
+			stopped = ptdma_chan_cut_off(chan, ptdma_proof_end(),
+						     true);
+			break;
+		case PTDMA_CHAN_STOPPED:
+			stopped = true;
+			break;
+		case PTDMA_CHAN_SUSPECT:
+			stopped = ptdma_chan_cut_off(chan, ptdma_proof_end(),
+						     true);
+			break;
+		default:
+			return;
+		}
+		/* No register of it is touched from here on. */
+		ptdma_rs_channel_forget(ptdma_system, chan->index);
+		WRITE_ONCE(chan->state, PTDMA_CHAN_LEAKED);
+	}
+	if (stopped)
+		ptdma_chan_proved(chan);
 }
 
 /**
- * ptdma_chan_settle - Try once more to prove a leaked channel stopped.
- * @chan: The channel, which is down.
+ * ptdma_chan_proved - Take note that a channel's engine touches no memory.
+ * @chan: The channel.
  *
- * For when something has changed: the function answers again, or was reset.
+ * What waited for the proof is given back.
  *
- * Context: Process context, ptdma_topology held for writing; sleeps.
- * Return: Whether it can come up: it was not leaked, or is not any more.
+ * Context: Process context, ptdma_topology held.
  */
-bool ptdma_chan_settle(struct ptdma_chan *chan)
+void ptdma_chan_proved(struct ptdma_chan *chan)
+{
+	scoped_guard(mutex, &chan->lock) {
+		if (chan->state == PTDMA_CHAN_SUSPECT)
+			WRITE_ONCE(chan->state, PTDMA_CHAN_STOPPED);
+		if (chan->state == PTDMA_CHAN_LEAKED) {
+			ptdma_ring_free(chan, &chan->ring);
+			WRITE_ONCE(chan->state, PTDMA_CHAN_DOWN);
+		}
+	}
+	ptdma_quarantine_release(chan->index);
+}
+
+/**
+ * ptdma_chan_was_reset - Whether a function has forgotten its queue.
+ * @chan: The channel, which is not up.
+ *
+ * Context: Process context, the function answers and its memory is decoded.
+ * Return: true if somebody has reset it since its queue was set up.
+ */
+bool ptdma_chan_was_reset(struct ptdma_chan *chan)
+{
+	return ptdma_rs_was_reset((void __force *)chan->bar);
+}
+
+/**
+ * ptdma_chan_leave - A channel goes with its function.
+ * @chan: The channel, down or leaked.
+ *
+ * Context: Process context, ptdma_topology held for writing.
+ */
+void ptdma_chan_leave(struct ptdma_chan *chan)
 {
 	lockdep_assert_held_write(&ptdma_topology);
 
-	if (!chan->leaked)
-		return true;
-	if (!ptdma_chan_prove_stopped(chan))
-		return false;
-	chan->leaked = false;
-	ptdma_quarantine_release(BIT_ULL(chan->index));
-	ptdma_ring_free(chan);
-	return true;
+	ptdma_quarantine_remove(chan);
+	if (chan->cut)
+		pci_crit(chan->pdev,
+			 "the engine may go on if another driver makes the function a bus master: reset it first\n");
+	if (chan->state != PTDMA_CHAN_LEAKED)
+		return;
+	pci_crit(chan->pdev,
+		 "the engine is not proved stopped: its ring of %zu bytes stays allocated\n",
+		 chan->ring.bytes);
+	ptdma_ring_unmap(chan, &chan->ring);
+	chan->ring.mem = NULL;
 }
 
 /**
@@ -156,38 +251,70 @@ size_t ptdma_chans_bytes(void)
 		if (!chan)
 			continue;
 		bytes += sizeof(*chan);
-		if (chan->ring)
-			bytes += chan->ring_bytes;
+		if (chan->ring.mem)
+			bytes += chan->ring.bytes;
 	}
 	up_read(&ptdma_topology);
 	return bytes;
 }
 
+/* The new ring first: without memory for it, the channel goes on with the old one. */
+static int ptdma_chan_reopen(struct ptdma_chan *chan, u32 entries)
+{
+	struct ptdma_ring ring;
+	int rc;
+
+	if (chan->state == PTDMA_CHAN_DOWN)
+		return ptdma_chan_up(chan);
+	if (chan->state != PTDMA_CHAN_UP)
+		return -EBUSY;
+	rc = ptdma_ring_alloc(chan, entries, &ring);
+	if (rc)
+		return rc;
+	ptdma_chan_down(chan);
+	if (chan->state != PTDMA_CHAN_DOWN || chan->cut) {
+		ptdma_ring_free(chan, &ring);
+		return -EBUSY;
+	}
+	chan->ring = ring;
+	return ptdma_chan_start(chan);
+}
+
 /**
- * ptdma_chans_reopen - Take all channels down and up again, for a new ring size.
+ * ptdma_chans_reopen - Have all channels use rings of the new size.
  *
  * Context: Process context.
- * Return: 0, or the error of the last channel that did not come up.
+ * Return: 0, or the error of the last channel that does not use one now.
  */
 int ptdma_chans_reopen(void)
 {
+	struct ptdma_settings settings;
 	unsigned int i;
 	int rc = 0;
 
 	down_write(&ptdma_topology);
+	ptdma_rs_settings_get(ptdma_system, &settings);
 	for (i = 0; i < PTDMA_MAX_CHANNELS; i++) {
 		struct ptdma_chan *chan = ptdma_chans[i];
 		int err;
 
-		if (!chan || !chan->up)
+		if (!chan || !chan->wanted || chan->suspended ||
+		    chan->resetting || chan->bounces)
 			continue;
-		ptdma_chan_down(chan);
-		err = chan->leaked ? -EIO : ptdma_chan_up(chan);
-		if (err) {
-			pci_err(chan->pdev, "channel %u is out of use: %d\n",
-				i, err);
-			rc = err;
+		err = ptdma_chan_reopen(chan, settings.ring_entries);
+		if (!err)
+			continue;
+		rc = err;
+		if (chan->state == PTDMA_CHAN_UP) {
+			pci_err(chan->pdev,
+				"channel %u keeps its ring of %u descriptors: %d\n",
+				i, chan->ring.entries, err);
+			continue;
 		}
+		pci_err(chan->pdev,
+			"channel %u is out of use, and will be tried again: %d\n",
+			i, err);
+		ptdma_chan_rescue(chan);
 	}
 	up_write(&ptdma_topology);
 	return rc;

@@ -22,9 +22,12 @@ static int __init ptdma_init(void)
 	rc = ptdma_params_init(system);
 	if (rc)
 		goto out_free;
-	rc = ptdma_pool_init();
+	rc = ptdma_recovery_init();
 	if (rc)
 		goto out_free;
+	rc = ptdma_pool_init();
+	if (rc)
+		goto out_recovery;
 	rc = pci_register_driver(&ptdma_pci_driver);
 	if (rc)
 		goto out_pool;
@@ -37,12 +40,15 @@ out_unregister:
 	ptdma_params_exit();
 	/* The parameters were there all the time: somebody may have used them. */
 	ptdma_migrator_stop();
+	ptdma_chans_part();
 	pci_unregister_driver(&ptdma_pci_driver);
 	ptdma_quarantine_abandon();
 out_pool:
 	ptdma_params_exit();
 	ptdma_migrator_stop();
 	ptdma_pool_exit();
+out_recovery:
+	ptdma_recovery_exit();
 out_free:
 	ptdma_params_exit();
 	ptdma_migrator_stop();
@@ -54,9 +60,11 @@ static void __exit ptdma_exit(void)
 {
 	ptdma_params_exit();
 	ptdma_migrator_stop();
+	ptdma_chans_part();
 	pci_unregister_driver(&ptdma_pci_driver);
 	ptdma_quarantine_abandon();
 	ptdma_pool_exit();
+	ptdma_recovery_exit();
 	kvfree(ptdma_system);
 }
 

@@ -10,7 +10,9 @@
  * Windows are 128 KiB, the largest size for which the IOVA allocator keeps
  * caches: with larger ones its address space fragments and it gets slow.
  */
+#include <linux/cc_platform.h>
 #include <linux/dma-mapping.h>
+#include <linux/mem_encrypt.h>
 #include <linux/sizes.h>
 
 #include "ptdma_migrator.h"
@@ -77,6 +79,30 @@ bool ptdma_is_translated(struct device *dev)
 		return false;
 	dma_iova_free(dev, &state);
 	return true;
+}
+
+/**
+ * ptdma_bounces - Whether the kernel itself copies what is mapped for a function.
+ * @dev: The function.
+ * @translated: An IOMMU translates for it.
+ *
+ * Bounced memory is copied three times by the CPU, so that the engine can not
+ * win.  It happens if the function does not reach all memory, if a buffer is
+ * forced on it (swiotlb=force, encrypted guests), or if the bit that tells
+ * encrypted memory is not among those of its addresses.
+ *
+ * Return: true if mappings go through a bounce buffer.
+ */
+bool ptdma_bounces(struct device *dev, bool translated)
+{
+	if (dma_max_mapping_size(dev) != SIZE_MAX || dma_addressing_limited(dev))
+		return true;
+#ifdef CONFIG_AMD_MEM_ENCRYPT
+	if (cc_platform_has(CC_ATTR_HOST_MEM_ENCRYPT) && !translated &&
+	    dma_get_mask(dev) <= DMA_BIT_MASK(__ffs64(sme_me_mask)))
+		return true;
+#endif
+	return false;
 }
 
 static int ptdma_link(struct device *dev, struct dma_iova_state *state,
@@ -302,28 +328,6 @@ void ptdma_unmap_channel(struct ptdma_batch *batch, unsigned int chan)
 	for (i = 0; i < batch->nr_windows; i++)
 		if (batch->windows[i].chan == chan)
 			ptdma_unmap_window(&batch->windows[i]);
-}
-
-/**
- * ptdma_lose_channel - Forget what a batch has mapped for one channel.
- * @batch: The batch.
- * @chan: The channel, which may still write to the batch's memory, and goes.
- *
- * The mappings stay as they are.  The channel's number can be somebody else's
- * soon, whose IOMMU domain is another one.
- *
- * Context: Process context, ptdma_topology held for writing.
- */
-void ptdma_lose_channel(struct ptdma_batch *batch, unsigned int chan)
-{
-	unsigned int i;
-
-	for (i = 0; i < batch->nr_parts; i++)
-		if (batch->parts[i].chan == chan)
-			batch->parts[i].chan = PTDMA_NO_CHANNEL;
-	for (i = 0; i < batch->nr_windows; i++)
-		if (batch->windows[i].chan == chan)
-			batch->windows[i].chan = PTDMA_NO_CHANNEL;
 }
 
 /**

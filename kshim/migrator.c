@@ -16,6 +16,9 @@ static unsigned long ptdma_reasons = MIGRATE_OFFLOAD_ALL_REASONS;
 static const struct migrator ptdma_migrator = {
 	.name = PTDMA_DRIVER_NAME,
 	.offload_copy = ptdma_offload_copy,
+#ifdef PTDMA_COPY_BATCH
+	.copy_batch = ptdma_copy_batch,
+#endif
 	.owner = THIS_MODULE,
 };
 

@@ -252,7 +252,7 @@ MODULE_PARM_DESC(batches, "batches accepted (read only)");
 module_param_cb(batches_declined, &ptdma_total_ops,
 		&ptdma_totals.declined, 0444);
 MODULE_PARM_DESC(batches_declined,
-		 "batches left to the CPU for their size (read only)");
+		 "batches left to the CPU for their size, or because no channel is in service (read only)");
 
 module_param_cb(batches_busy, &ptdma_total_ops, &ptdma_totals.busy, 0444);
 MODULE_PARM_DESC(batches_busy,
@@ -269,7 +269,8 @@ static int ptdma_memory_get(char *buf, const struct kernel_param *kp)
 	if (ptdma_closed || !ptdma_system)
 		return -ENODEV;
 	return sysfs_emit(buf, "%zu\n", ptdma_rs_system_bytes() +
-			  ptdma_pool_bytes() + ptdma_chans_bytes());
+			  atomic_long_read(&ptdma_pool_memory) +
+			  ptdma_chans_bytes());
 }
 
 static const struct kernel_param_ops ptdma_memory_ops = {
@@ -277,7 +278,7 @@ static const struct kernel_param_ops ptdma_memory_ops = {
 };
 module_param_cb(memory_bytes, &ptdma_memory_ops, NULL, 0444);
 MODULE_PARM_DESC(memory_bytes,
-		 "memory of rings, pools and state, in bytes (read only)");
+		 "memory of rings, batches and state, in bytes (read only)");
 
 /**
  * ptdma_params_init - Put parameters of the command line into effect.

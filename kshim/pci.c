@@ -83,21 +83,102 @@ static int ptdma_irq_get(struct ptdma_chan *chan)
 	if (rc < 0)
 		return rc;
 	chan->irq = pci_irq_vector(pdev, 0);
-	rc = request_irq(chan->irq, ptdma_irq, 0, pci_name(pdev), chan);
-	if (rc)
+	snprintf(chan->irq_name, sizeof(chan->irq_name), "%s-%s",
+		 PTDMA_DRIVER_NAME, pci_name(pdev));
+	rc = request_irq(chan->irq, ptdma_irq, 0, chan->irq_name, chan);
+	if (rc) {
 		pci_free_irq_vectors(pdev);
-	else
-		chan->irq_on = true;
-	return rc;
+		return rc;
+	}
+	/* A wish: batches run near the memory, and so do most of the sleepers. */
+	if (chan->node != NUMA_NO_NODE)
+		irq_set_affinity_and_hint(chan->irq, cpumask_of_node(chan->node));
+	chan->irq_on = true;
+	return 0;
 }
 
 static void ptdma_irq_put(struct ptdma_chan *chan)
 {
 	if (!chan->irq_on)
 		return;
+	irq_update_affinity_hint(chan->irq, NULL);
 	free_irq(chan->irq, chan);
 	pci_free_irq_vectors(chan->pdev);
 	chan->irq_on = false;
+}
+
+static void ptdma_unbind(struct ptdma_chan *chan)
+{
+	ptdma_chan_part(chan);
+	down_write(&ptdma_topology);
+	ptdma_irq_put(chan);
+	/* After the last report. */
+	cancel_work_sync(&chan->report);
+	pci_clear_master(chan->pdev);
+	ptdma_chan_leave(chan);
+	ptdma_chans[chan->index] = NULL;
+	up_write(&ptdma_topology);
+}
+
+static int ptdma_try_up(struct ptdma_chan *chan)
+{
+	int rc;
+
+	down_write(&ptdma_topology);
+	rc = ptdma_chan_up(chan);
+	/* Left to the CPU, but bound: it is seen in sysfs. */
+	if (chan->bounces)
+		rc = 0;
+	/* From now on it is brought back whenever it can be. */
+	chan->wanted = !rc;
+	if (!rc) {
+		pci_set_drvdata(chan->pdev, chan);
+		/* What ptdma_slot_reset() restores: enabled, with its MSI-X. */
+		pci_save_state(chan->pdev);
+	}
+	up_write(&ptdma_topology);
+	return rc;
+}
+
+/* Gives the channel a number, an interrupt, and its queue. */
+static int ptdma_bind(struct ptdma_chan *chan)
+{
+	struct pci_dev *pdev = chan->pdev;
+	int rc;
+
+	down_write(&ptdma_topology);
+	rc = ptdma_slot_get(chan);
+	if (rc) {
+		up_write(&ptdma_topology);
+		return dev_err_probe(&pdev->dev, rc,
+				     "all %d channels are taken\n",
+				     PTDMA_MAX_CHANNELS);
+	}
+	rc = ptdma_irq_get(chan);
+	up_write(&ptdma_topology);
+
+	if (!rc)
+		rc = ptdma_try_up(chan);
+	/* Somebody else's work is going on, or ours does not stop. */
+	if (rc == -EBUSY || rc == -ETIMEDOUT) {
+		int reset = ptdma_chan_reset(chan);
+
+		if (!reset) {
+			down_read(&ptdma_topology);
+			chan->cut = false;
+			ptdma_chan_proved(chan);
+			up_read(&ptdma_topology);
+			rc = ptdma_try_up(chan);
+		} else {
+			chan->tried = true;
+			pci_err(pdev,
+				"the engine is at work and can not be stopped: only a cold start helps, or a reset by other means\n");
+		}
+	}
+	if (!rc)
+		return 0;
+	ptdma_unbind(chan);
+	return dev_err_probe(&pdev->dev, rc, "can not bring the queue up\n");
 }
 
 static int ptdma_probe(struct pci_dev *pdev, const struct pci_device_id *id)
@@ -115,7 +196,7 @@ static int ptdma_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	chan->pdev = pdev;
 	chan->node = dev_to_node(dev);
 	init_waitqueue_head(&chan->wq);
-	mutex_init(&chan->reset_lock);
+	ptdma_chan_init_recovery(chan);
 
 	rc = pcim_enable_device(pdev);
 	if (rc)
@@ -134,53 +215,20 @@ static int ptdma_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 				     PTDMA_DMA_BITS);
 	/* The length of a descriptor is a 32-bit word. */
 	dma_set_max_seg_size(dev, U32_MAX);
-	pci_set_master(pdev);
 
-	down_write(&ptdma_topology);
-	rc = ptdma_slot_get(chan);
-	if (rc) {
-		up_write(&ptdma_topology);
-		pci_clear_master(pdev);
-		return dev_err_probe(dev, rc, "all %d channels are taken\n",
-				     PTDMA_MAX_CHANNELS);
-	}
-	rc = ptdma_irq_get(chan);
-	if (!rc)
-		rc = ptdma_chan_up(chan);
-	if (rc) {
-		ptdma_irq_put(chan);
-		ptdma_chans[chan->index] = NULL;
-	} else {
-		pci_set_drvdata(pdev, chan);
-		/* What ptdma_slot_reset() restores: enabled, with its MSI-X. */
-		pci_save_state(pdev);
-	}
-	up_write(&ptdma_topology);
-	if (rc) {
-		pci_clear_master(pdev);
-		return dev_err_probe(dev, rc, "can not bring the queue up\n");
-	}
+	rc = ptdma_bind(chan);
+	if (rc)
+		return rc;
 
-	pci_info(pdev, "channel %u, node %d, ring of %zu descriptors\n",
-		 chan->index, chan->node,
-		 chan->ring_bytes / PTDMA_DESCRIPTOR_BYTES);
+	if (chan->state == PTDMA_CHAN_UP)
+		pci_info(pdev, "channel %u, node %d, ring of %u descriptors\n",
+			 chan->index, chan->node, chan->ring.entries);
 	return 0;
 }
 
 static void ptdma_remove(struct pci_dev *pdev)
 {
-	struct ptdma_chan *chan = pci_get_drvdata(pdev);
-
-	/* Waits for batches in flight, each of which has a deadline. */
-	down_write(&ptdma_topology);
-	/* One that was given up before may answer by now; nobody asks it later. */
-	ptdma_chan_settle(chan);
-	ptdma_chan_down(chan);
-	ptdma_irq_put(chan);
-	pci_clear_master(pdev);
-	ptdma_quarantine_remove(chan);
-	ptdma_chans[chan->index] = NULL;
-	up_write(&ptdma_topology);
+	ptdma_unbind(pci_get_drvdata(pdev));
 }
 
 static void ptdma_shutdown(struct pci_dev *pdev)
@@ -188,6 +236,7 @@ static void ptdma_shutdown(struct pci_dev *pdev)
 	struct ptdma_chan *chan = pci_get_drvdata(pdev);
 
 	/* For kexec: the next kernel's memory is this one's. */
+	disable_delayed_work_sync(&chan->rescue);
 	down_write(&ptdma_topology);
 	ptdma_chan_down(chan);
 	pci_clear_master(pdev);
@@ -197,29 +246,41 @@ static void ptdma_shutdown(struct pci_dev *pdev)
 /* Down, until ptdma_go_on(). */
 static void ptdma_pause(struct ptdma_chan *chan)
 {
+	if (!chan->suspended)
+		disable_delayed_work_sync(&chan->rescue);
 	down_write(&ptdma_topology);
-	if (chan->up) {
-		ptdma_chan_down(chan);
-		chan->suspended = true;
-	}
+	chan->suspended = true;
+	ptdma_chan_down(chan);
 	up_write(&ptdma_topology);
 }
 
-static int ptdma_go_on(struct ptdma_chan *chan)
+static void ptdma_go_on(struct ptdma_chan *chan)
 {
+	bool paused = chan->suspended;
 	int rc = 0;
 
 	down_write(&ptdma_topology);
-	if ((chan->suspended || chan->leaked) && ptdma_chan_settle(chan)) {
-		pci_set_master(chan->pdev);
-		rc = ptdma_chan_up(chan);
-		if (rc)
-			pci_err(chan->pdev, "channel %u does not come back: %d\n",
-				chan->index, rc);
-	}
 	chan->suspended = false;
+	/* One that has lost its queue was reset meanwhile: that is the proof. */
+	if ((chan->state == PTDMA_CHAN_LEAKED || chan->cut) &&
+	    ptdma_chan_was_reset(chan)) {
+		chan->cut = false;
+		ptdma_chan_proved(chan);
+	}
+	if (chan->state == PTDMA_CHAN_DOWN && !chan->cut && chan->wanted)
+		rc = ptdma_chan_up(chan);
+	if (rc && !chan->bounces)
+		pci_err(chan->pdev, "channel %u does not come back: %d\n",
+			chan->index, rc);
 	up_write(&ptdma_topology);
-	return rc;
+
+	if (paused)
+		enable_delayed_work(&chan->rescue);
+	if (chan->state != PTDMA_CHAN_UP && chan->wanted && !chan->bounces) {
+		/* Something has changed, so it is tried at once. */
+		chan->not_before = jiffies;
+		ptdma_chan_rescue(chan);
+	}
 }
 
 static int ptdma_suspend(struct device *dev)
@@ -266,6 +327,8 @@ static pci_ers_result_t ptdma_error_detected(struct pci_dev *pdev,
 static pci_ers_result_t ptdma_slot_reset(struct pci_dev *pdev)
 {
 	pci_restore_state(pdev);
+	/* Older kernels restore what was saved once only. */
+	pci_save_state(pdev);
 	return PCI_ERS_RESULT_RECOVERED;
 }
 

@@ -19,6 +19,7 @@
 #include <linux/timer.h>
 #include <linux/types.h>
 #include <linux/wait.h>
+#include <linux/workqueue.h>
 
 #include "include/ptdma_kshim.h"
 
@@ -40,6 +41,42 @@
 #define PTDMA_MAX_BATCHES	8
 
 struct folio;
+struct migrate_copy_batch;
+
+/**
+ * enum ptdma_chan_state - What the engine of a channel may do; see README.md.
+ * @PTDMA_CHAN_DOWN: The library has no queue, and the engine touches no memory.
+ * @PTDMA_CHAN_UP: The library drives the queue.
+ * @PTDMA_CHAN_STOPPED: The library has the queue, out of service.  The engine
+ *	touches no memory until the channel's work item starts it again.
+ * @PTDMA_CHAN_SUSPECT: The library has the queue, out of service.  The engine
+ *	may write to whatever it was given.
+ * @PTDMA_CHAN_LEAKED: The library has no queue.  The engine may touch the ring,
+ *	and write to whatever it was given.
+ *
+ * Written with the channel's lock held.
+ */
+enum ptdma_chan_state {
+	PTDMA_CHAN_DOWN,
+	PTDMA_CHAN_UP,
+	PTDMA_CHAN_STOPPED,
+	PTDMA_CHAN_SUSPECT,
+	PTDMA_CHAN_LEAKED,
+};
+
+/**
+ * struct ptdma_ring - Memory of a descriptor ring.
+ * @mem: The memory, NULL if there is none.
+ * @dma: Where the function sees it.
+ * @bytes: Its size, a power of two.
+ * @entries: Descriptors that are used of it.
+ */
+struct ptdma_ring {
+	void *mem;
+	dma_addr_t dma;
+	size_t bytes;
+	u32 entries;
+};
 
 /**
  * struct ptdma_chan - One PTDMA function, as the kernel sees it.
@@ -47,21 +84,29 @@ struct folio;
  * @index: Number of the channel, in all of the Rust library's calls.
  * @node: NUMA node, or NUMA_NO_NODE.
  * @bar: BAR 2.
- * @ring: Memory of the descriptor ring.
- * @ring_dma: Where the function sees it.
- * @ring_bytes: Its size, a power of two.
+ * @ring: The ring that the engine knows.
  * @irq: Linux's number of the one interrupt.
  * @irq_on: Whether the handler is installed.
+ * @irq_name: What /proc/interrupts calls it.
  * @translated: An IOMMU translates for it, see mapping.c.
- * @up: The Rust library drives the function's queue.
+ * @bounces: The kernel copies what is mapped for it, so it can not win.
+ * @lock: What may be written only with it held: @state, @cut, @resetting.
+ * @state: What the engine may do.
+ * @cut: Only the lack of bus mastering keeps the engine from memory: it must be
+ *	reset, or be seen to stand, before the function is a bus master again.
+ * @resetting: The work item resets the function just now.
+ * @wanted: It is bound, and to be in use whenever it can be.
  * @suspended: Down for suspend or reset, comes up again.
- * @leaked: Down, and its engine not proved stopped: its ring stays where it is.
+ * @tried: The reset that was to prove it stopped before its removal has failed.
+ * @rescue: Resets the function, and brings the channel back.
+ * @not_before: When that is tried next, in jiffies.
+ * @delay: How long it waited before the last try, in jiffies; 0: not at all.
+ * @report: Prints what was noticed where nothing can be printed.
+ * @events: What there is to print, a bit for each enum ptdma_event.
+ * @codes: What belongs to each of them.
  * @event: Number of its latest interrupt among those of all channels, so that none
  *	is missed between look and sleep.
  * @wq: Batches that sleep until the engine interrupts.
- * @reset_lock: Serialises recovery of this function.
- * @proofs: Number of the last proof that the function has stopped, of all proofs
- *	of all channels; written under @reset_lock.
  * @recoveries: Successful recoveries.
  * @sleeps: Times that a batch slept until the engine interrupts.
  * @overdue_waits: Those of them that ended because their time was over.
@@ -71,19 +116,27 @@ struct ptdma_chan {
 	unsigned int index;
 	int node;
 	void __iomem *bar;
-	void *ring;
-	dma_addr_t ring_dma;
-	size_t ring_bytes;
+	struct ptdma_ring ring;
 	int irq;
 	bool irq_on;
+	char irq_name[32];
 	bool translated;
-	bool up;
+	bool bounces;
+	struct mutex lock; /* what the engine may do */
+	enum ptdma_chan_state state;
+	bool cut;
+	bool resetting;
+	bool wanted;
 	bool suspended;
-	bool leaked;
+	bool tried;
+	struct delayed_work rescue;
+	unsigned long not_before;
+	unsigned long delay;
+	struct work_struct report;
+	unsigned long events;
+	u64 codes[PTDMA_EVENTS];
 	u64 event;
 	wait_queue_head_t wq;
-	struct mutex reset_lock; /* resetting the function */
-	unsigned long proofs;
 	atomic_long_t recoveries;
 	atomic_long_t sleeps;
 	atomic_long_t overdue_waits;
@@ -145,12 +198,16 @@ struct ptdma_window {
  * @nr_windows: How many.
  * @must_unmap: There is something to undo for parts that lie in no window.
  * @seen: Number of the latest interrupt that the batch knows of.
+ * @may_sleep: Whoever migrates may sleep.
+ * @proof_end: When the time is over for proofs that engines have stopped; 0:
+ *	none was asked for.
+ * @doubted: A proof was asked for in vain: it is in the list of those that may
+ *	be written to, and must go into quarantine.
+ * @quarantined: It is in quarantine, no longer in flight.
+ * @unproven: Channels that may still write to its folios.
+ * @orphan: One of these was removed: the folios stay in quarantine for good.
  * @held: References to folios in quarantine.
  * @nr_held: How many.
- * @unproven: Channels that may still write to them.
- * @doubted: Channels of which it was asked in vain whether they have stopped.
- * @doubted_at: Number of the last proof when that was asked last.
- * @orphan: One of these was removed: they stay in quarantine for good.
  * @sleeps: Times that the batch slept.
  * @sleeper: Its task, while that sleeps.
  * @alarm: Ends a sleep that no interrupt ends.
@@ -167,12 +224,14 @@ struct ptdma_batch {
 	unsigned int nr_windows;
 	bool must_unmap;
 	u64 seen;
+	bool may_sleep;
+	u64 proof_end;
+	bool doubted;
+	bool quarantined;
+	u64 unproven;
+	bool orphan;
 	struct folio **held;
 	unsigned int nr_held;
-	u64 unproven;
-	u64 doubted;
-	unsigned long doubted_at;
-	bool orphan;
 	unsigned int sleeps;
 	struct rcuwait sleeper;
 	struct timer_list alarm;
@@ -183,7 +242,8 @@ struct ptdma_batch {
  * @folios_migrated: Folios copied and marked.
  * @folios_failures: Folios of accepted batches left to the CPU.
  * @batches: Batches accepted.
- * @declined: Batches left to the CPU at once because they are small.
+ * @declined: Batches left to the CPU at once because they are small, or no
+ *	channel is in service.
  * @busy: Batches left to the CPU because no resources were free.
  * @bytes: Bytes copied and marked.
  * @quarantined: Folios in quarantine now.
@@ -209,18 +269,33 @@ extern struct ptdma_chan *ptdma_chans[PTDMA_MAX_CHANNELS];
 extern unsigned int ptdma_chans_end;
 extern struct ptdma_system *ptdma_system;
 extern struct ptdma_totals ptdma_totals;
+/* Bytes of all batches, those in quarantine included. */
+extern atomic_long_t ptdma_pool_memory;
 
 /* channel.c */
 int ptdma_chan_up(struct ptdma_chan *chan);
 void ptdma_chan_down(struct ptdma_chan *chan);
-bool ptdma_chan_settle(struct ptdma_chan *chan);
+void ptdma_chan_proved(struct ptdma_chan *chan);
+bool ptdma_chan_was_reset(struct ptdma_chan *chan);
+void ptdma_chan_leave(struct ptdma_chan *chan);
 int ptdma_chans_reopen(void);
 size_t ptdma_chans_bytes(void);
 
 /* recovery.c */
-bool ptdma_chan_prove_stopped(struct ptdma_chan *chan);
+int ptdma_recovery_init(void);
+void ptdma_recovery_exit(void);
+void ptdma_chan_init_recovery(struct ptdma_chan *chan);
+bool ptdma_chan_cut_off(struct ptdma_chan *chan, u64 until, bool may_sleep);
+u64 ptdma_proof_end(void);
+int ptdma_chan_reset(struct ptdma_chan *chan);
+void ptdma_chan_rescue(struct ptdma_chan *chan);
+void ptdma_chans_rescue(u64 chans);
+void ptdma_chan_part(struct ptdma_chan *chan);
+void ptdma_chans_part(void);
+void ptdma_report_queue(struct ptdma_chan *chan);
 
 /* services.c */
+void ptdma_report_work(struct work_struct *work);
 extern atomic64_t ptdma_events;
 void ptdma_alarm(struct timer_list *timer);
 
@@ -228,28 +303,34 @@ void ptdma_alarm(struct timer_list *timer);
 int ptdma_pool_init(void);
 void ptdma_pool_exit(void);
 void ptdma_pool_join(struct ptdma_batch *batch);
-void ptdma_pool_leave(void);
-size_t ptdma_pool_bytes(void);
+void ptdma_pool_leave(gfp_t gfp);
+gfp_t ptdma_batch_gfp(const struct ptdma_batch *batch);
 struct ptdma_batch *ptdma_batch_get(void);
 void ptdma_batch_put(struct ptdma_batch *batch);
 void ptdma_batch_free(struct ptdma_batch *batch);
 int ptdma_offload_copy(struct list_head *dst, struct list_head *src,
 		       unsigned int folio_cnt);
+#ifdef PTDMA_COPY_BATCH
+int ptdma_copy_batch(const struct migrate_copy_batch *copy);
+#endif
 int ptdma_batch_round(struct ptdma_batch *batch, unsigned int nr, int only,
 		      struct ptdma_result *result);
 
 /* quarantine.c */
-void ptdma_quarantine(struct ptdma_batch *batch, struct list_head *dst,
-		      u64 unproven);
-void ptdma_quarantine_release(u64 proven);
+void ptdma_quarantine_doubt(struct ptdma_batch *batch, unsigned int chan);
+void ptdma_quarantine_hold(struct ptdma_batch *batch, unsigned int nr);
+void ptdma_quarantine_add(struct ptdma_batch *batch, struct folio *folio);
+void ptdma_quarantine(struct ptdma_batch *batch,
+		      const struct ptdma_result *result);
+void ptdma_quarantine_release(unsigned int chan);
 void ptdma_quarantine_remove(struct ptdma_chan *chan);
 void ptdma_quarantine_abandon(void);
 
 /* mapping.c */
 bool ptdma_is_translated(struct device *dev);
+bool ptdma_bounces(struct device *dev, bool translated);
 bool ptdma_maps_channel(struct ptdma_batch *batch, unsigned int chan);
 void ptdma_unmap_channel(struct ptdma_batch *batch, unsigned int chan);
-void ptdma_lose_channel(struct ptdma_batch *batch, unsigned int chan);
 void ptdma_unmap_round(struct ptdma_batch *batch);
 
 /* migrator.c */
@@ -269,6 +350,7 @@ int ptdma_selftest(void);
 int ptdma_selftest_result(char *buf);
 
 /* sysfs.c */
+int ptdma_engine_emit(struct ptdma_chan *chan, char *buf, int at);
 extern const struct attribute_group *ptdma_chan_groups[];
 
 /* pci.c */

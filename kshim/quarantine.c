@@ -2,7 +2,10 @@
 /*
  * Memory that an engine may still write to
  *
- * It belongs to nobody until the function is proved stopped, or is gone.
+ * It belongs to nobody until the function is proved stopped, or is gone.  Which
+ * channels may write to a batch's folios is told by batch->unproven alone: a bit
+ * is set when a proof was asked for in vain, and cleared by the proof.  From the
+ * first doubt on, the batch is in the list here, so that no proof misses it.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -12,7 +15,9 @@
 
 #include "ptdma_migrator.h"
 
-static LIST_HEAD(ptdma_quarantined);
+/* Batches that were ever doubted: in quarantine, or in flight and about to be. */
+static LIST_HEAD(ptdma_doubtful);
+/* Protects the list, and in each of its batches doubted, quarantined, unproven. */
 static DEFINE_SPINLOCK(ptdma_quarantine_lock);
 
 static void ptdma_quarantine_end(struct ptdma_batch *batch)
@@ -27,81 +32,107 @@ static void ptdma_quarantine_end(struct ptdma_batch *batch)
 	kvfree(batch->held);
 	batch->held = NULL;
 	batch->nr_held = 0;
+	batch->doubted = false;
+	batch->quarantined = false;
 	ptdma_pool_join(batch);
 }
 
-/* Those of the channels that were not proved stopped since the batch asked. */
-static u64 ptdma_still_unproven(struct ptdma_batch *batch, u64 unproven)
-{
-	unsigned int i;
-
-	for (i = 0; i < ptdma_chans_end; i++) {
-		struct ptdma_chan *chan = ptdma_chans[i];
-
-		if (chan && batch->doubted & BIT_ULL(i) &&
-		    (long)(READ_ONCE(chan->proofs) - batch->doubted_at) > 0)
-			unproven &= ~BIT_ULL(i);
-	}
-	return unproven;
-}
-
 /**
- * ptdma_quarantine - Keep the destinations of a batch from everybody.
- * @batch: The batch, which goes into quarantine with its mappings.
- * @dst: All destinations.
- * @unproven: Channels that may still write to them.
+ * ptdma_quarantine_doubt - Note that a channel may still write to a batch's folios.
+ * @batch: The batch, in flight; it goes into quarantine when it ends.
+ * @chan: The channel.
  *
  * Context: Process context, ptdma_topology held.
  */
-void ptdma_quarantine(struct ptdma_batch *batch, struct list_head *dst,
-		      u64 unproven)
+void ptdma_quarantine_doubt(struct ptdma_batch *batch, unsigned int chan)
 {
-	unsigned int nr = list_count_nodes(dst);
-	struct folio *folio;
+	guard(spinlock)(&ptdma_quarantine_lock);
 
-	/* If there is no memory to remember them, they are never given back. */
-	batch->held = kvmalloc_array(nr, sizeof(*batch->held), GFP_NOIO);
+	batch->unproven |= BIT_ULL(chan);
+	if (batch->doubted)
+		return;
+	batch->doubted = true;
+	list_add_tail(&batch->list, &ptdma_doubtful);
+}
+
+/**
+ * ptdma_quarantine_hold - Make room for references to folios.
+ * @batch: The batch that goes into quarantine.
+ * @nr: How many folios.
+ *
+ * If there is no memory to remember them, they are never given back.
+ *
+ * Context: Process context, may be within reclaim.
+ */
+void ptdma_quarantine_hold(struct ptdma_batch *batch, unsigned int nr)
+{
+	batch->held = kvmalloc_array(nr, sizeof(*batch->held),
+				     ptdma_batch_gfp(batch));
 	batch->nr_held = 0;
-	list_for_each_entry(folio, dst, lru) {
-		folio_get(folio);
-		if (batch->held)
-			batch->held[batch->nr_held++] = folio;
-	}
 	atomic64_add(nr, &ptdma_totals.quarantined);
-	ptdma_pool_leave();
+}
 
-	/*
-	 * Whoever proves it from here on finds the batch in the list; of who has
-	 * proved it before, @proofs tells.
-	 */
+/**
+ * ptdma_quarantine_add - Keep a folio for as long as an engine may write to it.
+ * @batch: The batch, which has room.
+ * @folio: The folio, with a reference that becomes the batch's.
+ */
+void ptdma_quarantine_add(struct ptdma_batch *batch, struct folio *folio)
+{
+	if (batch->held)
+		batch->held[batch->nr_held++] = folio;
+}
+
+/**
+ * ptdma_quarantine - Keep a batch from everybody, with its folios and mappings.
+ * @batch: The batch, with the references to its folios.
+ * @result: What the library says of its last round.
+ *
+ * Context: Process context, ptdma_topology held.
+ */
+void ptdma_quarantine(struct ptdma_batch *batch,
+		      const struct ptdma_result *result)
+{
+	unsigned int nr = batch->nr_held;
+	u64 unproven;
+
+	ptdma_pool_leave(ptdma_batch_gfp(batch));
+
 	spin_lock(&ptdma_quarantine_lock);
-	unproven = ptdma_still_unproven(batch, unproven);
-	batch->unproven = unproven;
-	list_add_tail(&batch->list, &ptdma_quarantined);
+	if (!batch->doubted) {
+		/* Can not be: the library has not asked whom it doubts. */
+		batch->unproven = result->unproven;
+		list_add_tail(&batch->list, &ptdma_doubtful);
+		batch->doubted = true;
+	}
+	batch->quarantined = true;
+	unproven = batch->unproven;
 	spin_unlock(&ptdma_quarantine_lock);
 
 	if (unproven)
 		pr_crit("channels %#llx can not be stopped: %u folios that they may write to are in quarantine\n",
 			unproven, nr);
-	else
-		ptdma_quarantine_release(0);
+	/* A proof may have come while it was in flight. */
+	ptdma_quarantine_release(PTDMA_MAX_CHANNELS);
 }
 
 /**
  * ptdma_quarantine_release - Give back what only stopped engines wrote to.
- * @proven: Channels that have been proved stopped since.
+ * @chan: Channel that has been proved stopped, and has got no work since;
+ *	PTDMA_MAX_CHANNELS: none.
  *
  * Context: Process context, ptdma_topology held.
  */
-void ptdma_quarantine_release(u64 proven)
+void ptdma_quarantine_release(unsigned int chan)
 {
+	u64 proven = chan < PTDMA_MAX_CHANNELS ? BIT_ULL(chan) : 0;
 	struct ptdma_batch *batch, *next;
 	LIST_HEAD(free);
 
 	spin_lock(&ptdma_quarantine_lock);
-	list_for_each_entry_safe(batch, next, &ptdma_quarantined, list) {
+	list_for_each_entry_safe(batch, next, &ptdma_doubtful, list) {
 		batch->unproven &= ~proven;
-		if (!batch->unproven && !batch->orphan)
+		if (batch->quarantined && !batch->unproven && !batch->orphan)
 			list_move(&batch->list, &free);
 	}
 	spin_unlock(&ptdma_quarantine_lock);
@@ -116,8 +147,9 @@ void ptdma_quarantine_release(u64 proven)
  * ptdma_quarantine_remove - A channel goes.
  * @chan: The channel, which is down.
  *
- * If its engine was not proved stopped, what waits for that is never given back:
- * the number of the channel can be somebody else's soon.
+ * Its mappings go: the number of the channel, and with it the IOMMU domain in which
+ * a batch has mappings, can be another function's soon.  If the engine was not
+ * proved stopped, what it may write to is never given back.
  *
  * Context: Process context, ptdma_topology held for writing.
  */
@@ -126,15 +158,12 @@ void ptdma_quarantine_remove(struct ptdma_chan *chan)
 	struct ptdma_batch *batch;
 
 	/* Nobody else changes the list while ptdma_topology is ours. */
-	list_for_each_entry(batch, &ptdma_quarantined, list) {
-		if (!chan->leaked) {
-			ptdma_unmap_channel(batch, chan->index);
-			continue;
-		}
-		if (batch->unproven & BIT_ULL(chan->index) ||
-		    ptdma_maps_channel(batch, chan->index))
+	list_for_each_entry(batch, &ptdma_doubtful, list) {
+		if (chan->state == PTDMA_CHAN_LEAKED &&
+		    (batch->unproven & BIT_ULL(chan->index) ||
+		     ptdma_maps_channel(batch, chan->index)))
 			batch->orphan = true;
-		ptdma_lose_channel(batch, chan->index);
+		ptdma_unmap_channel(batch, chan->index);
 	}
 }
 
@@ -148,7 +177,7 @@ void ptdma_quarantine_abandon(void)
 {
 	struct ptdma_batch *batch, *next;
 
-	list_for_each_entry_safe(batch, next, &ptdma_quarantined, list) {
+	list_for_each_entry_safe(batch, next, &ptdma_doubtful, list) {
 		pr_crit("%u folios stay in quarantine for good: channels %#llx were never proved stopped\n",
 			batch->nr_held, batch->unproven);
 		list_del(&batch->list);

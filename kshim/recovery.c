@@ -1,42 +1,47 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Getting an engine back that does not stop when told to
+ * Proofs that an engine has stopped, and the way back into service
  *
  * Memory that an engine may still write must not be given back.  The Rust
  * library stops engines by their own registers, and says of which ones it could
- * not prove that they have stopped.  For these there is the ladder here: cut the
- * function off from memory and reset it, or see that it is not there any more.
+ * not prove that they have stopped.
+ *
+ * A migration gets one more proof, within milliseconds: bus mastering off, read
+ * back, and no transaction pending.  Where that fails, the destinations of the
+ * batch go into quarantine.
+ *
+ * Everything that takes longer is done by one work item for each channel: the
+ * reset of the function, the release of the quarantine, and the way back.
  */
 #include <linux/delay.h>
+#include <linux/jiffies.h>
 #include <linux/pci.h>
+#include <linux/workqueue.h>
 
 #include "ptdma_migrator.h"
 #include "trace.h"
 
-/* Proofs so far, of all channels: tells which of two came first. */
-static atomic_long_t ptdma_proofs;
+/*
+ * Time that all proofs of one batch may take together.  A transaction ends within
+ * microseconds unless its answer is lost; a register of the configuration space
+ * takes about one, and some 100 in an emulator: enough for sixteen functions.
+ */
+#define PTDMA_PROOF_NS		(5 * NSEC_PER_MSEC)
+
+/* Wait after a channel came back and fell out again. */
+#define PTDMA_FIRST_DELAY	msecs_to_jiffies(100)
+/* Longest wait: a channel that fails every time costs one batch a minute. */
+#define PTDMA_LAST_DELAY	msecs_to_jiffies(60 * MSEC_PER_SEC)
+/* Batches that still hold descriptors of a channel let go of them soon. */
+#define PTDMA_HELD_DELAY	msecs_to_jiffies(10)
 
 /*
- * Somebody else may hold the device lock, and may wait for us meanwhile (remove
- * and suspend wait for batches in flight), so it is tried for this long only.
+ * Place of FLR among the methods of pci_dev.reset_methods, from Linux 5.15 to 7.3;
+ * whoever changes the list in sysfs allows or forbids it there.
  */
-#define PTDMA_RESET_LOCK_TRIES	50
-#define PTDMA_RESET_LOCK_MS	2
+#define PTDMA_METHOD_FLR	3
 
-/*
- * A function whose configuration space does not answer gets this long to do so:
- * the longest completion timeout that devices commonly use, so that one lost
- * answer is not taken for an absent device.
- */
-#define PTDMA_ABSENT_MS		50
-
-static bool ptdma_chan_answers(struct pci_dev *pdev)
-{
-	if (pci_device_is_present(pdev))
-		return true;
-	msleep(PTDMA_ABSENT_MS);
-	return pci_device_is_present(pdev);
-}
+static struct workqueue_struct *ptdma_wq;
 
 /*
  * Whether it was pulled: its port has seen the slot empty or the link down,
@@ -48,11 +53,128 @@ static bool ptdma_chan_unplugged(struct pci_dev *pdev)
 	return READ_ONCE(pdev->error_state) == pci_channel_io_perm_failure;
 }
 
+/**
+ * ptdma_proof_end - When the time for proofs is over.
+ *
+ * Return: The time, as ptdma_k_now_ns().
+ */
+u64 ptdma_proof_end(void)
+{
+	return ptdma_k_now_ns() + PTDMA_PROOF_NS;
+}
+
+/**
+ * ptdma_chan_cut_off - Turn bus mastering off, and see that nothing is under way.
+ * @chan: The channel.
+ * @until: How long to wait for transactions that are pending.
+ * @may_sleep: Sleep meanwhile.
+ *
+ * A function without bus mastering starts no transaction.  The answer to reading
+ * the command register back pushes what it has written before it; what it waits
+ * for itself is what its status calls pending.  This holds for as long as bus
+ * mastering stays off: the engine may wait with a descriptor, and go on with it.
+ *
+ * Context: Process context, chan->lock held.
+ * Return: Whether the function touches no memory now.
+ */
+bool ptdma_chan_cut_off(struct ptdma_chan *chan, u64 until, bool may_sleep)
+{
+	struct pci_dev *pdev = chan->pdev;
+	u16 command, status;
+
+	lockdep_assert_held(&chan->lock);
+
+	if (!pci_device_is_present(pdev))
+		return ptdma_chan_unplugged(pdev);
+	pci_clear_master(pdev);
+	if (pci_read_config_word(pdev, PCI_COMMAND, &command) ||
+	    PCI_POSSIBLE_ERROR(command) || command & PCI_COMMAND_MASTER ||
+	    !pci_is_pcie(pdev))
+		return false;
+	for (;;) {
+		if (pcie_capability_read_word(pdev, PCI_EXP_DEVSTA, &status) ||
+		    PCI_POSSIBLE_ERROR(status))
+			return false;
+		if (!(status & PCI_EXP_DEVSTA_TRPND))
+			return true;
+		if (ptdma_k_now_ns() >= until)
+			return false;
+		if (may_sleep)
+			usleep_range(20, 50);
+		else
+			cpu_relax();
+	}
+}
+
+/* A proof, or the lack of one, for a channel whose engine is in doubt. */
+static bool ptdma_chan_prove(struct ptdma_chan *chan, u64 until, bool may_sleep)
+{
+	bool proved = ptdma_chan_cut_off(chan, until, may_sleep);
+
+	trace_ptdma_recovery(chan->index, PTDMA_RECOVERY_CUT_OFF,
+			     proved ? 0 : -EBUSY);
+	chan->cut = true;
+	WRITE_ONCE(chan->state, proved ? PTDMA_CHAN_STOPPED :
+					 PTDMA_CHAN_SUSPECT);
+	return proved;
+}
+
+/**
+ * ptdma_k_prove_stopped - Make sure that a channel touches no memory.
+ * @batch: The batch that asks, which gives the channel no more work.
+ * @index: The channel, out of service.
+ *
+ * Takes milliseconds at most, for all channels of a batch.  What comes after is
+ * the work item's.
+ *
+ * Context: Process context, ptdma_topology held for reading; sleeps, if the batch
+ * may.
+ * Return: Whether it is proved.
+ */
+bool ptdma_k_prove_stopped(struct ptdma_batch *batch, u32 index)
+{
+	struct ptdma_chan *chan = ptdma_chans[index];
+	bool proved = false;
+
+	if (!chan)
+		return false;
+
+	if (!batch->proof_end)
+		batch->proof_end = ptdma_proof_end();
+	/* Whoever holds it is at the same proof, or changes a few variables. */
+	if (batch->may_sleep)
+		mutex_lock(&chan->lock);
+	else if (!mutex_trylock(&chan->lock))
+		goto out;
+	switch (chan->state) {
+	case PTDMA_CHAN_UP:
+		if (ptdma_k_now_ns() < batch->proof_end) {
+			proved = ptdma_chan_prove(chan, batch->proof_end,
+						  batch->may_sleep);
+			break;
+		}
+		chan->cut = true;
+		WRITE_ONCE(chan->state, PTDMA_CHAN_SUSPECT);
+		break;
+	case PTDMA_CHAN_STOPPED:
+		proved = true;
+		break;
+	default:
+		break;
+	}
+	mutex_unlock(&chan->lock);
+out:
+	if (!proved)
+		ptdma_quarantine_doubt(batch, index);
+	ptdma_chan_rescue(chan);
+	return proved;
+}
+
 /*
  * Whether a reset has reached the function: it is not allowed anything then.  It
  * may have been out of reach while it was told to reset, and be back since.
  */
-static bool ptdma_chan_was_reset(struct pci_dev *pdev)
+static bool ptdma_function_was_reset(struct pci_dev *pdev)
 {
 	u16 command;
 
@@ -61,139 +183,368 @@ static bool ptdma_chan_was_reset(struct pci_dev *pdev)
 	return !(command & (PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER));
 }
 
-static int ptdma_chan_reset(struct pci_dev *pdev)
+static int ptdma_chan_flr(struct pci_dev *pdev)
 {
 	bool quiet;
-	int tries, rc;
+	int rc;
 
-	/* Whoever empties reset_method in sysfs knows why. */
-	if (!pdev->reset_methods[0])
-		return -ENOTTY;
+	/*
+	 * Nothing but FLR: other methods take neighbours along, or are not for
+	 * this context.
+	 */
+	if (!memchr(pdev->reset_methods, PTDMA_METHOD_FLR,
+		    sizeof(pdev->reset_methods)) ||
+	    pcie_reset_flr(pdev, PCI_RESET_PROBE))
+		return -EOPNOTSUPP;
 
-	if (!pcie_reset_flr(pdev, PCI_RESET_PROBE)) {
-		/*
-		 * Keeps user space from reading the configuration space of a
-		 * function that is being reset.  Only tried, for the reason given
-		 * above: user space may see all ones then, no more.
-		 */
-		quiet = pci_cfg_access_trylock(pdev);
-		rc = pcie_reset_flr(pdev, PCI_RESET_DO_RESET);
-		if (quiet)
-			pci_cfg_access_unlock(pdev);
-		/*
-		 * -ENOTTY: it does not come back.  Whatever else could reset it
-		 * takes its neighbours along.
-		 */
-		return rc == -ENOTTY ? -EIO : rc;
-	}
-
-	/* No FLR.  Other ways to reset want the device lock. */
-	for (tries = 0; tries < PTDMA_RESET_LOCK_TRIES; tries++) {
-		if (pci_dev_trylock(pdev)) {
-			rc = __pci_reset_function_locked(pdev);
-			pci_dev_unlock(pdev);
-			return rc;
-		}
-		msleep(PTDMA_RESET_LOCK_MS);
-	}
-	return -EBUSY;
+	/*
+	 * Keeps user space from reading the configuration space of a function
+	 * that is being reset.  Only tried: whoever holds it may wait for us, and
+	 * without it user space sees all ones, no more.
+	 */
+	quiet = pci_cfg_access_trylock(pdev);
+	rc = pcie_reset_flr(pdev, PCI_RESET_DO_RESET);
+	if (quiet)
+		pci_cfg_access_unlock(pdev);
+	/* It is there: -ENOTTY says that the function does not come back. */
+	return rc == -ENOTTY ? -EIO : rc;
 }
 
 /**
- * ptdma_chan_prove_stopped - Make sure that a function touches no memory.
- * @chan: The channel.
+ * ptdma_chan_reset - Reset a function, as a proof that its engine has stopped.
+ * @chan: The channel, out of service.
  *
- * Bus mastering is turned off, then the function is reset, which ends whatever
- * its engine was at.  After success the function is a bus master again, with
- * its queue not set up.  A function that does not answer is not proved stopped,
- * but if it was pulled.
+ * After success the function is configured as before, but no bus master, and its
+ * queue is not set up.
  *
- * Context: Process context, ptdma_topology held; sleeps, for 0.1 s if all is well
- * and for a minute if the function does not come back from its reset, which is
- * how long the PCI core waits.
- * Return: Whether it is proved.
+ * Context: Process context, without ptdma_topology and chan->lock.  From the work
+ * item, or before that can run.  Takes 0.1 s if all is well, and a minute if the
+ * function does not come back, which is how long the PCI core waits.
+ * Return: 0, -EOPNOTSUPP if the function has no FLR or it is not allowed, or
+ * another negative error code.
  */
-bool ptdma_chan_prove_stopped(struct ptdma_chan *chan)
+int ptdma_chan_reset(struct ptdma_chan *chan)
 {
 	struct pci_dev *pdev = chan->pdev;
 	int rc;
 
-	lockdep_assert_held(&ptdma_topology);
-
-	if (!ptdma_chan_answers(pdev)) {
-		bool unplugged = ptdma_chan_unplugged(pdev);
-
-		trace_ptdma_recovery(chan->index, PTDMA_RECOVERY_ABSENT,
-				     unplugged ? 0 : -ENODEV);
-		if (!unplugged)
-			pci_err(pdev, "does not answer, and can not be reset\n");
-		return unplugged;
+	if (!pci_device_is_present(pdev)) {
+		rc = ptdma_chan_unplugged(pdev) ? 0 : -ENODEV;
+		trace_ptdma_recovery(chan->index, PTDMA_RECOVERY_ABSENT, rc);
+		if (rc)
+			dev_err_ratelimited(&pdev->dev,
+					    "does not answer, and can not be reset\n");
+		return rc;
 	}
 
 	/*
 	 * One that was reset while it did not answer knows nothing that is worth
 	 * to be kept: it gets back what was saved before.
 	 */
-	if (!ptdma_chan_was_reset(pdev)) {
+	if (!ptdma_function_was_reset(pdev)) {
 		pci_clear_master(pdev);
-		/*
-		 * As it is to be if the reset fails: what is saved here during
-		 * suspend is what the PCI core writes back during resume.
-		 */
 		pci_save_state(pdev);
 	}
-	rc = ptdma_chan_reset(pdev);
-	if (!rc && !ptdma_chan_was_reset(pdev))
+	rc = ptdma_chan_flr(pdev);
+	if (!rc && !ptdma_function_was_reset(pdev))
 		rc = -EIO;
 	trace_ptdma_recovery(chan->index, PTDMA_RECOVERY_RESET, rc);
-	if (rc) {
-		/* Stays off the bus. */
-		pci_err(pdev, "reset failed: %d\n", rc);
-		return ptdma_chan_unplugged(pdev);
+	if (!rc) {
+		pci_restore_state(pdev);
+		/* As saved it may have been a bus master. */
+		pci_clear_master(pdev);
+		return 0;
 	}
-	pci_restore_state(pdev);
-	pci_set_master(pdev);
+	/* Stays off the bus. */
+	if (rc == -EOPNOTSUPP)
+		dev_err_ratelimited(&pdev->dev,
+				    "can not be reset by itself (no FLR): it stays off the bus; \"echo 1 > reset\" by other methods, or a cold start, helps\n");
+	else
+		dev_err_ratelimited(&pdev->dev, "reset failed: %d\n", rc);
+	return ptdma_chan_unplugged(pdev) ? 0 : rc;
+}
+
+/*
+ * The first step: whatever the library could not prove is in doubt.  Returns
+ * whether there is anything to do.
+ */
+static bool ptdma_rescue_look(struct ptdma_chan *chan)
+{
+	guard(mutex)(&chan->lock);
+
+	if (chan->state == PTDMA_CHAN_UP) {
+		switch (ptdma_rs_channel_service(ptdma_system, chan->index)) {
+		case PTDMA_SERVICE_ACTIVE:
+			return false;
+		case PTDMA_SERVICE_STOPPED:
+			/* By its registers: nothing keeps it from going on. */
+			chan->cut = false;
+			WRITE_ONCE(chan->state, PTDMA_CHAN_STOPPED);
+			break;
+		default:
+			ptdma_chan_prove(chan, ptdma_proof_end(), true);
+		}
+	}
+	if (chan->state == PTDMA_CHAN_DOWN && !chan->cut && !chan->wanted)
+		return false;
+	if (chan->tried)
+		return false;
+	/*
+	 * What has come up before in vain is reset: its registers said that it
+	 * stands, and then it did not start.
+	 */
+	chan->resetting = chan->cut || chan->state == PTDMA_CHAN_SUSPECT ||
+			  chan->state == PTDMA_CHAN_LEAKED;
 	return true;
 }
 
-/**
- * ptdma_k_prove_stopped - Make sure that a channel touches no memory.
- * @batch: The batch that asks, which gives the channel no more work.
- * @index: The channel.
- *
- * Context: Process context, ptdma_topology held for reading; sleeps.
- * Return: Whether it is proved.
- */
-bool ptdma_k_prove_stopped(struct ptdma_batch *batch, u32 index)
+/* The second one: the proof is here, or it is not. */
+static void ptdma_rescue_reset_done(struct ptdma_chan *chan, int rc)
 {
-	struct ptdma_chan *chan = ptdma_chans[index];
-	unsigned long before;
-	bool proved;
+	bool proved = !rc;
 
-	if (!chan)
-		return false;
+	mutex_lock(&chan->lock);
+	chan->resetting = false;
+	if (proved)
+		chan->cut = false;
+	else if (chan->state == PTDMA_CHAN_SUSPECT ||
+		 chan->state == PTDMA_CHAN_LEAKED)
+		/* What was pending may be over by now. */
+		proved = ptdma_chan_cut_off(chan, ptdma_proof_end(), true);
+	else
+		proved = true;
+	mutex_unlock(&chan->lock);
+	if (proved)
+		ptdma_chan_proved(chan);
+}
+
+/* A queue that stands goes on, with the ring that it has. */
+static int ptdma_rescue_revive(struct ptdma_chan *chan)
+{
+	int rc;
+
+	guard(mutex)(&chan->lock);
+	/*
+	 * Whoever had doubts has noted them before the proof: no batch lets go of
+	 * the channel's descriptors, without which nothing is revived, before.
+	 */
+	ptdma_quarantine_release(chan->index);
+	pci_set_master(chan->pdev);
+	rc = ptdma_rs_channel_revive(ptdma_system, chan->index);
+	if (rc) {
+		pci_clear_master(chan->pdev);
+		/* It must be reset next time, but if it was only too early. */
+		chan->cut = chan->cut || rc != -EAGAIN;
+		return rc;
+	}
+	WRITE_ONCE(chan->state, PTDMA_CHAN_UP);
+	return 0;
+}
+
+/*
+ * Returns 0 if the channel is in service again or not to be, 1 if there was nothing
+ * to do, or a negative error code.
+ */
+static int ptdma_rescue(struct ptdma_chan *chan)
+{
+	struct ptdma_settings settings;
+	int reset = 0, rc = 0;
+	bool revive;
+
+	down_read(&ptdma_topology);
+	if (!ptdma_rescue_look(chan)) {
+		up_read(&ptdma_topology);
+		return 1;
+	}
+	up_read(&ptdma_topology);
+
+	/* Nobody who holds ptdma_topology waits for this. */
+	if (chan->resetting)
+		reset = ptdma_chan_reset(chan);
+
+	down_read(&ptdma_topology);
+	ptdma_rescue_reset_done(chan, reset);
+	ptdma_rs_settings_get(ptdma_system, &settings);
+	revive = chan->wanted && !chan->cut &&
+		 chan->state == PTDMA_CHAN_STOPPED &&
+		 chan->ring.entries == settings.ring_entries;
+	if (revive)
+		rc = ptdma_rescue_revive(chan);
+	up_read(&ptdma_topology);
+	if (revive || !chan->wanted)
+		return rc;
+	/* The reset itself has failed: the next one may not. */
+	if (reset && reset != -EOPNOTSUPP)
+		return reset;
 
 	/*
-	 * Whoever comes first proves it for all who wait here: they gave the
-	 * channel their work before.
+	 * Another ring, none, or an engine that can not be reset: bringing a queue
+	 * up looks whether the engine stands before it is a bus master.
 	 */
-	before = READ_ONCE(chan->proofs);
-	mutex_lock(&chan->reset_lock);
-	proved = chan->proofs != before;
-	if (!proved && ptdma_chan_prove_stopped(chan)) {
-		WRITE_ONCE(chan->proofs, atomic_long_inc_return(&ptdma_proofs));
-		/*
-		 * Only here: what another batch puts into quarantine after this
-		 * proof, because of a later hang, is not covered by it.
-		 */
-		ptdma_quarantine_release(BIT_ULL(index));
-		proved = true;
+	down_write(&ptdma_topology);
+	if (chan->state == PTDMA_CHAN_STOPPED)
+		ptdma_chan_down(chan);
+	if (chan->state == PTDMA_CHAN_DOWN) {
+		rc = ptdma_chan_up(chan);
+		if (!rc)
+			ptdma_k_report(chan->index, PTDMA_EVENT_REVIVED, 0);
+	} else if (chan->state != PTDMA_CHAN_UP) {
+		rc = -EBUSY;
 	}
-	if (!proved) {
-		batch->doubted |= BIT_ULL(index);
-		batch->doubted_at = atomic_long_read(&ptdma_proofs);
-	}
-	mutex_unlock(&chan->reset_lock);
+	up_write(&ptdma_topology);
+	/* Its memory would be bounced: that is how it is to be. */
+	return chan->bounces ? 0 : rc;
+}
 
-	return proved;
+static void ptdma_rescue_work(struct work_struct *work)
+{
+	struct ptdma_chan *chan = container_of(to_delayed_work(work),
+					       struct ptdma_chan, rescue);
+	int rc = ptdma_rescue(chan);
+
+	if (rc == 1)
+		return;
+	if (rc == -EAGAIN) {
+		queue_delayed_work(ptdma_wq, &chan->rescue, PTDMA_HELD_DELAY);
+		return;
+	}
+	/*
+	 * From one try to the next the wait doubles.  The first comes at once: the
+	 * memory that was copied may be to blame, and not the channel.
+	 */
+	chan->delay = chan->delay ? min(2 * chan->delay, PTDMA_LAST_DELAY) :
+				    PTDMA_FIRST_DELAY;
+	WRITE_ONCE(chan->not_before, jiffies + chan->delay);
+	if (rc && chan->wanted)
+		queue_delayed_work(ptdma_wq, &chan->rescue, chan->delay);
+}
+
+/**
+ * ptdma_chan_rescue - Have a channel brought back that is out of service.
+ * @chan: The channel.
+ *
+ * Context: Any.
+ */
+void ptdma_chan_rescue(struct ptdma_chan *chan)
+{
+	unsigned long now = jiffies, at = READ_ONCE(chan->not_before);
+
+	queue_delayed_work(ptdma_wq, &chan->rescue,
+			   time_after(at, now) ? at - now : 0);
+}
+
+/**
+ * ptdma_chans_rescue - Have channels brought back that are out of service.
+ * @chans: The channels, a bit each.
+ *
+ * Context: ptdma_topology held.
+ */
+void ptdma_chans_rescue(u64 chans)
+{
+	while (chans) {
+		struct ptdma_chan *chan = ptdma_chans[__ffs64(chans)];
+
+		chans &= chans - 1;
+		if (chan)
+			ptdma_chan_rescue(chan);
+	}
+}
+
+/* A channel is not wanted any more: stopped, or else the work item is at it. */
+static void ptdma_chan_part_begin(struct ptdma_chan *chan)
+{
+	lockdep_assert_held_write(&ptdma_topology);
+
+	chan->wanted = false;
+	ptdma_chan_down(chan);
+	if ((chan->state == PTDMA_CHAN_LEAKED || chan->cut) && !chan->tried)
+		mod_delayed_work(ptdma_wq, &chan->rescue, 0);
+}
+
+/**
+ * ptdma_chan_part - Stop a channel for good.
+ * @chan: The channel.
+ *
+ * Its state is PTDMA_CHAN_DOWN or PTDMA_CHAN_LEAKED afterwards, and the work item
+ * does not run.
+ *
+ * Context: Process context, without ptdma_topology.  Waits for batches in flight,
+ * each of which has a deadline, and for one reset if the engine does not stop.
+ */
+void ptdma_chan_part(struct ptdma_chan *chan)
+{
+	down_write(&ptdma_topology);
+	ptdma_chan_part_begin(chan);
+	up_write(&ptdma_topology);
+	flush_delayed_work(&chan->rescue);
+	chan->tried = true;
+	disable_delayed_work_sync(&chan->rescue);
+}
+
+/**
+ * ptdma_chans_part - Stop all channels for good, side by side.
+ *
+ * The driver core removes one function after the other: what takes a minute for a
+ * function that does not come back from its reset would add up.
+ *
+ * Context: Process context, without ptdma_topology.
+ */
+void ptdma_chans_part(void)
+{
+	unsigned int i;
+
+	down_write(&ptdma_topology);
+	for (i = 0; i < PTDMA_MAX_CHANNELS; i++)
+		if (ptdma_chans[i])
+			ptdma_chan_part_begin(ptdma_chans[i]);
+	up_write(&ptdma_topology);
+	flush_workqueue(ptdma_wq);
+	down_write(&ptdma_topology);
+	for (i = 0; i < PTDMA_MAX_CHANNELS; i++)
+		if (ptdma_chans[i])
+			ptdma_chans[i]->tried = true;
+	up_write(&ptdma_topology);
+}
+
+/**
+ * ptdma_report_queue - Have a channel's events printed soon.
+ * @chan: The channel.
+ *
+ * Context: Any.
+ */
+void ptdma_report_queue(struct ptdma_chan *chan)
+{
+	queue_work(ptdma_wq, &chan->report);
+}
+
+/**
+ * ptdma_chan_init_recovery - What a channel needs to be rescued.
+ * @chan: The channel, which is new.
+ */
+void ptdma_chan_init_recovery(struct ptdma_chan *chan)
+{
+	mutex_init(&chan->lock);
+	chan->not_before = jiffies;
+	INIT_DELAYED_WORK(&chan->rescue, ptdma_rescue_work);
+	INIT_WORK(&chan->report, ptdma_report_work);
+}
+
+/**
+ * ptdma_recovery_init - Make what work items run on.
+ *
+ * Return: 0 or -ENOMEM.
+ */
+int ptdma_recovery_init(void)
+{
+	/* Unbound: they sleep for a minute, on whatever CPU. */
+	ptdma_wq = alloc_workqueue(PTDMA_DRIVER_NAME, WQ_UNBOUND, 0);
+	return ptdma_wq ? 0 : -ENOMEM;
+}
+
+/**
+ * ptdma_recovery_exit - Free what work items ran on.
+ */
+void ptdma_recovery_exit(void)
+{
+	destroy_workqueue(ptdma_wq);
 }

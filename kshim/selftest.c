@@ -65,8 +65,11 @@ static struct ptdma_test *ptdma_test_alloc(int node)
 	for (i = 0; i < PTDMA_TEST_FOLIOS; i++) {
 		unsigned int order = ptdma_test_order(i);
 
-		test->src[i] = alloc_pages_node(node, GFP_KERNEL, order);
-		test->dst[i] = alloc_pages_node(node, GFP_KERNEL, order);
+		/* Compound: a folio, to be held if its engine can not be stopped. */
+		test->src[i] = alloc_pages_node(node, GFP_KERNEL | __GFP_COMP,
+						order);
+		test->dst[i] = alloc_pages_node(node, GFP_KERNEL | __GFP_COMP,
+						order);
 		if (!test->src[i] || !test->dst[i]) {
 			ptdma_test_free(test);
 			return NULL;
@@ -114,13 +117,25 @@ static enum ptdma_test_result ptdma_test_check(struct ptdma_test *test,
 	return PTDMA_TEST_PASSED;
 }
 
+/* The engine may write to the pages: they are the batch's from here on. */
+static void ptdma_test_hold(struct ptdma_test *test, struct ptdma_batch *batch)
+{
+	unsigned int i;
+
+	ptdma_quarantine_hold(batch, 2 * PTDMA_TEST_FOLIOS);
+	for (i = 0; i < PTDMA_TEST_FOLIOS; i++) {
+		ptdma_quarantine_add(batch, page_folio(test->src[i]));
+		ptdma_quarantine_add(batch, page_folio(test->dst[i]));
+	}
+	kfree(test);
+}
+
 static enum ptdma_test_result ptdma_test_chan(struct ptdma_chan *chan)
 {
 	struct ptdma_result result = {};
 	enum ptdma_test_result verdict;
 	struct ptdma_batch *batch;
 	struct ptdma_test *test;
-	LIST_HEAD(folios);
 	unsigned int i;
 	int rc;
 
@@ -139,11 +154,12 @@ static enum ptdma_test_result ptdma_test_chan(struct ptdma_chan *chan)
 		batch->folios[i].dst = page_to_phys(test->dst[i]);
 		batch->folios[i].len = ptdma_test_len(i);
 	}
+	batch->proof_end = 0;
+	batch->may_sleep = true;
 	rc = ptdma_batch_round(batch, PTDMA_TEST_FOLIOS, chan->index, &result);
 	if (result.unproven) {
-		/* The pages are never freed: the engine may write to them. */
-		ptdma_quarantine(batch, &folios, result.unproven);
-		kfree(test);
+		ptdma_test_hold(test, batch);
+		ptdma_quarantine(batch, &result);
 		return PTDMA_TEST_NOT_COPIED;
 	}
 	verdict = rc ? PTDMA_TEST_NOT_COPIED :
@@ -178,7 +194,7 @@ int ptdma_selftest(void)
 		enum ptdma_test_result result;
 
 		ptdma_test_results[i] = PTDMA_TEST_NONE;
-		if (!chan || !chan->up)
+		if (!chan || chan->state != PTDMA_CHAN_UP)
 			continue;
 		channels++;
 		result = ptdma_test_chan(chan);

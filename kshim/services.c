@@ -32,10 +32,22 @@ static spinlock_t *ptdma_spinlock(struct ptdma_lock *lock)
 /**
  * ptdma_k_lock_init - Make a lock.
  * @lock: Memory for it.
+ * @kind: An enum ptdma_lock_kind.
  */
-void ptdma_k_lock_init(struct ptdma_lock *lock)
+void ptdma_k_lock_init(struct ptdma_lock *lock, u32 kind)
 {
-	spin_lock_init(ptdma_spinlock(lock));
+	/* One place of initialisation is one class of locks, for lockdep. */
+	switch (kind) {
+	case PTDMA_LOCK_SETTINGS:
+		spin_lock_init(ptdma_spinlock(lock));
+		break;
+	case PTDMA_LOCK_SEAT:
+		spin_lock_init(ptdma_spinlock(lock));
+		break;
+	default:
+		spin_lock_init(ptdma_spinlock(lock));
+		break;
+	}
 }
 
 /**
@@ -195,6 +207,31 @@ void ptdma_k_nap(u64 ns)
 }
 
 /**
+ * ptdma_k_yield - Let others run for whom this CPU is wanted.
+ *
+ * Context: Process context, no locks but ptdma_topology and chan->lock.
+ */
+void ptdma_k_yield(void)
+{
+	cpu_relax();
+	cond_resched();
+}
+
+/**
+ * ptdma_k_master_on - Make a function a bus master.
+ * @index: Its channel, whose engine stands.
+ *
+ * Context: Process context.
+ */
+void ptdma_k_master_on(u32 index)
+{
+	struct ptdma_chan *chan = ptdma_chans[index];
+
+	if (chan)
+		pci_set_master(chan->pdev);
+}
+
+/**
  * ptdma_k_cpu_copy - Copy a part of a folio with the CPU.
  * @dst: Physical address of the destination.
  * @src: Physical address of the source.
@@ -228,11 +265,64 @@ int ptdma_k_cpu_copy(u64 dst, u64 src, u64 len)
 	return 0;
 }
 
+static void ptdma_print(struct ptdma_chan *chan, u32 event, u64 code)
+{
+	struct device *dev = &chan->pdev->dev;
+
+	switch (event) {
+	case PTDMA_EVENT_ERROR:
+		dev_warn_ratelimited(dev,
+				     "channel %u: a descriptor failed with error %llu\n",
+				     chan->index, code);
+		break;
+	case PTDMA_EVENT_FAULT:
+		dev_err_ratelimited(dev, "channel %u is out of order (%#llx)\n",
+				    chan->index, code);
+		break;
+	case PTDMA_EVENT_NOT_STOPPED:
+		dev_err_ratelimited(dev,
+				    "channel %u does not stop (control %#llx)\n",
+				    chan->index, code);
+		break;
+	case PTDMA_EVENT_REVIVED:
+		dev_notice_ratelimited(dev, "channel %u is in use again\n",
+				       chan->index);
+		break;
+	case PTDMA_EVENT_RETIRED:
+		dev_err_ratelimited(dev,
+				    "channel %u does not come up again, and will be reset\n",
+				    chan->index);
+		break;
+	case PTDMA_EVENT_NOTHING_MOVES:
+		dev_err(dev,
+			"channel %u: the engine does not copy 32 bytes (control %#x, interrupt status %#x)\n",
+			chan->index, upper_32_bits(code), lower_32_bits(code));
+		break;
+	}
+}
+
+/**
+ * ptdma_report_work - Print what was noticed where nothing can be printed.
+ * @work: The channel's.
+ */
+void ptdma_report_work(struct work_struct *work)
+{
+	struct ptdma_chan *chan = container_of(work, struct ptdma_chan, report);
+	u32 event;
+
+	for (event = 0; event < PTDMA_EVENTS; event++)
+		if (test_and_clear_bit(event, &chan->events))
+			ptdma_print(chan, event, READ_ONCE(chan->codes[event]));
+}
+
 /**
  * ptdma_k_report - Somebody should know of this.
  * @index: The channel it is about.
  * @event: What happened, an enum ptdma_event.
  * @code: The engine's error code, or what else belongs to @event.
+ *
+ * Under the channel's lock of the library and in hard interrupts nothing is
+ * printed: a serial console takes milliseconds.
  *
  * Context: Any.
  */
@@ -241,40 +331,11 @@ void ptdma_k_report(u32 index, u32 event, u64 code)
 	struct ptdma_chan *chan = ptdma_chans[index];
 
 	trace_ptdma_channel_event(index, event, code);
-	if (!chan)
+	if (!chan || event >= PTDMA_EVENTS)
 		return;
-
-	switch (event) {
-	case PTDMA_EVENT_ERROR:
-		dev_warn_ratelimited(&chan->pdev->dev,
-				     "channel %u: a descriptor failed with error %llu\n",
-				     index, code);
-		break;
-	case PTDMA_EVENT_FAULT:
-		dev_err_ratelimited(&chan->pdev->dev,
-				    "channel %u is out of order (%#llx)\n",
-				    index, code);
-		break;
-	case PTDMA_EVENT_NOT_STOPPED:
-		dev_err_ratelimited(&chan->pdev->dev,
-				    "channel %u does not stop (control %#llx)\n",
-				    index, code);
-		break;
-	case PTDMA_EVENT_REVIVED:
+	if (event == PTDMA_EVENT_REVIVED)
 		atomic_long_inc(&chan->recoveries);
-		dev_notice_ratelimited(&chan->pdev->dev,
-				       "channel %u is in use again\n",
-				       index);
-		break;
-	case PTDMA_EVENT_RETIRED:
-		pci_err(chan->pdev,
-			"channel %u does not come up again, and is out of use\n",
-			index);
-		break;
-	case PTDMA_EVENT_NOT_REFUSED:
-		pci_warn(chan->pdev,
-			 "channel %u does not refuse a wrong descriptor: treated with caution\n",
-			 index);
-		break;
-	}
+	WRITE_ONCE(chan->codes[event], code);
+	set_bit(event, &chan->events);
+	ptdma_report_queue(chan);
 }

@@ -81,24 +81,73 @@ static ssize_t state_show(struct device *dev, struct device_attribute *attr,
 			  char *buf)
 {
 	struct ptdma_chan *chan = dev_get_drvdata(dev);
-	struct ptdma_channel_stats stats = {};
 	static const char * const names[] = {
-		[PTDMA_STATE_DOWN] = "down",
-		[PTDMA_STATE_RUNNING] = "running",
-		[PTDMA_STATE_FAULTED] = "faulted",
-		[PTDMA_STATE_RETIRED] = "retired",
+		[PTDMA_CHAN_DOWN] = "down",
+		[PTDMA_CHAN_UP] = "running",
+		[PTDMA_CHAN_STOPPED] = "stopped",
+		[PTDMA_CHAN_SUSPECT] = "suspect",
+		[PTDMA_CHAN_LEAKED] = "leaked",
 	};
+	enum ptdma_chan_state state = READ_ONCE(chan->state);
 
-	ptdma_rs_channel_stats(ptdma_system, chan->index, &stats);
-	if (stats.state >= ARRAY_SIZE(names))
-		return -EIO;
-	return sysfs_emit(buf, "%s\n", names[stats.state]);
+	if (chan->bounces)
+		return sysfs_emit(buf, "bounces\n");
+	/* It fell out of service, and nobody has looked yet. */
+	if (state == PTDMA_CHAN_UP &&
+	    ptdma_rs_channel_service(ptdma_system, chan->index) !=
+	    PTDMA_SERVICE_ACTIVE)
+		return sysfs_emit(buf, "faulted\n");
+	return sysfs_emit(buf, "%s\n", names[state]);
 }
 static DEVICE_ATTR_RO(state);
+
+/**
+ * ptdma_engine_emit - Write what a channel's engine has shown of itself.
+ * @chan: The channel.
+ * @buf: A page.
+ * @at: Where in it.
+ *
+ * Return: Length of the text, without a line's end.
+ */
+int ptdma_engine_emit(struct ptdma_chan *chan, char *buf, int at)
+{
+	static const char * const restarts[] = {
+		[PTDMA_RESTART_UNKNOWN] = "restart not known",
+		[PTDMA_RESTART_BY_TAIL] = "goes on by the tail",
+		[PTDMA_RESTART_BY_RUN] = "needs RUN for each burst",
+	};
+	static const char * const heads[] = {
+		[PTDMA_ERROR_HEAD_UNKNOWN] = "not known",
+		[PTDMA_ERROR_HEAD_AT_FAILING] = "at the failure",
+		[PTDMA_ERROR_HEAD_PAST_FAILING] = "behind the failure",
+	};
+	struct ptdma_engine engine;
+
+	if (!ptdma_rs_channel_engine(ptdma_system, chan->index, &engine))
+		return sysfs_emit_at(buf, at, "no queue");
+	return sysfs_emit_at(buf, at,
+			     "%s, head after an error %s, ring %u of %u, HALT %c at rest %c drained %c stopped %c cleared by a write, RUN %c drained, job field %c, %u failed copies",
+			     restarts[engine.restart], heads[engine.error_head],
+			     engine.ring_entries, engine.memory_entries,
+			     engine.halt_at_rest, engine.halt_drained,
+			     engine.halt_stopped, engine.halt_cleared_by_write,
+			     engine.run_drained, engine.job_status,
+			     engine.failed_copies);
+}
+
+static ssize_t engine_show(struct device *dev, struct device_attribute *attr,
+			   char *buf)
+{
+	int len = ptdma_engine_emit(dev_get_drvdata(dev), buf, 0);
+
+	return len + sysfs_emit_at(buf, len, "\n");
+}
+static DEVICE_ATTR_RO(engine);
 
 static struct attribute *ptdma_chan_attrs[] = {
 	&dev_attr_index.attr,
 	&dev_attr_state.attr,
+	&dev_attr_engine.attr,
 	&dev_attr_head_stays.attr,
 	&dev_attr_submitted.attr,
 	&dev_attr_submitted_bytes.attr,

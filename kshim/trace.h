@@ -14,6 +14,7 @@
 enum ptdma_recovery_step {
 	PTDMA_RECOVERY_ABSENT,
 	PTDMA_RECOVERY_RESET,
+	PTDMA_RECOVERY_CUT_OFF,
 };
 #endif
 
@@ -26,9 +27,10 @@ TRACE_DEFINE_ENUM(PTDMA_EVENT_TERMINATED);
 TRACE_DEFINE_ENUM(PTDMA_EVENT_NOT_STOPPED);
 TRACE_DEFINE_ENUM(PTDMA_EVENT_REVIVED);
 TRACE_DEFINE_ENUM(PTDMA_EVENT_RETIRED);
-TRACE_DEFINE_ENUM(PTDMA_EVENT_NOT_REFUSED);
+TRACE_DEFINE_ENUM(PTDMA_EVENT_NOTHING_MOVES);
 TRACE_DEFINE_ENUM(PTDMA_RECOVERY_ABSENT);
 TRACE_DEFINE_ENUM(PTDMA_RECOVERY_RESET);
+TRACE_DEFINE_ENUM(PTDMA_RECOVERY_CUT_OFF);
 
 TRACE_EVENT(ptdma_batch_start,
 	    TP_PROTO(unsigned int folios),
@@ -101,7 +103,7 @@ TRACE_EVENT(ptdma_channel_event,
 				       { PTDMA_EVENT_NOT_STOPPED, "not_stopped" },
 				       { PTDMA_EVENT_REVIVED, "revived" },
 				       { PTDMA_EVENT_RETIRED, "retired" },
-				       { PTDMA_EVENT_NOT_REFUSED, "not_refused" }),
+				       { PTDMA_EVENT_NOTHING_MOVES, "nothing_moves" }),
 		      __entry->code)
 );
 
@@ -117,7 +119,8 @@ TRACE_EVENT(ptdma_recovery,
 	    TP_printk("chan=%u step=%s rc=%d", __entry->chan,
 		      __print_symbolic(__entry->step,
 				       { PTDMA_RECOVERY_ABSENT, "absent" },
-				       { PTDMA_RECOVERY_RESET, "reset" }),
+				       { PTDMA_RECOVERY_RESET, "reset" },
+				       { PTDMA_RECOVERY_CUT_OFF, "cut_off" }),
 		      __entry->rc)
 );
 

@@ -18,6 +18,8 @@
 #define PTDMA_DESCRIPTOR_BYTES	32
 /* Bytes of BAR 2 that hold registers. */
 #define PTDMA_BAR_BYTES		0x6008
+/* Kinds of events, see enum ptdma_event. */
+#define PTDMA_EVENTS		9
 
 /* All channels and the settings; the library's own. */
 struct ptdma_system;
@@ -94,6 +96,7 @@ enum ptdma_outcome {
  * @descriptors: Descriptors that it took.
  * @unproven: Channels, a bit each, that were not proved stopped and may still
  *	write to the round.
+ * @out_of_service: Channels, a bit each, that are up but not in service.
  */
 struct ptdma_result {
 	u32 by_dma;
@@ -103,6 +106,27 @@ struct ptdma_result {
 	u32 channels;
 	u32 descriptors;
 	u64 unproven;
+	u64 out_of_service;
+};
+
+/**
+ * struct ptdma_round - A round to run.
+ * @folios: The folios.
+ * @outcomes: An enum ptdma_outcome for each folio; written.
+ * @nr: How many.
+ * @only: The one channel to use; negative: as many as are worth it.
+ * @src_node: NUMA node of the sources, or NUMA_NO_NODE.
+ * @dst_node: NUMA node of the destinations, or NUMA_NO_NODE.
+ * @may_sleep: Not 0: whoever migrates may sleep.
+ */
+struct ptdma_round {
+	const struct ptdma_folio *folios;
+	u8 *outcomes;
+	u32 nr;
+	s32 only;
+	s32 src_node;
+	s32 dst_node;
+	u32 may_sleep;
 };
 
 /**
@@ -133,6 +157,7 @@ struct ptdma_settings {
  * @ring_bytes: Its size.
  * @ring_entries: Descriptors of the ring, which fit into the memory.
  * @node: NUMA node of the function, or NUMA_NO_NODE.
+ * @fresh: Not 0: the function was bound just now, and its counts begin at 0.
  */
 struct ptdma_channel_setup {
 	u8 *bar;
@@ -141,27 +166,26 @@ struct ptdma_channel_setup {
 	u64 ring_bytes;
 	u32 ring_entries;
 	s32 node;
+	u32 fresh;
 };
 
 /**
- * enum ptdma_channel_state - What a channel is doing; an u32.
- * @PTDMA_STATE_DOWN: Not brought up.
- * @PTDMA_STATE_RUNNING: In use.
- * @PTDMA_STATE_FAULTED: Out of order, until it is recovered.
- * @PTDMA_STATE_RETIRED: Out of use for good.
+ * enum ptdma_service - Whether batches use a channel; an u32.
+ * @PTDMA_SERVICE_ABSENT: It is not up.
+ * @PTDMA_SERVICE_ACTIVE: They do.
+ * @PTDMA_SERVICE_STOPPED: They do not; its engine is proved stopped.
+ * @PTDMA_SERVICE_UNPROVEN: They do not; its engine may still write.
  */
-enum ptdma_channel_state {
-	PTDMA_STATE_DOWN = 0,
-	PTDMA_STATE_RUNNING = 1,
-	PTDMA_STATE_FAULTED = 2,
-	PTDMA_STATE_RETIRED = 3,
+enum ptdma_service {
+	PTDMA_SERVICE_ABSENT = 0,
+	PTDMA_SERVICE_ACTIVE = 1,
+	PTDMA_SERVICE_STOPPED = 2,
+	PTDMA_SERVICE_UNPROVEN = 3,
 };
 
 /**
- * struct ptdma_channel_stats - Counts since the channel was brought up.
- * @state: An enum ptdma_channel_state.
- * @head_stays: 1 if the head stays at a descriptor that failed, as was found out
- *	at bring-up.
+ * struct ptdma_channel_stats - Counts since the function was bound.
+ * @head_stays: 1 if the head is known to stay at a descriptor that failed.
  * @submitted: Descriptors put into the ring.
  * @submitted_bytes: Bytes that those were to copy.
  * @completed: Descriptors that the engine completed.
@@ -178,8 +202,7 @@ enum ptdma_channel_state {
  * @hangs: Times that it stood still for too long.
  */
 struct ptdma_channel_stats {
-	u32 state;
-	u32 head_stays;
+	u64 head_stays;
 	u64 submitted;
 	u64 submitted_bytes;
 	u64 completed;
@@ -197,6 +220,60 @@ struct ptdma_channel_stats {
 };
 
 /**
+ * enum ptdma_restart - What sets a drained queue going again; an u8.
+ * @PTDMA_RESTART_UNKNOWN: Not known: the driver does what is right for both others.
+ * @PTDMA_RESTART_BY_TAIL: The tail alone.
+ * @PTDMA_RESTART_BY_RUN: RUN, written behind the tail.
+ */
+enum ptdma_restart {
+	PTDMA_RESTART_UNKNOWN = 0,
+	PTDMA_RESTART_BY_TAIL = 1,
+	PTDMA_RESTART_BY_RUN = 2,
+};
+
+/**
+ * enum ptdma_error_head - Where the head stays on an error; an u8.
+ * @PTDMA_ERROR_HEAD_UNKNOWN: Not known: failures are found by doing copies again,
+ *	one by one.
+ * @PTDMA_ERROR_HEAD_AT_FAILING: At the descriptor that failed.
+ * @PTDMA_ERROR_HEAD_PAST_FAILING: Behind it.
+ */
+enum ptdma_error_head {
+	PTDMA_ERROR_HEAD_UNKNOWN = 0,
+	PTDMA_ERROR_HEAD_AT_FAILING = 1,
+	PTDMA_ERROR_HEAD_PAST_FAILING = 2,
+};
+
+/**
+ * struct ptdma_engine - What an engine has shown of itself.
+ * @restart: An enum ptdma_restart.
+ * @error_head: An enum ptdma_error_head.
+ * @ring_entries: Entries of the ring that the engine walks.
+ * @memory_entries: Entries of the ring's memory.
+ * @halt_at_rest: HALT before RUN was written for the first time, like all bits
+ *	here the character 0, 1, or ? for not looked at.
+ * @halt_drained: HALT of a drained queue, RUN written.
+ * @halt_stopped: HALT of a drained queue, RUN taken away.
+ * @halt_cleared_by_write: Whether HALT, at 1, read 0 after control was written.
+ * @run_drained: RUN of a drained queue, as it reads back.
+ * @job_status: Whether the job field of the status register was ever not zero.
+ * @failed_copies: Copies inside the ring that failed meanwhile.
+ */
+struct ptdma_engine {
+	u8 restart;
+	u8 error_head;
+	u16 ring_entries;
+	u16 memory_entries;
+	u8 halt_at_rest;
+	u8 halt_drained;
+	u8 halt_stopped;
+	u8 halt_cleared_by_write;
+	u8 run_drained;
+	u8 job_status;
+	u8 failed_copies;
+};
+
+/**
  * enum ptdma_event - Things that the library reports; an u32.
  * @PTDMA_EVENT_ERROR: A descriptor failed; the engine's error code.
  * @PTDMA_EVENT_FAULT: The channel is out of order.
@@ -207,9 +284,9 @@ struct ptdma_channel_stats {
  * @PTDMA_EVENT_NOT_STOPPED: The engine could not be proved stopped; its control
  *	register.
  * @PTDMA_EVENT_REVIVED: The channel is in use again.
- * @PTDMA_EVENT_RETIRED: The channel does not come up again, and is out of use.
- * @PTDMA_EVENT_NOT_REFUSED: At bring-up the engine did not refuse what it should:
- *	where its head stays is not known.
+ * @PTDMA_EVENT_RETIRED: The channel does not come up again; a reset may help.
+ * @PTDMA_EVENT_NOTHING_MOVES: At bring-up the engine did not start; its control
+ *	register in the upper half, its interrupt status in the lower one.
  */
 enum ptdma_event {
 	PTDMA_EVENT_ERROR = 0,
@@ -220,7 +297,19 @@ enum ptdma_event {
 	PTDMA_EVENT_NOT_STOPPED = 5,
 	PTDMA_EVENT_REVIVED = 6,
 	PTDMA_EVENT_RETIRED = 7,
-	PTDMA_EVENT_NOT_REFUSED = 8,
+	PTDMA_EVENT_NOTHING_MOVES = 8,
+};
+
+/**
+ * enum ptdma_lock_kind - What a lock is for; an u32.
+ * @PTDMA_LOCK_SETTINGS: The settings.
+ * @PTDMA_LOCK_SEAT: What is known of a channel number.
+ * @PTDMA_LOCK_PORT: A channel.
+ */
+enum ptdma_lock_kind {
+	PTDMA_LOCK_SETTINGS = 0,
+	PTDMA_LOCK_SEAT = 1,
+	PTDMA_LOCK_PORT = 2,
 };
 
 /**
@@ -248,6 +337,11 @@ s32 ptdma_rs_channel_up(const struct ptdma_system *system, u32 chan,
 			const struct ptdma_channel_setup *setup);
 s32 ptdma_rs_channel_down(const struct ptdma_system *system, u32 chan);
 void ptdma_rs_channel_forget(const struct ptdma_system *system, u32 chan);
+s32 ptdma_rs_channel_revive(const struct ptdma_system *system, u32 chan);
+u32 ptdma_rs_channel_service(const struct ptdma_system *system, u32 chan);
+bool ptdma_rs_channel_engine(const struct ptdma_system *system, u32 chan,
+			     struct ptdma_engine *engine);
+bool ptdma_rs_was_reset(u8 *bar);
 void ptdma_rs_channel_stats(const struct ptdma_system *system, u32 chan,
 			    struct ptdma_channel_stats *stats);
 void ptdma_rs_interrupt(const struct ptdma_system *system, u32 chan);
@@ -256,17 +350,19 @@ u64 ptdma_rs_min_bytes(const struct ptdma_system *system);
 s32 ptdma_rs_batch_run(const struct ptdma_system *system,
 		       struct ptdma_batch *batch,
 		       struct ptdma_scratch *scratch,
-		       const struct ptdma_folio *folios, u8 *outcomes, u32 nr,
-		       s32 only, struct ptdma_result *result);
+		       const struct ptdma_round *round,
+		       struct ptdma_result *result);
 
 /* What the library has the kernel do: services.c, mapping.c. */
-void ptdma_k_lock_init(struct ptdma_lock *lock);
+void ptdma_k_lock_init(struct ptdma_lock *lock, u32 kind);
 u64 ptdma_k_lock(struct ptdma_lock *lock);
 void ptdma_k_unlock(struct ptdma_lock *lock, u64 flags);
 u64 ptdma_k_now_ns(void);
 bool ptdma_k_wait(struct ptdma_batch *batch, u32 chan, u64 spin_ns,
 		  u64 timeout_ns);
 void ptdma_k_nap(u64 ns);
+void ptdma_k_yield(void);
+void ptdma_k_master_on(u32 chan);
 bool ptdma_k_prove_stopped(struct ptdma_batch *batch, u32 chan);
 s32 ptdma_k_map(struct ptdma_batch *batch, u32 chan,
 		const struct ptdma_piece *piece, struct ptdma_segment *segment);

@@ -47,17 +47,18 @@ static struct testfail_probe probes[] = {
 	PROBE("pcim_enable_device", -ENOMEM),
 	PROBE("pcim_iomap_region", -ENOMEM),
 	PROBE("dma_set_mask", -EIO),
-	PROBE("dma_alloc_attrs", 0),
 	PROBE("pci_alloc_irq_vectors", -ENOSPC),
 	PROBE("request_threaded_irq", -ENOMEM),
 	PROBE("__pci_register_driver", -ENOMEM),
-	PROBE("migrate_offload_start", -EBUSY),
+	PROBE("migrate_offload_register", -EBUSY),
 	PROBE("dma_map_phys", DMA_MAPPING_ERROR),
 	PROBE("dma_iova_try_alloc", false),
 	PROBE("dma_iova_link", -ENOMEM),
 	PROBE("dma_iova_sync", -ENOMEM),
 	/* Memory that is never given back. */
 	PROBE("kvfree", 0),
+	/* What a function has under way is not to be known. */
+	PROBE("pcie_capability_read_word", -EIO),
 	/* A reset that never reaches the function, and nobody notices. */
 	PROBE("pcie_reset_flr", 0),
 	/* A lie: the engine may write on.  Loaded after the module it belongs to. */

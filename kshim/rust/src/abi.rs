@@ -10,6 +10,9 @@ pub const DESCRIPTOR_BYTES: usize = ptdma::descriptor::DESCRIPTOR_LEN_BYTES;
 /// Bytes of BAR 2 that hold the registers.
 pub const BAR_BYTES: usize = ptdma::regs::BAR_LEN_BYTES;
 
+/// Kinds of [`Event`].
+pub const EVENTS: usize = 9;
+
 /// A folio to copy.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,6 +87,28 @@ pub struct RoundResult {
     pub descriptors: u32,
     /// Channels (a bit each) that were not proved stopped, and may still write to the round.
     pub unproven: u64,
+    /// Channels (a bit each) that are up but not in service.
+    pub out_of_service: u64,
+}
+
+/// A round to run.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Round {
+    /// The folios.
+    pub folios: *const Folio,
+    /// An [`Outcome`] for each folio; written.
+    pub outcomes: *mut u8,
+    /// How many.
+    pub nr: u32,
+    /// The one channel to use; negative: as many as are worth it.
+    pub only: i32,
+    /// NUMA node of the sources, or -1.
+    pub src_node: i32,
+    /// NUMA node of the destinations, or -1.
+    pub dst_node: i32,
+    /// Not 0: whoever migrates may sleep.
+    pub may_sleep: u32,
 }
 
 /// What can be set.
@@ -122,31 +147,30 @@ pub struct ChannelSetup {
     pub ring_entries: u32,
     /// NUMA node of the function, or -1.
     pub node: i32,
+    /// Not 0: the function was bound just now, and its counts begin at 0.
+    pub fresh: u32,
 }
 
-/// What a channel is doing.
+/// Whether batches use a channel.
 #[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum ChannelState {
-    /// Not brought up.
-    #[default]
-    Down = 0,
-    /// In use.
-    Running = 1,
-    /// Out of order, until it is recovered.
-    Faulted = 2,
-    /// Out of use for good.
-    Retired = 3,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChannelService {
+    /// It is not up.
+    Absent = 0,
+    /// They do.
+    Active = 1,
+    /// They do not; its engine is proved stopped.
+    Stopped = 2,
+    /// They do not; its engine may still write.
+    Unproven = 3,
 }
 
-/// Counts of a channel since it was brought up.
+/// Counts of a channel since its function was bound.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ChannelStats {
-    /// What it is doing.
-    pub state: ChannelState,
-    /// 1 if the head stays at a descriptor that failed, as was found out at bring-up.
-    pub head_stays: u32,
+    /// 1 if the head is known to stay at a descriptor that failed.
+    pub head_stays: u64,
     /// Descriptors put into the ring.
     pub submitted: u64,
     /// Bytes that those were to copy.
@@ -177,6 +201,60 @@ pub struct ChannelStats {
     pub hangs: u64,
 }
 
+/// What sets a drained queue going again.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum EngineRestart {
+    /// Not known: the driver does what is right for both others.
+    #[default]
+    Unknown = 0,
+    /// The tail alone.
+    ByTail = 1,
+    /// RUN, written behind the tail.
+    ByRun = 2,
+}
+
+/// Where the head stays on an error.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum EngineErrorHead {
+    /// Not known: failures are found by doing copies again, one by one.
+    #[default]
+    Unknown = 0,
+    /// At the descriptor that failed.
+    AtFailing = 1,
+    /// Behind it.
+    PastFailing = 2,
+}
+
+/// What an engine has shown of itself. Bits are the characters `0`, `1`, and `?` for not looked at.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Engine {
+    /// What sets a drained queue going again.
+    pub restart: EngineRestart,
+    /// Where the head stays on an error.
+    pub error_head: EngineErrorHead,
+    /// Entries of the ring that the engine walks.
+    pub ring_entries: u16,
+    /// Entries of the ring's memory.
+    pub memory_entries: u16,
+    /// HALT before RUN was written for the first time.
+    pub halt_at_rest: u8,
+    /// HALT of a drained queue, RUN written.
+    pub halt_drained: u8,
+    /// HALT of a drained queue, RUN taken away.
+    pub halt_stopped: u8,
+    /// Whether HALT, at 1, read 0 after control was written.
+    pub halt_cleared_by_write: u8,
+    /// RUN of a drained queue, as it reads back.
+    pub run_drained: u8,
+    /// Whether the job field of the status register was ever not zero.
+    pub job_status: u8,
+    /// Copies inside the ring that failed meanwhile.
+    pub failed_copies: u8,
+}
+
 /// Things that tracepoints tell of.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,10 +273,25 @@ pub enum Event {
     NotStopped = 5,
     /// The channel is in use again.
     Revived = 6,
-    /// The channel does not come up again, and is out of use.
+    /// The channel does not come up again; a reset may help.
     Retired = 7,
-    /// At bring-up the engine did not refuse what it should: where its head stays is not known.
-    NotRefused = 8,
+    /// At bring-up the engine did not start; its control register in the upper half, its interrupt
+    /// status in the lower one.
+    NothingMoves = 8,
+}
+
+const _: () = assert!(Event::NothingMoves as usize + 1 == EVENTS);
+
+/// What a lock is for: each kind is a class of its own for lockdep.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockKind {
+    /// The settings.
+    Settings = 0,
+    /// What is known of a channel number.
+    Seat = 1,
+    /// A channel.
+    Port = 2,
 }
 
 /// Room for a `spinlock_t` with all of its debugging.

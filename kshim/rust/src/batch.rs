@@ -5,7 +5,9 @@ use batch_copy::{
     MapError, Mapper, Naps, Options, OverlapCheck, Policy, Rescue, Wait, WaitFor, Wake,
 };
 
-use crate::abi::{Folio, MAX_CHANNELS, MAX_ROUND_FOLIOS, Outcome, Piece, RoundResult, Settings};
+use crate::abi::{
+    Folio, MAX_CHANNELS, MAX_ROUND_FOLIOS, Outcome, Piece, Round, RoundResult, Settings,
+};
 use crate::channel::bus;
 use crate::errno;
 use crate::kernel::{self, BatchContext};
@@ -14,6 +16,14 @@ use crate::system::System;
 /// How long a batch sleeps before it suspects that an interrupt was lost, in nanoseconds. Twice
 /// the time that a full ring of a usual batch takes; looking too early costs one register read.
 const OVERDUE_NS: u64 = 10_000_000;
+
+/// Longest time that a batch of somebody who must not sleep may take by the cost model, in
+/// nanoseconds: what a scheduler's tick of 1000 Hz allows twice over. The CPU copies longer ones.
+const POLLED_NS: u64 = 500_000;
+
+/// How long such a batch polls at the most, in nanoseconds: ten times the longest, for engines that
+/// are shared. Others run on this CPU meanwhile, if they want to.
+const POLLED_LIMIT_NS: u64 = 5_000_000;
 
 /// Folios are cut at whole pages, so that an IOMMU can put parts next to each other.
 const STRIPE_ALIGN_BYTES: u64 = 4096;
@@ -46,14 +56,8 @@ impl Scratch {
     }
 }
 
-/// A round to run.
-pub(crate) struct Round<'a> {
-    pub(crate) system: &'a System,
-    pub(crate) context: BatchContext,
-    pub(crate) folios: &'a [Folio],
-    /// The one channel to use, if it shall be one.
-    pub(crate) only: Option<usize>,
-}
+/// What becomes of the folios, for C: bytes that are only written.
+pub(crate) struct Outcomes<'a>(pub(crate) &'a mut [u8]);
 
 /// The round's folios, for `batch-copy`.
 struct Folios<'a>(&'a [Folio]);
@@ -111,7 +115,7 @@ impl CpuCopier for KernelCpu {
     }
 }
 
-/// Resets functions, and remembers where that did not help.
+/// Has functions cut off from memory, and remembers where that was not proved.
 struct KernelRescue {
     context: BatchContext,
     unproven: u64,
@@ -137,15 +141,18 @@ struct KernelWait {
     naps: Naps,
     /// Until when a channel that will not interrupt is looked at without a pause.
     look_until_ns: Option<u64>,
+    /// Whoever migrates may sleep.
+    may_sleep: bool,
 }
 
 impl KernelWait {
-    const fn new(context: BatchContext, spin_ns: u64) -> Self {
+    const fn new(context: BatchContext, spin_ns: u64, may_sleep: bool) -> Self {
         Self {
             context,
             spin_ns,
             naps: Naps::new(),
             look_until_ns: None,
+            may_sleep,
         }
     }
 
@@ -154,8 +161,10 @@ impl KernelWait {
         let until = *self
             .look_until_ns
             .get_or_insert(now.saturating_add(self.spin_ns));
-        // Reading a register is pause enough.
-        if now >= until {
+        if now < until {
+            // Reading a register is pause enough.
+            kernel::yield_now();
+        } else {
             let ns = self.naps.next_ns().min(latest_ns.saturating_sub(now));
             self.context.nap(ns);
         }
@@ -169,11 +178,15 @@ impl Wait for KernelWait {
     }
 
     fn wants_interrupts(&self) -> bool {
-        true
+        self.may_sleep
     }
 
     fn wait(&mut self, wait: &WaitFor) -> Wake {
         let now = kernel::now_ns();
+        if !self.may_sleep {
+            kernel::yield_now();
+            return Wake::Poll;
+        }
         if !wait.announced {
             return self.wait_for_a_quiet_one(now, wait.latest_ns);
         }
@@ -216,15 +229,28 @@ pub(crate) fn policy(settings: &Settings, channels: usize) -> Policy {
     policy
 }
 
+/// A NUMA node of C's; -1 is none.
+fn node(raw: i32) -> Option<u16> {
+    u16::try_from(raw).ok()
+}
+
 /// How to run a round; `None` if it is not worth an engine.
-fn options(round: &Round<'_>, settings: &Settings, policy: &Policy, bytes: u64) -> Option<Options> {
+fn options(
+    round: &Round,
+    active: usize,
+    settings: &Settings,
+    policy: &Policy,
+    bytes: u64,
+) -> Option<Options> {
     let timeout_ns = settings.timeout_ns();
     let base = Options {
-        only: round.only,
+        only: usize::try_from(round.only).ok(),
         rules: CutRules {
             min_part_bytes: u64::from(settings.stripe_kb).wrapping_mul(1024),
             align_bytes: STRIPE_ALIGN_BYTES,
         },
+        src_node: node(round.src_node),
+        dst_node: node(round.dst_node),
         budget_ns: timeout_ns,
         grace_ns: timeout_ns / 4,
         hang_ns: timeout_ns / 2,
@@ -233,13 +259,13 @@ fn options(round: &Round<'_>, settings: &Settings, policy: &Policy, bytes: u64) 
         repair: false,
         ..Options::default()
     };
-    if round.only.is_some() {
+    if base.only.is_some() {
         return Some(Options {
             channels: 1,
             ..base
         });
     }
-    let active = round.system.engines().active();
+    let folios = round.nr as usize;
     let options = if settings.nr_dma_chan == 0 {
         let policy = Policy {
             // Small rounds at the end of a large batch are run like the others.
@@ -247,7 +273,7 @@ fn options(round: &Round<'_>, settings: &Settings, policy: &Policy, bytes: u64) 
             max_channels: active,
             ..*policy
         };
-        policy.options(round.folios.len(), bytes, active, &base)?
+        policy.options(folios, bytes, active, &base)?
     } else {
         let channels = settings.nr_dma_chan as usize;
         Options {
@@ -256,6 +282,22 @@ fn options(round: &Round<'_>, settings: &Settings, policy: &Policy, bytes: u64) 
             ..base
         }
     };
+    if round.may_sleep == 0 {
+        let channels = options.channels.min(active) as u64;
+        if policy
+            .model
+            .engine_ns(channels.max(1), folios as u64, bytes)
+            > POLLED_NS
+        {
+            return None;
+        }
+        return Some(Options {
+            budget_ns: POLLED_LIMIT_NS.min(timeout_ns),
+            // What is in work then, at most 2 MiB, takes 144 us.
+            grace_ns: POLLED_NS,
+            ..options
+        });
+    }
     Some(Options {
         cpu_share_bytes: bytes
             .saturating_mul(u64::from(settings.hybrid_percent))
@@ -276,28 +318,29 @@ const fn abi_outcome(outcome: batch_copy::Outcome) -> Outcome {
 
 /// Copies a round. 0, or a negative error number: nothing was tried.
 pub(crate) fn run(
-    round: Round<'_>,
+    system: &System,
+    context: BatchContext,
+    round: &Round,
+    folios: &[Folio],
     scratch: &mut Scratch,
-    outcomes: &mut [Outcome],
+    outcomes: Outcomes<'_>,
     result: &mut RoundResult,
 ) -> i32 {
-    let bytes = round
-        .folios
+    let bytes = folios
         .iter()
         .fold(0_u64, |sum, folio| sum.saturating_add(folio.len));
-    let (poll_ns, options) = round.system.with_settings(|settings, policy| {
-        let options = options(&round, settings, policy, bytes);
+    let active = system.engines().active();
+    let (poll_ns, options) = system.with_settings(|settings, policy| {
+        let options = options(round, active, settings, policy, bytes);
         (settings.poll_ns(), options)
     });
     let Some(options) = options else {
-        outcomes.fill(Outcome::NotAttempted);
-        result.not_attempted = round.folios.len() as u32;
-        round.system.revive(round.context);
+        outcomes.0.fill(Outcome::NotAttempted as u8);
+        result.not_attempted = round.nr;
         return 0;
     };
-    let context = round.context;
     let mut host = Host {
-        wait: KernelWait::new(context, poll_ns),
+        wait: KernelWait::new(context, poll_ns, round.may_sleep != 0),
         mapper: KernelMapper(context),
         cpu: KernelCpu(context),
         rescue: KernelRescue {
@@ -305,12 +348,12 @@ pub(crate) fn run(
             unproven: 0,
         },
     };
-    let Some(raw) = scratch.outcomes.get_mut(..round.folios.len()) else {
+    let Some(raw) = scratch.outcomes.get_mut(..folios.len()) else {
         return -errno::EINVAL;
     };
     let report = match scratch.batch.run(
-        round.system.engines(),
-        &Folios(round.folios),
+        system.engines(),
+        &Folios(folios),
         // Each folio is memory of its own.
         OverlapCheck::CallerKnows,
         &options,
@@ -318,15 +361,13 @@ pub(crate) fn run(
         raw,
     ) {
         Ok(report) => report,
-        Err(BadInput::NoChannels) => {
-            round.system.revive(context);
-            return -errno::ENODEV;
-        }
+        Err(BadInput::NoChannels) => return -errno::ENODEV,
         Err(_) => return -errno::EINVAL,
     };
-    for (to, from) in outcomes.iter_mut().zip(raw) {
-        *to = abi_outcome(*from);
-        let count = match to {
+    for (to, from) in outcomes.0.iter_mut().zip(raw) {
+        let outcome = abi_outcome(*from);
+        *to = outcome as u8;
+        let count = match outcome {
             Outcome::Dma => &mut result.by_dma,
             Outcome::Cpu => &mut result.by_cpu,
             Outcome::Failed | Outcome::Quarantined => &mut result.failed,
@@ -340,9 +381,6 @@ pub(crate) fn run(
     if report.quarantined_bytes != 0 && result.unproven == 0 {
         // Cannot be, but then no channel is above suspicion.
         result.unproven = u64::MAX;
-    }
-    if result.unproven == 0 {
-        round.system.revive(context);
     }
     0
 }

@@ -1,85 +1,104 @@
 //! A PTDMA channel of the kernel's: its clock, and its events for the kernel's tracepoints.
 
 use batch_copy::{Observer, PtdmaQueue};
+use ptdma::regs::{ALL_ONES, QueueControl, Register};
 use ptdma::{
-    Anomaly, BringUpError, Channel, ChannelConfig, Clock, CoherentRing, Cookie, CookieStart,
-    Deadline, DmaAddr, Fault, Mmio, NotStopped, ProbeError, Progress, Signalling, Terminated,
+    Anomaly, Channel, ChannelConfig, Clock, CoherentRing, Cookie, CookieStart, Deadline, DmaAddr,
+    Fault, Mmio, NotStopped, ProbeError, Progress, RegisterIo, Signalling, Terminated,
 };
 
 use crate::abi::{ChannelSetup, Event};
+use crate::errno;
 use crate::kernel;
 
 /// How long an engine gets to stop when it is told to, in nanoseconds: it finishes the descriptor
-/// in work, at most 2 MiB, which takes 140 us. Waited for with interrupts off.
-const HALT_NS: u64 = 2_000_000;
+/// in work, at most 2 MiB, which takes 144 us, and twice that if its port is shared. Waited for with
+/// interrupts off; an engine that takes longer is cut off from memory, where sleeping is possible.
+const HALT_NS: u64 = 300_000;
 
 /// How long an engine gets to show at bring-up what it is like, in nanoseconds. Silicon takes
 /// microseconds. An emulated engine is a thread, which a busy host was seen not to run for 50 ms.
 const FIND_OUT_NS: u64 = 1_000_000_000;
 
-/// The kernel's clock.
+/// The kernel's clock. One type for all waits: each would have code of its own.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct KernelClock;
+pub(crate) struct KernelClock {
+    /// Others may run while a wait lasts: no lock is held.
+    yields: bool,
+}
+
+impl KernelClock {
+    const LOCKED: Self = Self { yields: false };
+    const YIELDING: Self = Self { yields: true };
+}
 
 impl Clock for KernelClock {
     #[inline]
     fn now(&self) -> u64 {
+        if self.yields {
+            kernel::yield_now();
+        }
         kernel::now_ns()
     }
+}
+
+/// Whether the queue has lost the size of its ring, which is written at bring-up and is never 0.
+pub(crate) fn was_reset(registers: &Mmio<'_>) -> bool {
+    let control = registers.read(Register::Control);
+    let smallest = QueueControl::empty().with_size(1).bits();
+    let size = control & (smallest.wrapping_mul(0x1f));
+    control != ALL_ONES && size == 0 && control & QueueControl::RUN.bits() == 0
 }
 
 /// A channel of the system.
 pub(crate) type KernelQueue =
     PtdmaQueue<Mmio<'static>, CoherentRing<'static>, KernelClock, Reports>;
 
-/// Brings a channel up on registers and ring memory.
+/// Brings a channel up on registers and ring memory. The error is a negative error number, see
+/// [`ptdma_rs_channel_up`](crate::exports::ptdma_rs_channel_up).
 pub(crate) fn bring_up(
     number: usize,
     registers: Mmio<'static>,
     ring: CoherentRing<'static>,
     setup: &ChannelSetup,
     first_cookie: Cookie,
-) -> Result<KernelQueue, BringUpError> {
+) -> Result<KernelQueue, i32> {
     let config = ChannelConfig {
         signalling: Signalling::Interrupts,
         first_cookie: CookieStart(first_cookie),
         ..ChannelConfig::default()
     };
     // Memory that is not taken goes back to its owner, who has kept its address.
-    let mut engine = Channel::bring_up(registers, ring, config).map_err(|(e, _, _)| e)?;
+    let mut engine =
+        Channel::bring_up(registers, ring, config).map_err(|(e, _, _)| errno::of_bring_up(e))?;
+    // Not before: an engine that a previous owner left running would go on.
+    kernel::master_on(number);
     // Copies inside the ring show what this engine is like.
-    let deadline = Deadline::after(&KernelClock, FIND_OUT_NS);
-    if let Err(e) = engine.find_out(&KernelClock, deadline) {
-        let (e, control) = bring_up_error(e);
-        kernel::report(number, Event::NotStopped, u64::from(control));
-        return Err(e);
+    let deadline = Deadline::after(&KernelClock::YIELDING, FIND_OUT_NS);
+    if let Err(e) = engine.find_out(&KernelClock::YIELDING, deadline) {
+        if let ProbeError::NothingMoves {
+            control,
+            interrupts,
+            ..
+        } = e
+        {
+            let seen = u64::from(control).wrapping_shl(32) | u64::from(interrupts);
+            kernel::report(number, Event::NothingMoves, seen);
+        }
+        // It knows the ring by now.
+        return Err(-errno::ETIMEDOUT);
     }
     let node = u16::try_from(setup.node).ok();
     Ok(PtdmaQueue::new(engine, node)
-        .with_clock(KernelClock, HALT_NS)
+        .with_clock(KernelClock::LOCKED, HALT_NS)
         .with_observer(Reports(number)))
-}
-
-/// What an engine that cannot be found out does to its bring-up, and its control register.
-fn bring_up_error(e: ProbeError) -> (BringUpError, u32) {
-    match e {
-        ProbeError::BringUp(e) => (e, u32::MAX),
-        ProbeError::Faulted(Fault::DeviceGone) => (BringUpError::DeviceGone, u32::MAX),
-        ProbeError::NothingMoves { control, .. } => {
-            (BringUpError::StillRunning { control }, control)
-        }
-        _ => {
-            let control = u32::MAX;
-            (BringUpError::StillRunning { control }, control)
-        }
-    }
 }
 
 /// Turns a queue off. The engine was stopped before, so this is for the function's own peace; a
 /// function that does not even answer any more has nothing to be turned off.
 pub(crate) fn shut_down(number: usize, queue: KernelQueue) {
-    let deadline = Deadline::after(&KernelClock, HALT_NS);
-    if let Err((e, _)) = queue.into_channel().shutdown(&KernelClock, deadline) {
+    let deadline = Deadline::after(&KernelClock::YIELDING, HALT_NS);
+    if let Err((e, _)) = queue.into_channel().shutdown(&KernelClock::YIELDING, deadline) {
         kernel::report(number, Event::NotStopped, u64::from(e.control));
     }
 }

@@ -4,11 +4,14 @@
 
 use core::ptr::NonNull;
 
+use ptdma::Mmio;
+
 use crate::abi::{
-    Batch, ChannelSetup, ChannelStats, Folio, MAX_CHANNELS, MAX_ROUND_FOLIOS, Outcome, RoundResult,
-    Settings,
+    Batch, ChannelService, ChannelSetup, ChannelStats, Engine, MAX_CHANNELS, MAX_ROUND_FOLIOS,
+    Round, RoundResult, Settings,
 };
-use crate::batch::{self, Round, Scratch};
+use crate::batch::{self, Outcomes, Scratch};
+use crate::channel;
 use crate::errno;
 use crate::kernel::{self, BatchContext};
 use crate::system::System;
@@ -77,7 +80,10 @@ pub extern "C" fn ptdma_rs_settings_get(system: &System, settings: &mut Settings
 }
 
 /// Brings a channel up: 0 or a negative error number. -EBUSY: the engine is still at a previous
-/// owner's work and does not stop, a reset of the function helps.
+/// owner's work and does not stop, a reset of the function helps. -ETIMEDOUT: it has seen the ring
+/// and does not stop; so does a reset.
+///
+/// The function need not be a bus master; it is made one once its engine is seen to stand.
 ///
 /// # Safety
 ///
@@ -111,6 +117,39 @@ pub extern "C" fn ptdma_rs_channel_forget(system: &System, chan: u32) {
     system.channel_forget(chan as usize);
 }
 
+/// Brings a channel back that is up but not in service, with the ring that it has. Its engine
+/// touches no memory, on the caller's word. 0; -EAGAIN: batches have yet to take note of what it
+/// lost; -ENODEV: it is not up; another negative error number: it does not come up.
+#[unsafe(no_mangle)]
+pub extern "C" fn ptdma_rs_channel_revive(system: &System, chan: u32) -> i32 {
+    system.revive(chan as usize)
+}
+
+/// Whether batches use a channel.
+#[unsafe(no_mangle)]
+pub extern "C" fn ptdma_rs_channel_service(system: &System, chan: u32) -> ChannelService {
+    system.service(chan as usize)
+}
+
+/// Tells what the engine of a channel has shown of itself. False if the channel is not up.
+#[unsafe(no_mangle)]
+pub extern "C" fn ptdma_rs_channel_engine(system: &System, chan: u32, engine: &mut Engine) -> bool {
+    let found = system.engine(chan as usize);
+    *engine = found.unwrap_or_default();
+    found.is_some()
+}
+
+/// Whether the queue behind a BAR has lost what every channel sets up, as by a reset.
+///
+/// # Safety
+///
+/// `bar` is BAR 2, mapped uncached, at least [`BAR_BYTES`](crate::abi::BAR_BYTES).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ptdma_rs_was_reset(bar: *mut u8) -> bool {
+    // SAFETY: the caller's promise.
+    NonNull::new(bar).is_some_and(|bar| channel::was_reset(&unsafe { Mmio::new(bar) }))
+}
+
 /// Reads the counts of a channel.
 #[unsafe(no_mangle)]
 pub extern "C" fn ptdma_rs_channel_stats(system: &System, chan: u32, stats: &mut ChannelStats) {
@@ -129,31 +168,29 @@ pub extern "C" fn ptdma_rs_min_bytes(system: &System) -> u64 {
     system.min_bytes()
 }
 
-/// Copies the folios of a round: 0, or a negative error number if nothing was tried. An outcome
-/// is written for every folio. Only channel `only` is used, unless that is negative.
+/// Copies the folios of a round: 0, or a negative error number if nothing was tried, and no
+/// outcome was written. Otherwise one is written for every folio.
 ///
 /// # Safety
 ///
 /// - `batch` is good for the `ptdma_k_` functions. `scratch` was made by
 ///   [`ptdma_rs_scratch_init`], and is used for one batch at a time.
-/// - `folios` and `outcomes` have `nr` entries.
+/// - `folios` and `outcomes` of `round` have `nr` entries.
 /// - The folios are the caller's, and nobody else reads or writes the destinations.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ptdma_rs_batch_run(
     system: &System,
     batch: *mut Batch,
     scratch: *mut Scratch,
-    folios: *const Folio,
-    outcomes: *mut Outcome,
-    nr: u32,
-    only: i32,
+    round: &Round,
     result: &mut RoundResult,
 ) -> i32 {
-    let nr = nr as usize;
+    let nr = round.nr as usize;
+    *result = RoundResult::default();
     let Some(batch) = NonNull::new(batch) else {
         return -errno::EINVAL;
     };
-    if nr == 0 || nr > MAX_ROUND_FOLIOS || folios.is_null() || outcomes.is_null() {
+    if nr == 0 || nr > MAX_ROUND_FOLIOS || round.folios.is_null() || round.outcomes.is_null() {
         return -errno::EINVAL;
     }
     // SAFETY: the caller's promise.
@@ -161,23 +198,14 @@ pub unsafe extern "C" fn ptdma_rs_batch_run(
         return -errno::EINVAL;
     };
     // SAFETY: not null, and `nr` entries by the caller's promise.
-    let folios = unsafe { core::slice::from_raw_parts(folios, nr) };
-    // SAFETY: as above; C has filled it with valid outcomes.
-    let outcomes = unsafe { core::slice::from_raw_parts_mut(outcomes, nr) };
+    let folios = unsafe { core::slice::from_raw_parts(round.folios, nr) };
+    // SAFETY: as above; any byte is a valid `u8`.
+    let outcomes = Outcomes(unsafe { core::slice::from_raw_parts_mut(round.outcomes, nr) });
     // SAFETY: the caller's promise.
     let context = unsafe { BatchContext::new(batch) };
-    *result = RoundResult::default();
-    batch::run(
-        Round {
-            system,
-            context,
-            folios,
-            only: usize::try_from(only).ok(),
-        },
-        scratch,
-        outcomes,
-        result,
-    )
+    let rc = batch::run(system, context, round, folios, scratch, outcomes, result);
+    result.out_of_service = system.out_of_service();
+    rc
 }
 
 const _: () = assert!(MAX_CHANNELS <= 64, "a set of channels is a u64");

@@ -3,13 +3,13 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crate::abi::{Batch, Event, Piece, RawLock, Segment};
+use crate::abi::{Batch, Event, LockKind, Piece, RawLock, Segment};
 
 fn flag(lock: *mut RawLock) -> *mut AtomicBool {
     lock.cast()
 }
 
-pub(crate) unsafe fn ptdma_k_lock_init(_lock: *mut RawLock) {}
+pub(crate) unsafe fn ptdma_k_lock_init(_lock: *mut RawLock, _kind: LockKind) {}
 
 pub(crate) unsafe fn ptdma_k_lock(lock: *mut RawLock) -> u64 {
     // SAFETY: room for a lock, by the caller's promise.
@@ -43,6 +43,12 @@ pub(crate) unsafe fn ptdma_k_wait(
 pub(crate) fn ptdma_k_nap(ns: u64) {
     std::thread::sleep(std::time::Duration::from_nanos(ns));
 }
+
+pub(crate) fn ptdma_k_yield() {
+    std::thread::yield_now();
+}
+
+pub(crate) fn ptdma_k_master_on(_chan: u32) {}
 
 pub(crate) unsafe fn ptdma_k_prove_stopped(_batch: *mut Batch, _chan: u32) -> bool {
     false

@@ -5,14 +5,14 @@
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 
-use crate::abi::{Batch, Event, Piece, RawLock, Segment};
+use crate::abi::{Batch, Event, LockKind, Piece, RawLock, Segment};
 
 #[cfg(target_os = "none")]
 mod imports {
-    use super::{Batch, Event, Piece, RawLock, Segment};
+    use super::{Batch, Event, LockKind, Piece, RawLock, Segment};
 
     unsafe extern "C" {
-        pub(super) fn ptdma_k_lock_init(lock: *mut RawLock);
+        pub(super) fn ptdma_k_lock_init(lock: *mut RawLock, kind: LockKind);
         pub(super) fn ptdma_k_lock(lock: *mut RawLock) -> u64;
         pub(super) fn ptdma_k_unlock(lock: *mut RawLock, flags: u64);
         pub(super) safe fn ptdma_k_now_ns() -> u64;
@@ -23,6 +23,8 @@ mod imports {
             timeout_ns: u64,
         ) -> bool;
         pub(super) safe fn ptdma_k_nap(ns: u64);
+        pub(super) safe fn ptdma_k_yield();
+        pub(super) safe fn ptdma_k_master_on(chan: u32);
         pub(super) fn ptdma_k_prove_stopped(batch: *mut Batch, chan: u32) -> bool;
         pub(super) fn ptdma_k_map(
             batch: *mut Batch,
@@ -51,13 +53,13 @@ unsafe impl<T: Send> Sync for KernelLock<T> {}
 impl<T> KernelLock<T> {
     /// A lock around `value`, not held. The kernel's lock may be moved while nobody holds it or
     /// waits for it: there are no pointers in it.
-    pub(crate) fn new(value: T) -> Self {
+    pub(crate) fn new(kind: LockKind, value: T) -> Self {
         let lock = Self {
             raw: UnsafeCell::new(RawLock::default()),
             value: UnsafeCell::new(value),
         };
         // SAFETY: room for a lock, and ours alone.
-        unsafe { imports::ptdma_k_lock_init(lock.raw.get()) };
+        unsafe { imports::ptdma_k_lock_init(lock.raw.get(), kind) };
         lock
     }
 
@@ -91,6 +93,16 @@ impl<T> ptdma::Lock<T> for KernelLock<T> {
 #[inline]
 pub(crate) fn now_ns() -> u64 {
     imports::ptdma_k_now_ns()
+}
+
+/// Lets others run for whom this CPU is wanted. Process context, no lock held.
+pub(crate) fn yield_now() {
+    imports::ptdma_k_yield();
+}
+
+/// Makes a function a bus master, whose engine stands.
+pub(crate) fn master_on(chan: usize) {
+    imports::ptdma_k_master_on(chan as u32);
 }
 
 /// Tells the kernel's log and tracepoints.

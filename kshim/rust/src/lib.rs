@@ -10,7 +10,6 @@
 pub mod abi;
 mod batch;
 mod channel;
-mod comeback;
 mod errno;
 pub mod exports;
 #[cfg(not(target_os = "none"))]

@@ -4,23 +4,61 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use batch_copy::{Engines, NotIdle, Policy, Port, Service};
-use ptdma::{CoherentRing, Cookie, ErrorHead, FunctionQuiesced, Mmio};
+use ptdma::{CoherentRing, Cookie, EngineTraits, ErrorHead, FunctionQuiesced, Mmio, Restart, Seen};
 
 use crate::abi::{
-    ChannelSetup, ChannelState, ChannelStats, DESCRIPTOR_BYTES, Event, MAX_CHANNELS, Settings,
+    ChannelService, ChannelSetup, ChannelStats, DESCRIPTOR_BYTES, Engine, EngineErrorHead,
+    EngineRestart, Event, LockKind, MAX_CHANNELS, Settings,
 };
 use crate::batch;
 use crate::channel::{self, KernelQueue, bus};
-use crate::comeback::Comeback;
 use crate::errno;
-use crate::kernel::{self, BatchContext, KernelLock};
+use crate::kernel::{self, KernelLock};
 
 pub(crate) type SystemEngines = Engines<KernelQueue, KernelLock<Port<KernelQueue>>, MAX_CHANNELS>;
+
+/// Counts of a queue, which begin anew when it comes up.
+#[derive(Clone, Copy, Debug, Default)]
+struct EngineCounts {
+    spurious_interrupts: u64,
+    lost_interrupts: u64,
+    restarts: u64,
+}
+
+impl EngineCounts {
+    fn of(channel: &mut KernelQueue) -> Self {
+        let stats = channel.channel().stats();
+        Self {
+            spurious_interrupts: stats.spurious_interrupts,
+            lost_interrupts: stats.lost_interrupts,
+            restarts: stats.restarts,
+        }
+    }
+
+    fn plus(self, more: Self) -> Self {
+        Self {
+            spurious_interrupts: self
+                .spurious_interrupts
+                .wrapping_add(more.spurious_interrupts),
+            lost_interrupts: self.lost_interrupts.wrapping_add(more.lost_interrupts),
+            restarts: self.restarts.wrapping_add(more.restarts),
+        }
+    }
+}
+
+/// The bit of a channel in a set of channels.
+fn bit(number: usize) -> u64 {
+    // Below MAX_CHANNELS, which is 64.
+    1_u64.checked_shl(number as u32).unwrap_or(0)
+}
 
 /// What is known of a channel number beside its engine.
 #[derive(Clone, Copy, Debug, Default)]
 struct Seat {
-    comeback: Comeback,
+    /// What the channels' statistics said when the function was bound.
+    zero: batch_copy::ChannelStats,
+    /// What the queues before this one have counted since then.
+    before: EngineCounts,
     /// Where the next channel with this number begins to count: no cookie ever names two
     /// descriptors.
     next_cookie: u64,
@@ -48,14 +86,14 @@ impl System {
         // SAFETY: `at` is valid (caller).
         let settings = unsafe { &raw mut (*at).settings };
         // SAFETY: within `*at`.
-        unsafe { settings.write(KernelLock::new(initial)) };
+        unsafe { settings.write(KernelLock::new(LockKind::Settings, initial)) };
         // SAFETY: `at` is valid (caller).
         let seats = unsafe { &raw mut (*at).seats }.cast::<KernelLock<Seat>>();
         for number in 0..MAX_CHANNELS {
             // SAFETY: `number` is below the array's length.
             let seat = unsafe { seats.add(number) };
             // SAFETY: within `*at`.
-            unsafe { seat.write(KernelLock::new(Seat::default())) };
+            unsafe { seat.write(KernelLock::new(LockKind::Seat, Seat::default())) };
         }
         // SAFETY: `at` is valid (caller).
         let present = unsafe { &raw mut (*at).present };
@@ -73,7 +111,7 @@ impl System {
         let engines = unsafe { &mut *engines };
         for _ in 0..MAX_CHANNELS {
             // There is room for as many.
-            let _ = engines.add(KernelLock::new(Port::vacant()));
+            let _ = engines.add(KernelLock::new(LockKind::Port, Port::vacant()));
         }
     }
 
@@ -93,6 +131,9 @@ impl System {
 
     /// Bytes below which a batch is left to the CPU.
     pub(crate) fn min_bytes(&self) -> u64 {
+        if self.engines.active() == 0 {
+            return u64::MAX;
+        }
         self.min_bytes.load(Ordering::Relaxed)
     }
 
@@ -120,12 +161,10 @@ impl System {
     }
 
     fn set_present(&self, number: usize, present: bool) {
-        // Below MAX_CHANNELS, which is 64.
-        let bit = 1_u64.checked_shl(number as u32).unwrap_or(0);
         if present {
-            self.present.fetch_or(bit, Ordering::Relaxed);
+            self.present.fetch_or(bit(number), Ordering::Relaxed);
         } else {
-            self.present.fetch_and(!bit, Ordering::Relaxed);
+            self.present.fetch_and(!bit(number), Ordering::Relaxed);
         }
         self.update_policy();
     }
@@ -160,7 +199,13 @@ impl System {
         match channel::bring_up(number, registers, ring, setup, first) {
             Ok(channel) => match self.engines.put(number, channel) {
                 Ok(()) => {
-                    self.with_seat(number, |seat| seat.comeback.arrived());
+                    if setup.fresh != 0 {
+                        let zero = self.engines.channel_stats(number).unwrap_or_default();
+                        self.with_seat(number, |seat| {
+                            seat.zero = zero;
+                            seat.before = EngineCounts::default();
+                        });
+                    }
                     self.set_present(number, true);
                     0
                 }
@@ -169,7 +214,7 @@ impl System {
                     -errno::EBUSY
                 }
             },
-            Err(e) => errno::of_bring_up(e),
+            Err(rc) => rc,
         }
     }
 
@@ -191,18 +236,16 @@ impl System {
 
     fn leave(&self, number: usize, shut_down: bool) -> bool {
         self.set_present(number, false);
-        let channel = match self.engines.take(number) {
+        let mut channel = match self.engines.take(number) {
             Ok(channel) => channel,
-            Err(NotIdle::Absent) => {
-                self.with_seat(number, |seat| seat.comeback = Comeback::default());
-                return true;
-            }
+            Err(NotIdle::Absent) => return true,
             Err(_) => return false,
         };
         let next = batch_copy::CopyChannel::next_cookie(&channel).number();
+        let counts = EngineCounts::of(&mut channel);
         self.with_seat(number, |seat| {
             seat.next_cookie = next;
-            seat.comeback = Comeback::default();
+            seat.before = seat.before.plus(counts);
         });
         if shut_down {
             channel::shut_down(number, channel);
@@ -210,103 +253,133 @@ impl System {
         true
     }
 
-    /// Brings channels back that were taken out of service, if it is time to; asks for a new proof
-    /// of those that were not proved stopped. For those who run batches, after a batch of which
-    /// nothing is in doubt: what it has yet to put into quarantine would not be released by the
-    /// proof. It takes a few dozen register accesses, or a reset.
-    pub(crate) fn revive(&self, context: BatchContext) {
-        let mut present = self.present.load(Ordering::Relaxed);
+    /// Channels that are up but not in service, a bit each.
+    pub(crate) fn out_of_service(&self) -> u64 {
+        let present = self.present.load(Ordering::Relaxed);
         if self.engines.active() >= present.count_ones() as usize {
-            return;
+            return 0;
         }
-        while present != 0 {
-            let number = present.trailing_zeros() as usize;
-            present &= present.wrapping_sub(1);
-            if !self.engines.is_active(number) {
-                self.revive_one(number, context);
+        let (mut rest, mut found) = (present, 0_u64);
+        while rest != 0 {
+            let bit = rest & rest.wrapping_neg();
+            rest &= !bit;
+            if !self.engines.is_active(bit.trailing_zeros() as usize) {
+                found |= bit;
             }
+        }
+        found
+    }
+
+    /// Whether batches use a channel.
+    pub(crate) fn service(&self, number: usize) -> ChannelService {
+        if self.present.load(Ordering::Relaxed) & bit(number) == 0 {
+            return ChannelService::Absent;
+        }
+        match self.engines.service(number) {
+            Some(Service::Active) => ChannelService::Active,
+            Some(Service::Retired) => ChannelService::Stopped,
+            Some(Service::Unproven) => ChannelService::Unproven,
+            None => ChannelService::Absent,
         }
     }
 
-    #[cold]
-    fn revive_one(&self, number: usize, mut context: BatchContext) {
-        let is_proved = match self.engines.service(number) {
-            Some(Service::Retired) => true,
-            Some(Service::Unproven) => false,
-            _ => return,
-        };
-        let now_ns = kernel::now_ns();
-        if !self.with_seat(number, |seat| seat.comeback.claim(now_ns)) {
-            return;
-        }
-        if !is_proved {
-            if !context.prove_stopped(number) {
-                // It took a while.
-                let now_ns = kernel::now_ns();
-                self.with_seat(number, |seat| seat.comeback.doubted(now_ns));
-                return;
-            }
-            self.engines.confirm_stopped(number);
-        }
+    /// Brings a channel back whose engine touches no memory.
+    pub(crate) fn revive(&self, number: usize) -> i32 {
+        self.engines.confirm_stopped(number);
         let mut channel = match self.engines.take(number) {
             Ok(channel) => channel,
-            Err(_) => {
-                // Other batches have yet to take note of what they lost.
-                self.with_seat(number, |seat| seat.comeback.put_off());
-                return;
-            }
+            // Batches have yet to take note of what they lost.
+            Err(NotIdle::Held { .. }) => return -errno::EAGAIN,
+            Err(NotIdle::InService) => return 0,
+            Err(_) => return -errno::ENODEV,
         };
-        // Retired is proved stopped: its engine has halted, or its function was reset.
-        let works = channel
-            .channel()
-            .recover(FunctionQuiesced::by_owner())
-            .is_ok();
-        let next = batch_copy::CopyChannel::next_cookie(&channel).number();
-        self.with_seat(number, |seat| {
-            seat.next_cookie = next;
-            seat.comeback.tried(now_ns, works);
-        });
-        if works {
-            // Its place was emptied above, and nobody else fills it.
-            let _ = self.engines.put(number, channel);
-            kernel::report(number, Event::Revived, 0);
-        } else {
+        // The caller has cut it off or reset it, or it has halted.
+        let recovered = channel.channel().recover(FunctionQuiesced::by_owner());
+        let works = recovered.is_ok();
+        if !works {
             kernel::report(number, Event::Retired, 0);
+        }
+        let next = batch_copy::CopyChannel::next_cookie(&channel).number();
+        self.with_seat(number, |seat| seat.next_cookie = next);
+        // Its place was emptied above, and nobody else fills it.
+        let _ = self.engines.put(number, channel);
+        if works {
+            kernel::report(number, Event::Revived, 0);
+            return 0;
+        }
+        // Back in its place, but not in service: the fault that it has sees to that.
+        self.engines.retire(number, kernel::now_ns());
+        match recovered {
+            Err((e, _)) => errno::of_bring_up(e),
+            Ok(_) => 0,
         }
     }
 
-    /// Counts of a channel.
+    /// Counts of a channel since its function was bound.
     pub(crate) fn stats(&self, number: usize) -> ChannelStats {
         let seat = self.with_seat(number, |seat| *seat);
-        let state = match self.engines.service(number) {
-            _ if !seat.comeback.present => ChannelState::Down,
-            Some(Service::Active) => ChannelState::Running,
-            _ if seat.comeback.given_up => ChannelState::Retired,
-            _ => ChannelState::Faulted,
-        };
         let engine = self.engines.with_channel(number, |queue| {
-            (queue.channel().stats(), queue.channel().error_head())
+            (EngineCounts::of(queue), queue.channel().error_head())
         });
         let head_stays = engine.is_some_and(|(_, head)| head == ErrorHead::AtFailing);
-        let engine = engine.map(|(stats, _)| stats).unwrap_or_default();
+        let counts = engine.map_or(EngineCounts::default(), |(counts, _)| counts);
+        let engine = seat.before.plus(counts);
         let shared = self.engines.channel_stats(number).unwrap_or_default();
+        let since = |now: u64, zero: u64| now.wrapping_sub(zero);
         ChannelStats {
-            state,
-            head_stays: u32::from(head_stays),
-            submitted: shared.submitted,
-            submitted_bytes: shared.bytes,
-            completed: shared.completed,
-            failed: shared.errors,
-            dropped: shared.dropped,
-            coalesced: shared.coalesced,
-            doorbells: shared.doorbells,
-            interrupts: shared.interrupts,
-            polls: shared.polls,
+            head_stays: u64::from(head_stays),
+            submitted: since(shared.submitted, seat.zero.submitted),
+            submitted_bytes: since(shared.bytes, seat.zero.bytes),
+            completed: since(shared.completed, seat.zero.completed),
+            failed: since(shared.errors, seat.zero.errors),
+            dropped: since(shared.dropped, seat.zero.dropped),
+            coalesced: since(shared.coalesced, seat.zero.coalesced),
+            doorbells: since(shared.doorbells, seat.zero.doorbells),
+            interrupts: since(shared.interrupts, seat.zero.interrupts),
+            polls: since(shared.polls, seat.zero.polls),
             spurious_interrupts: engine.spurious_interrupts,
             lost_interrupts: engine.lost_interrupts,
             restarts: engine.restarts,
-            stops: shared.stops,
-            hangs: shared.hangs,
+            stops: since(shared.stops, seat.zero.stops),
+            hangs: since(shared.hangs, seat.zero.hangs),
         }
+    }
+
+    /// What the engine of a channel has shown of itself; `None` if there is no queue.
+    pub(crate) fn engine(&self, number: usize) -> Option<Engine> {
+        self.engines
+            .with_channel(number, |queue| engine(queue.channel().traits()))
+    }
+}
+
+const fn seen(seen: Seen) -> u8 {
+    match seen {
+        Seen::Unknown => b'?',
+        Seen::No => b'0',
+        Seen::Yes => b'1',
+    }
+}
+
+fn engine(traits: EngineTraits) -> Engine {
+    Engine {
+        restart: match traits.restart {
+            Restart::Unknown => EngineRestart::Unknown,
+            Restart::ByTail => EngineRestart::ByTail,
+            Restart::ByRun => EngineRestart::ByRun,
+        },
+        error_head: match traits.error_head {
+            ErrorHead::Unknown => EngineErrorHead::Unknown,
+            ErrorHead::AtFailing => EngineErrorHead::AtFailing,
+            ErrorHead::PastFailing => EngineErrorHead::PastFailing,
+        },
+        ring_entries: traits.ring_entries,
+        memory_entries: traits.memory_entries,
+        halt_at_rest: seen(traits.halt_at_rest),
+        halt_drained: seen(traits.halt_drained),
+        halt_stopped: seen(traits.halt_stopped),
+        halt_cleared_by_write: seen(traits.halt_cleared_by_write),
+        run_drained: seen(traits.run_drained),
+        job_status: seen(traits.job_status),
+        failed_copies: traits.failed_copies,
     }
 }

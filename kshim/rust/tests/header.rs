@@ -22,7 +22,12 @@ const NAMES: &[(&str, &str)] = &[
     ("RoundResult", "ptdma_result"),
     ("Settings", "ptdma_settings"),
     ("ChannelSetup", "ptdma_channel_setup"),
-    ("ChannelState", "ptdma_channel_state"),
+    ("ChannelService", "ptdma_service"),
+    ("Round", "ptdma_round"),
+    ("LockKind", "ptdma_lock_kind"),
+    ("Engine", "ptdma_engine"),
+    ("EngineRestart", "ptdma_restart"),
+    ("EngineErrorHead", "ptdma_error_head"),
     ("ChannelStats", "ptdma_channel_stats"),
     ("Event", "ptdma_event"),
     ("RawLock", "ptdma_lock"),
@@ -42,7 +47,10 @@ const TYPES: &[(&str, &str)] = &[
 /// Enums, the integers they are passed as, and the beginning of their constants' names.
 const ENUMS: &[(&str, &str, &str)] = &[
     ("ptdma_outcome", "u8", "PTDMA_OUTCOME_"),
-    ("ptdma_channel_state", "u32", "PTDMA_STATE_"),
+    ("ptdma_service", "u32", "PTDMA_SERVICE_"),
+    ("ptdma_lock_kind", "u32", "PTDMA_LOCK_"),
+    ("ptdma_restart", "u8", "PTDMA_RESTART_"),
+    ("ptdma_error_head", "u8", "PTDMA_ERROR_HEAD_"),
     ("ptdma_event", "u32", "PTDMA_EVENT_"),
 ];
 
@@ -175,6 +183,7 @@ fn the_header_is_in_step() {
         ("MAX_ROUND_FOLIOS", abi::MAX_ROUND_FOLIOS),
         ("DESCRIPTOR_BYTES", abi::DESCRIPTOR_BYTES),
         ("BAR_BYTES", abi::BAR_BYTES),
+        ("EVENTS", abi::EVENTS),
     ] {
         let defined = header.lines().find_map(|line| {
             let mut words = line.split_whitespace();

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::kshim::{
     ALL, BYTES, EACH_FUNCTION, FAILURES, MIGRATED, OFFLOADING, PARAMETERS, QUARANTINED, TIMEOUT,
-    start, stop, stop_after_faults,
+    hide_transactions, start, stop, stop_after_faults,
 };
 use super::mover::{get, mover, run, set};
 use crate::machine::Guest;
@@ -104,6 +104,7 @@ pub(super) fn all_in_quarantine(guest: &mut Guest) -> Result<String> {
     set(guest, TIMEOUT, "1000")?;
     let all = EACH_FUNCTION;
     guest.ok(&format!("{all} echo > $d/reset_method || exit 1; done"))?;
+    hide_transactions(guest, "")?;
     // Slow enough that all batches have given the third function work when it stops.
     let slow = json!({"trigger": "always", "kind": {"delay": {"ns": 500_000}}});
     guest.server()?.fault(None, &slow)?;
@@ -140,7 +141,7 @@ pub(super) fn all_in_quarantine(guest: &mut Guest) -> Result<String> {
         "{migrated} of {moved} folios by the devices, with {batches} batches in quarantine"
     );
     guest.ok(&format!(
-        "{all} echo default > $d/reset_method || exit 1; \
+        "rmmod testfail; {all} echo default > $d/reset_method || exit 1; \
          [ $(cat $d/ptdma/state) = running ] || echo 1 > $d/reset || exit 1; done"
     ))?;
     stop_after_faults(guest)?;

@@ -13,7 +13,7 @@ fn machine(iommu: Iommu, append: &str) -> Options {
         iommu,
         append: append.into(),
         separate_servers: true,
-        modules: vec!["kshim"],
+        modules: vec!["kshim", "testfail"],
         ..Options::default()
     }
 }

@@ -69,17 +69,18 @@ pub(super) const SUITES: &[Suite] = &[
 ];
 
 /// What loading calls that may be refused, and where: each must have been seen to be refused.
-const AT_LOAD: [&str; 10] = [
+const AT_LOAD: [&str; 11] = [
     "__kvmalloc_node_noprof in ptdma_init+",
     "__kvmalloc_node_noprof in ptdma_batch_alloc+",
     "devm_kmalloc in ptdma_probe+",
     "pcim_enable_device in ptdma_probe+",
     "pcim_iomap_region in ptdma_probe+",
     "dma_set_mask in ptdma_probe+",
-    "pci_alloc_irq_vectors in ptdma_probe+",
-    "request_threaded_irq in ptdma_probe+",
-    "dma_alloc_attrs in ptdma_chan_up+",
-    "migrate_offload_start in ptdma_migrator_start+",
+    "pci_alloc_irq_vectors in ptdma_",
+    "request_threaded_irq in ptdma_",
+    "alloc_pages_node_noprof in ptdma_ring_alloc",
+    "dma_map_phys in ptdma_ring_alloc",
+    "migrate_offload_register in ptdma_migrator_start+",
 ];
 
 /// Functions that are bound; 0 if the module is not there.
@@ -161,8 +162,9 @@ fn sweep(guest: &mut Guest, load: &str) -> Result<BTreeSet<String>> {
 fn at_load(guest: &mut Guest) -> Result<String> {
     guest.ok(
         "modprobe testfail functions=__kvmalloc_node_noprof,devm_kmalloc,pcim_enable_device,\
-         pcim_iomap_region,dma_set_mask,dma_alloc_attrs,\
-         pci_alloc_irq_vectors,request_threaded_irq,__pci_register_driver,migrate_offload_start",
+         pcim_iomap_region,dma_set_mask,alloc_pages_node_noprof,dma_map_phys,\
+         pci_alloc_irq_vectors,request_threaded_irq,__pci_register_driver,\
+         migrate_offload_register",
     )?;
     let load = &format!("loader {MODULE} 'min_batch_kb=4 offloading=1'");
     guest.ok(load)?;
