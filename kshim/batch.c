@@ -369,14 +369,32 @@ static int ptdma_copy_folios(struct list_head *dst_list,
 	return rc;
 }
 
+#ifdef PTDMA_COPY_BATCH
+/**
+ * ptdma_copy_batch - Copy a batch of folios with the engines.
+ * @copy: The batch, and how it is to be copied.
+ *
+ * Marks each destination that holds all bytes of its source; the CPU copies the
+ * others.  Who migrates asynchronously must not be put to sleep: such a batch polls,
+ * or is left to the CPU if it takes longer than polling is worth.
+ *
+ * Return: 0, or -EOWNERDEAD if an engine may still write to the destinations,
+ * to all of which a reference was taken then, or another negative error code
+ * if the marks are not to be trusted.
+ */
+int ptdma_copy_batch(const struct migrate_copy_batch *copy)
+{
+	return ptdma_copy_folios(copy->dst, copy->src, copy->nr_folios,
+				 copy->mode != MIGRATE_ASYNC);
+}
+#else
 /**
  * ptdma_offload_copy - Copy a batch of folios with the engines.
  * @dst_list: Destinations.
  * @src_list: Sources, in the same order.
  * @folio_cnt: Entries of each list.
  *
- * Marks each destination that holds all bytes of its source; the CPU copies the
- * others.
+ * For kernels that do not tell how folios migrate.
  *
  * Return: 0, or -EOWNERDEAD if an engine may still write to the destinations,
  * to all of which a reference was taken then, or another negative error code
@@ -386,21 +404,5 @@ int ptdma_offload_copy(struct list_head *dst_list, struct list_head *src_list,
 		       unsigned int folio_cnt)
 {
 	return ptdma_copy_folios(dst_list, src_list, folio_cnt, true);
-}
-
-#ifdef PTDMA_COPY_BATCH
-/**
- * ptdma_copy_batch - Copy a batch of folios, as whoever migrates wants it.
- * @copy: The batch.
- *
- * Who migrates asynchronously must not be put to sleep: such a batch polls, or is
- * left to the CPU if it takes longer than polling is worth.
- *
- * Return: As ptdma_offload_copy().
- */
-int ptdma_copy_batch(const struct migrate_copy_batch *copy)
-{
-	return ptdma_copy_folios(copy->dst, copy->src, copy->nr_folios,
-				 copy->mode != MIGRATE_ASYNC);
 }
 #endif

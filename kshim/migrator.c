@@ -11,13 +11,19 @@
 
 static DEFINE_MUTEX(ptdma_migrator_lock);
 static bool ptdma_registered;
+#ifdef MIGRATE_OFFLOAD_DEFAULT_REASONS
+/* Not for folios whose memory is suspect: an engine may not notice that. */
+static unsigned long ptdma_reasons = MIGRATE_OFFLOAD_DEFAULT_REASONS;
+#else
 static unsigned long ptdma_reasons = MIGRATE_OFFLOAD_ALL_REASONS;
+#endif
 
 static const struct migrator ptdma_migrator = {
 	.name = PTDMA_DRIVER_NAME,
-	.offload_copy = ptdma_offload_copy,
 #ifdef PTDMA_COPY_BATCH
 	.copy_batch = ptdma_copy_batch,
+#else
+	.offload_copy = ptdma_offload_copy,
 #endif
 	.owner = THIS_MODULE,
 };

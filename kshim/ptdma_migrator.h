@@ -308,10 +308,11 @@ gfp_t ptdma_batch_gfp(const struct ptdma_batch *batch);
 struct ptdma_batch *ptdma_batch_get(void);
 void ptdma_batch_put(struct ptdma_batch *batch);
 void ptdma_batch_free(struct ptdma_batch *batch);
-int ptdma_offload_copy(struct list_head *dst, struct list_head *src,
-		       unsigned int folio_cnt);
 #ifdef PTDMA_COPY_BATCH
 int ptdma_copy_batch(const struct migrate_copy_batch *copy);
+#else
+int ptdma_offload_copy(struct list_head *dst, struct list_head *src,
+		       unsigned int folio_cnt);
 #endif
 int ptdma_batch_round(struct ptdma_batch *batch, unsigned int nr, int only,
 		      struct ptdma_result *result);

@@ -98,7 +98,10 @@ pub(crate) fn bring_up(
 /// function that does not even answer any more has nothing to be turned off.
 pub(crate) fn shut_down(number: usize, queue: KernelQueue) {
     let deadline = Deadline::after(&KernelClock::YIELDING, HALT_NS);
-    if let Err((e, _)) = queue.into_channel().shutdown(&KernelClock::YIELDING, deadline) {
+    if let Err((e, _)) = queue
+        .into_channel()
+        .shutdown(&KernelClock::YIELDING, deadline)
+    {
         kernel::report(number, Event::NotStopped, u64::from(e.control));
     }
 }
