@@ -109,7 +109,7 @@ impl Machine {
             .map(|i| (number as usize * 7 + i) as u8 | 1)
             .collect();
         src.write(0, &fill).unwrap();
-        let bad = number % BAD_EVERY == 0;
+        let bad = number.is_multiple_of(BAD_EVERY);
         if bad {
             let start = dst.addr().get();
             let trigger = Trigger::Touches {
