@@ -18,6 +18,7 @@
 #include <linux/list.h>
 #include <linux/migrate_copy_offload.h>
 #include <linux/mm.h>
+#include <linux/migrate_mode.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/slab.h>
@@ -37,6 +38,11 @@
 /* In case that nobody migrates. */
 #define TESTMIG_CHURN_MEET_MS	1000
 
+/* Of so many sources of a batch one goes bad: small pages are lost by it. */
+#define TESTMIG_POISON_EACH	64
+/* A batch has no more large folios than 512 / 4, of which it marks two. */
+#define TESTMIG_BAD_TAILS	16
+
 enum testmig_mode {
 	TESTMIG_COPY,		/* copy and mark everything */
 	TESTMIG_REFUSE,		/* say no in should_batch() */
@@ -46,6 +52,7 @@ enum testmig_mode {
 	TESTMIG_HALF,		/* copy and mark every other folio */
 	TESTMIG_LATE,		/* return after a delay */
 	TESTMIG_ABANDON,	/* write to the destinations after returning */
+	TESTMIG_POISON,		/* sources go bad after the copy, which is wrong */
 };
 
 static const char * const testmig_modes[] = {
@@ -57,6 +64,7 @@ static const char * const testmig_modes[] = {
 	[TESTMIG_HALF] = "half",
 	[TESTMIG_LATE] = "late",
 	[TESTMIG_ABANDON] = "abandon",
+	[TESTMIG_POISON] = "poison",
 };
 
 /*
@@ -66,21 +74,33 @@ static const char * const testmig_modes[] = {
 static bool pin = true;
 module_param(pin, bool, 0444);
 
+/* Register for all reasons, not only for those that nobody has to ask for. */
+static bool all_reasons;
+module_param(all_reasons, bool, 0644);
+
+/* Register with the call that is not told the mode and the reason. */
+static bool old_call;
+module_param(old_call, bool, 0644);
+
 static enum testmig_mode mode;
 static unsigned int delay_ms = 20;
 static bool active;
-static DEFINE_MUTEX(testmig_mutex); /* active */
+static const struct migrator *active_migrator;
+static DEFINE_MUTEX(testmig_mutex); /* active, active_migrator */
 
 enum testmig_counter {
 	TESTMIG_CALLS,		/* of offload_copy() */
 	TESTMIG_FOLIOS,		/* offered to it */
 	TESTMIG_COPIED,		/* copied by it */
 	TESTMIG_ASKED,		/* calls of should_batch() */
+	TESTMIG_ASYNC,		/* batches whose caller must not sleep */
+	TESTMIG_POISONED,	/* sources that were marked as poisoned */
 	TESTMIG_MAX_INSIDE,	/* calls of offload_copy() at the same time */
 	TESTMIG_NR_COUNTERS,
 };
 
 static atomic64_t counters[TESTMIG_NR_COUNTERS];
+static int last_reason = MR_TYPES;	/* of copy_batch(); MR_TYPES: not told */
 static atomic_t inside;
 static DECLARE_WAIT_QUEUE_HEAD(batch_began);
 
@@ -146,18 +166,57 @@ static int testmig_abandon(struct list_head *dst_list, unsigned int folio_cnt)
 	return -EOWNERDEAD;
 }
 
+/* Tail pages that were marked: freed ones are used again, and must not be bad then. */
+static struct page *bad_tails[TESTMIG_BAD_TAILS];
+static unsigned int nr_bad_tails;
+static DEFINE_MUTEX(bad_tails_mutex); /* bad_tails, nr_bad_tails */
+
+static void testmig_heal_tails(void)
+{
+	guard(mutex)(&bad_tails_mutex);
+	while (nr_bad_tails)
+		ClearPageHWPoison(bad_tails[--nr_bad_tails]);
+}
+
+/*
+ * The memory of @src was found bad while, or after, an engine read it: the engine
+ * has delivered something else, and does not know.  memory_failure() does to an
+ * isolated folio what is done here: it marks the page, and no more.
+ *
+ * A small page with the mark is not used again once it was freed.
+ */
+static void testmig_poison(struct folio *dst, struct folio *src)
+{
+	guard(mutex)(&bad_tails_mutex);
+	if (folio_test_large(src)) {
+		if (nr_bad_tails == TESTMIG_BAD_TAILS)
+			return;
+		bad_tails[nr_bad_tails] = folio_page(src, folio_nr_pages(src) - 1);
+		SetPageHWPoison(bad_tails[nr_bad_tails++]);
+	} else {
+		SetPageHWPoison(&src->page);
+	}
+	testmig_rubbish(dst);
+	folio_mark_content_copied(dst);
+	atomic64_inc(&counters[TESTMIG_POISONED]);
+}
+
 static int testmig_copy(struct list_head *dst_list, struct list_head *src_list,
 			enum testmig_mode how)
 {
 	struct folio *src, *dst;
 	bool skip = false;
+	unsigned int nth = 0;
 
 	dst = list_first_entry(dst_list, struct folio, lru);
 	list_for_each_entry(src, src_list, lru) {
 		cond_resched();
 		skip = how == TESTMIG_HALF ? !skip :
-		       how != TESTMIG_COPY && how != TESTMIG_LATE;
-		if (skip) {
+		       how != TESTMIG_COPY && how != TESTMIG_LATE &&
+		       how != TESTMIG_POISON;
+		if (how == TESTMIG_POISON && !(nth++ % TESTMIG_POISON_EACH)) {
+			testmig_poison(dst, src);
+		} else if (skip) {
 			testmig_rubbish(dst);
 			if (how == TESTMIG_LIE)
 				folio_mark_content_copied(dst);
@@ -171,9 +230,10 @@ static int testmig_copy(struct list_head *dst_list, struct list_head *src_list,
 	return how == TESTMIG_FAIL || how == TESTMIG_LIE ? -EIO : 0;
 }
 
-static int testmig_offload_copy(struct list_head *dst, struct list_head *src,
-				unsigned int folio_cnt)
+static int testmig_copy_batch(const struct migrate_copy_batch *batch)
 {
+	struct list_head *dst = batch->dst, *src = batch->src;
+	unsigned int folio_cnt = batch->nr_folios;
 	enum testmig_mode how = READ_ONCE(mode);
 	int now, rc;
 
@@ -183,8 +243,12 @@ static int testmig_offload_copy(struct list_head *dst, struct list_head *src,
 		atomic64_set(&counters[TESTMIG_MAX_INSIDE], now);
 	atomic64_inc(&counters[TESTMIG_CALLS]);
 	atomic64_add(folio_cnt, &counters[TESTMIG_FOLIOS]);
+	if (batch->mode == MIGRATE_ASYNC)
+		atomic64_inc(&counters[TESTMIG_ASYNC]);
+	WRITE_ONCE(last_reason, batch->reason);
 	wake_up(&batch_began);
 
+	testmig_heal_tails();
 	if (WARN_ON_ONCE(list_count_nodes(dst) != folio_cnt ||
 			 list_count_nodes(src) != folio_cnt))
 		rc = -EINVAL;
@@ -199,6 +263,21 @@ static int testmig_offload_copy(struct list_head *dst, struct list_head *src,
 	return rc;
 }
 
+/* The call that the fourth posting has: one that is not told the mode. */
+static int testmig_offload_copy(struct list_head *dst, struct list_head *src,
+				unsigned int folio_cnt)
+{
+	const struct migrate_copy_batch batch = {
+		.dst = dst,
+		.src = src,
+		.nr_folios = folio_cnt,
+		.mode = MIGRATE_SYNC,
+		.reason = MR_TYPES,
+	};
+
+	return testmig_copy_batch(&batch);
+}
+
 static bool testmig_should_batch(int reason)
 {
 	atomic64_inc(&counters[TESTMIG_ASKED]);
@@ -207,7 +286,7 @@ static bool testmig_should_batch(int reason)
 
 static struct migrator testmig_migrator = {
 	.name = "testmig",
-	.offload_copy = testmig_offload_copy,
+	.copy_batch = testmig_copy_batch,
 	.should_batch = testmig_should_batch,
 };
 
@@ -267,6 +346,11 @@ static int testmig_expect(const char *what, int rc, int expected)
 static int testmig_rules(void)
 {
 	struct migrator nothing = { .name = "nothing" };
+	struct migrator both = {
+		.name = "both",
+		.offload_copy = testmig_offload_copy,
+		.copy_batch = testmig_copy_batch,
+	};
 	unsigned long mask = 0;
 	char text[128];
 	int i, bad = 0;
@@ -274,6 +358,7 @@ static int testmig_rules(void)
 	bad += EXPECT(migrate_offload_stop(&testmig_migrator), -ENODEV);
 	bad += EXPECT(migrate_offload_start(NULL), -EINVAL);
 	bad += EXPECT(migrate_offload_start(&nothing), -EINVAL);
+	bad += EXPECT(migrate_offload_start(&both), -EINVAL);
 	bad += EXPECT(migrate_offload_register(&testmig_migrator, BIT(MR_NEVER)),
 	       -EINVAL);
 	bad += EXPECT(migrate_offload_start(&testmig_migrator), 0);
@@ -297,6 +382,8 @@ static int testmig_rules(void)
 	bad += EXPECT(mask == (BIT(MR_DEMOTION) | BIT(MR_COMPACTION)), true);
 	bad += EXPECT(migrate_offload_reason_mask_parse("all", &mask), 0);
 	bad += EXPECT(mask == MIGRATE_OFFLOAD_ALL_REASONS, true);
+	bad += EXPECT(mask & ~MIGRATE_OFFLOAD_DEFAULT_REASONS,
+		      BIT(MR_MEMORY_FAILURE));
 	bad += EXPECT(migrate_offload_reason_mask_parse("0x9", &mask), 0);
 	bad += EXPECT(mask == 0x9, true);
 	bad += EXPECT(migrate_offload_reason_mask_parse("none", &mask), 0);
@@ -348,11 +435,20 @@ static ssize_t active_store(struct kobject *kobj, struct kobj_attribute *attr,
 	guard(mutex)(&testmig_mutex);
 	if (on == active)
 		return count;
-	rc = on ? migrate_offload_start(&testmig_migrator) :
-		  migrate_offload_stop(&testmig_migrator);
+	if (on)
+		active_migrator = READ_ONCE(old_call) ? &testmig_other :
+							&testmig_migrator;
+	if (on && READ_ONCE(all_reasons))
+		rc = migrate_offload_register(active_migrator,
+					      MIGRATE_OFFLOAD_ALL_REASONS);
+	else if (on)
+		rc = migrate_offload_start(active_migrator);
+	else
+		rc = migrate_offload_stop(active_migrator);
 	if (rc)
 		return rc;
 	WRITE_ONCE(active, on);
+	testmig_heal_tails();
 
 	return count;
 }
@@ -396,6 +492,18 @@ static ssize_t rules_show(struct kobject *kobj, struct kobj_attribute *attr,
 	return rc ?: sysfs_emit(buf, "ok\n");
 }
 
+static ssize_t last_reason_show(struct kobject *kobj,
+				struct kobj_attribute *attr, char *buf)
+{
+	int reason = READ_ONCE(last_reason);
+	int len;
+
+	if (reason < 0 || reason >= MR_NEVER)
+		return sysfs_emit(buf, "none\n");
+	len = migrate_offload_reason_mask_format(buf, PAGE_SIZE - 1, BIT(reason));
+	return len + sysfs_emit_at(buf, len, "\n");
+}
+
 static ssize_t counter_show(struct kobject *kobj, struct kobj_attribute *attr,
 			    char *buf);
 
@@ -404,6 +512,8 @@ static struct kobj_attribute counter_attrs[TESTMIG_NR_COUNTERS] = {
 	[TESTMIG_FOLIOS] = __ATTR(folios, 0444, counter_show, NULL),
 	[TESTMIG_COPIED] = __ATTR(copied, 0444, counter_show, NULL),
 	[TESTMIG_ASKED] = __ATTR(asked, 0444, counter_show, NULL),
+	[TESTMIG_ASYNC] = __ATTR(async, 0444, counter_show, NULL),
+	[TESTMIG_POISONED] = __ATTR(poisoned, 0444, counter_show, NULL),
 	[TESTMIG_MAX_INSIDE] = __ATTR(max_inside, 0444, counter_show, NULL),
 };
 
@@ -419,6 +529,7 @@ static struct kobj_attribute active_attr = __ATTR_RW(active);
 static struct kobj_attribute delay_ms_attr = __ATTR_WO(delay_ms);
 static struct kobj_attribute churn_attr = __ATTR_WO(churn);
 static struct kobj_attribute rules_attr = __ATTR_RO(rules);
+static struct kobj_attribute last_reason_attr = __ATTR_RO(last_reason);
 
 static struct attribute *testmig_attrs[] = {
 	&mode_attr.attr,
@@ -426,10 +537,13 @@ static struct attribute *testmig_attrs[] = {
 	&delay_ms_attr.attr,
 	&churn_attr.attr,
 	&rules_attr.attr,
+	&last_reason_attr.attr,
 	&counter_attrs[TESTMIG_CALLS].attr,
 	&counter_attrs[TESTMIG_FOLIOS].attr,
 	&counter_attrs[TESTMIG_COPIED].attr,
 	&counter_attrs[TESTMIG_ASKED].attr,
+	&counter_attrs[TESTMIG_ASYNC].attr,
+	&counter_attrs[TESTMIG_POISONED].attr,
 	&counter_attrs[TESTMIG_MAX_INSIDE].attr,
 	NULL
 };
@@ -475,7 +589,7 @@ static void __exit testmig_exit(void)
 {
 	kobject_put(testmig_kobj);
 	if (active)
-		migrate_offload_stop(&testmig_migrator);
+		migrate_offload_stop(active_migrator);
 	WARN_ON(atomic_read(&inside));
 	/* Delayed work that waits for its time is not drained. */
 	wait_event(late_writers_done, !atomic_read(&late_writers));

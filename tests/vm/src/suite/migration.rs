@@ -20,6 +20,11 @@ const CALLS: &str = "/sys/kernel/testmig/calls";
 const FOLIOS: &str = "/sys/kernel/testmig/folios";
 pub(super) const COPIED: &str = "/sys/kernel/testmig/copied";
 const ASKED: &str = "/sys/kernel/testmig/asked";
+const ASYNC: &str = "/sys/kernel/testmig/async";
+const POISONED: &str = "/sys/kernel/testmig/poisoned";
+const LAST_REASON: &str = "/sys/kernel/testmig/last_reason";
+const ALL_REASONS: &str = "/sys/module/testmig/parameters/all_reasons";
+const OLD_CALL: &str = "/sys/module/testmig/parameters/old_call";
 const DELAY: &str = "/sys/kernel/testmig/delay_ms";
 const CHURN: &str = "/sys/kernel/testmig/churn";
 const RULES: &str = "/sys/kernel/testmig/rules";
@@ -55,6 +60,10 @@ const MISBEHAVING: Suite = Suite {
         Check::new("refuses", refuses_batches).quick(FAST),
         Check::new("declines-fails-lies", declines_fails_lies).quick(FAST),
         Check::new("half-of-the-folios", half).quick(BOTH),
+        Check::new("poisoned-after-the-copy", poisoned).quick(BOTH),
+        Check::new("memory-fails-in-a-batch", memory_fails).quick(FAST),
+        Check::new("soft-offline", soft_offline).quick(FAST),
+        Check::new("mode-and-reason", mode_and_reason).quick(FAST),
         Check::new("returns-late", late),
         Check::new("writes-after-return", abandons),
         Check::new("pinned-pages", pinned).quick(BOTH),
@@ -211,6 +220,109 @@ fn half(guest: &mut Guest) -> Result<String> {
     }
     deactivate(guest)?;
     Ok(String::new())
+}
+
+/// Sources that are found to be bad between the copy and the move: what was copied from them is
+/// rubbish here, and must not be believed.
+fn poisoned(guest: &mut Guest) -> Result<String> {
+    activate(guest, "poison")?;
+    let mut all = 0;
+    for size in [4, 64, 2048] {
+        let report = run(
+            guest,
+            &mover(
+                size,
+                "--bytes 8M --rounds 2 --writers 1",
+                &[POISONED, COPIED],
+            ),
+        )?;
+        let (poisoned, copied) = (report.counter(POISONED)?, report.counter(COPIED)?);
+        // A batch of 2 MiB folios is a single folio, and each first one of a batch is poisoned.
+        ensure!(
+            poisoned > 0 && (copied > poisoned || size == 2048),
+            "{size} KiB: {report:?}"
+        );
+        all += poisoned;
+    }
+    deactivate(guest)?;
+    Ok(format!("{all} folios"))
+}
+
+/// The kernel's own handling of memory that fails, in the middle of a batch. It gets hold of no
+/// page that is isolated, so a mark is all that comes of it; every byte must be right.
+fn memory_fails(guest: &mut Guest) -> Result<String> {
+    activate(guest, "late")?;
+    // Long enough to be found in.
+    set(guest, DELAY, "100")?;
+    let report = run(
+        guest,
+        &format!("poisoner --how hard --pages 4 --batches {CALLS} --counter {COPIED}"),
+    )?;
+    let (marked, taken) = (report.number("/marked")?, report.number("/taken")?);
+    ensure!(marked > 0 && report.number("/counter")? > 0, "{report:?}");
+    deactivate(guest)?;
+    Ok(format!(
+        "{marked} pages marked in a batch, {taken} taken out of use"
+    ))
+}
+
+/// Memory that is about to fail is copied by the processor, unless somebody asks for more.
+fn soft_offline(guest: &mut Guest) -> Result<String> {
+    let mut copied = Vec::new();
+    guest.ok("[ -d /sys/kernel/testmig ] || modprobe testmig")?;
+    for all in ["0", "1"] {
+        set(guest, ALL_REASONS, all)?;
+        activate(guest, "copy")?;
+        let report = run(
+            guest,
+            &format!("poisoner --how soft --pages 4 --counter {CALLS}"),
+        )?;
+        let moved = report.number("/moved")?;
+        ensure!(moved == 4, "{moved} pages were moved: {report:?}");
+        copied.push(report.number("/counter")?);
+        deactivate(guest)?;
+    }
+    set(guest, ALL_REASONS, "0")?;
+    ensure!(
+        copied[0] == 0 && copied[1] >= 4,
+        "{copied:?} batches by default, and for all reasons"
+    );
+    Ok(String::new())
+}
+
+/// The migrator is told what the caller of `migrate_pages()` said, not what the core does inside.
+fn mode_and_reason(guest: &mut Guest) -> Result<String> {
+    activate(guest, "copy")?;
+    let report = run(guest, &mover(4, "--bytes 4M", &[CALLS, ASYNC]))?;
+    let reason = guest.ok(&format!("cat {LAST_REASON}"))?;
+    ensure!(
+        report.counter(CALLS)? > 0
+            && report.counter(ASYNC)? == 0
+            && reason.trim() == "syscall_or_cpuset",
+        "move_pages: {reason} {report:?}"
+    );
+    let before = get(guest, ASYNC)?;
+    workload::balancing(guest, COPIED)?;
+    let balanced = get(guest, ASYNC)? - before;
+    let reason = guest.ok(&format!("cat {LAST_REASON}"))?;
+    ensure!(
+        balanced > 0 && reason.trim() == "numa_misplaced",
+        "NUMA balancing: {balanced} batches that must not sleep, {reason}"
+    );
+    deactivate(guest)?;
+
+    // One who takes two lists is not told.
+    set(guest, OLD_CALL, "1")?;
+    activate(guest, "copy")?;
+    let report = run(guest, &mover(4, "--bytes 4M --rounds 2", &[COPIED]))?;
+    let reason = guest.ok(&format!("cat {LAST_REASON}"))?;
+    deactivate(guest)?;
+    set(guest, OLD_CALL, "0")?;
+    ensure!(
+        report.counter(COPIED)? >= report.folios_moved()? && reason.trim() == "none",
+        "by two lists: {reason} {report:?}"
+    );
+    Ok(format!("{balanced} batches that must not sleep"))
 }
 
 /// Writers wait for the folios of a batch meanwhile.

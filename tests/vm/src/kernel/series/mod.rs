@@ -221,6 +221,14 @@ impl Work {
         let build = self.build_folder(setting);
         fs::create_dir_all(&build)?;
         let log = self.log(setting);
+        // A later patch of an earlier run has left the objects of files that are not there yet.
+        for file in &self.touched {
+            if let Some(file) = file.strip_suffix(".c")
+                && !self.twin.tree().join(format!("{file}.c")).is_file()
+            {
+                let _ = fs::remove_file(build.join(format!("{file}.o")));
+            }
+        }
         let fragment = build.join(".ptdma-fragment");
         fs::write(&fragment, setting.fragment()?)?;
         let mut command = make(&self.twin, &build)?;
