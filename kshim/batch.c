@@ -18,6 +18,8 @@
 static LIST_HEAD(ptdma_pool);
 /* Batches that are in the pool or in flight: not those in quarantine. */
 static unsigned int ptdma_pool_batches;
+/* Those of them that are in flight. */
+static unsigned int ptdma_in_flight;
 static DEFINE_SPINLOCK(ptdma_pool_lock);
 
 struct ptdma_totals ptdma_totals;
@@ -76,12 +78,12 @@ void ptdma_pool_join(struct ptdma_batch *batch)
 
 	spin_lock(&ptdma_pool_lock);
 	room = ptdma_pool_batches < PTDMA_MAX_BATCHES;
-	if (room)
+	if (room) {
 		ptdma_pool_batches++;
+		list_add(&batch->list, &ptdma_pool);
+	}
 	spin_unlock(&ptdma_pool_lock);
-	if (room)
-		ptdma_batch_put(batch);
-	else
+	if (!room)
 		ptdma_batch_free(batch);
 }
 
@@ -115,6 +117,7 @@ void ptdma_pool_leave(gfp_t gfp)
 
 	spin_lock(&ptdma_pool_lock);
 	ptdma_pool_batches--;
+	ptdma_in_flight--;
 	spin_unlock(&ptdma_pool_lock);
 	if (other)
 		ptdma_pool_join(other);
@@ -157,17 +160,26 @@ void ptdma_pool_exit(void)
 
 /**
  * ptdma_batch_get - Take a free batch.
+ * @may_sleep: Whoever migrates may sleep.
+ *
+ * One that must not sleep would have to wait for the engines' other work, and to stop
+ * them when its time is over: it is only let in while nobody else is.
  *
  * Return: The batch, or NULL if all are in use.
  */
-struct ptdma_batch *ptdma_batch_get(void)
+struct ptdma_batch *ptdma_batch_get(bool may_sleep)
 {
-	struct ptdma_batch *batch;
+	struct ptdma_batch *batch = NULL;
 
 	spin_lock(&ptdma_pool_lock);
-	batch = list_first_entry_or_null(&ptdma_pool, struct ptdma_batch, list);
-	if (batch)
+	if (may_sleep || !ptdma_in_flight)
+		batch = list_first_entry_or_null(&ptdma_pool,
+						 struct ptdma_batch, list);
+	if (batch) {
 		list_del(&batch->list);
+		ptdma_in_flight++;
+		batch->may_sleep = may_sleep;
+	}
 	spin_unlock(&ptdma_pool_lock);
 	return batch;
 }
@@ -181,6 +193,7 @@ void ptdma_batch_put(struct ptdma_batch *batch)
 	/* The one that was used last is the one that is in the cache. */
 	spin_lock(&ptdma_pool_lock);
 	list_add(&batch->list, &ptdma_pool);
+	ptdma_in_flight--;
 	spin_unlock(&ptdma_pool_lock);
 }
 
@@ -337,7 +350,7 @@ static int ptdma_copy_folios(struct list_head *dst_list,
 		atomic64_inc(&ptdma_totals.busy);
 		return 0;
 	}
-	batch = ptdma_batch_get();
+	batch = ptdma_batch_get(may_sleep);
 	if (!batch) {
 		up_read(&ptdma_topology);
 		atomic64_inc(&ptdma_totals.busy);
@@ -349,7 +362,6 @@ static int ptdma_copy_folios(struct list_head *dst_list,
 		start = ptdma_k_now_ns();
 	batch->sleeps = 0;
 	batch->proof_end = 0;
-	batch->may_sleep = may_sleep;
 	rc = ptdma_copy_rounds(batch, dst_list, src_list, folio_cnt, &copied);
 	/* The marks of earlier rounds are not trusted either. */
 	if (rc)

@@ -165,7 +165,8 @@ static int ptdma_bind(struct ptdma_chan *chan)
 
 		if (!reset) {
 			down_read(&ptdma_topology);
-			chan->cut = false;
+			scoped_guard(mutex, &chan->lock)
+				chan->cut = false;
 			ptdma_chan_proved(chan);
 			up_read(&ptdma_topology);
 			rc = ptdma_try_up(chan);
@@ -264,7 +265,8 @@ static void ptdma_go_on(struct ptdma_chan *chan)
 	/* One that has lost its queue was reset meanwhile: that is the proof. */
 	if ((chan->state == PTDMA_CHAN_LEAKED || chan->cut) &&
 	    ptdma_chan_was_reset(chan)) {
-		chan->cut = false;
+		scoped_guard(mutex, &chan->lock)
+			chan->cut = false;
 		ptdma_chan_proved(chan);
 	}
 	if (chan->state == PTDMA_CHAN_DOWN && !chan->cut && chan->wanted)

@@ -305,7 +305,7 @@ void ptdma_pool_exit(void);
 void ptdma_pool_join(struct ptdma_batch *batch);
 void ptdma_pool_leave(gfp_t gfp);
 gfp_t ptdma_batch_gfp(const struct ptdma_batch *batch);
-struct ptdma_batch *ptdma_batch_get(void);
+struct ptdma_batch *ptdma_batch_get(bool may_sleep);
 void ptdma_batch_put(struct ptdma_batch *batch);
 void ptdma_batch_free(struct ptdma_batch *batch);
 #ifdef PTDMA_COPY_BATCH

@@ -142,7 +142,7 @@ static enum ptdma_test_result ptdma_test_chan(struct ptdma_chan *chan)
 	test = ptdma_test_alloc(chan->node);
 	if (!test)
 		return PTDMA_TEST_NO_MEMORY;
-	batch = ptdma_batch_get();
+	batch = ptdma_batch_get(true);
 	if (!batch) {
 		ptdma_test_free(test);
 		return PTDMA_TEST_NO_MEMORY;
@@ -155,7 +155,6 @@ static enum ptdma_test_result ptdma_test_chan(struct ptdma_chan *chan)
 		batch->folios[i].len = ptdma_test_len(i);
 	}
 	batch->proof_end = 0;
-	batch->may_sleep = true;
 	rc = ptdma_batch_round(batch, PTDMA_TEST_FOLIOS, chan->index, &result);
 	if (result.unproven) {
 		ptdma_test_hold(test, batch);
