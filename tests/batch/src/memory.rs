@@ -9,7 +9,7 @@ pub const UNTOUCHED: u8 = 0;
 
 /// Bytes between folios that are not neighbours: an odd distance, so that alignment is not taken
 /// for granted, and never touched by anybody.
-const GAP_LEN_BYTES: usize = 64 + 1;
+pub const GAP_LEN_BYTES: usize = 64 + 1;
 
 /// How folios lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

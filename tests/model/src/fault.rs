@@ -238,9 +238,9 @@ impl Armed {
     }
 }
 
-/// The `SplitMix64` generator (Steele, Lea, Flood 2014; public domain): tiny, and the same
-/// everywhere.
-fn splitmix(state: &mut u64) -> u64 {
+/// The next number of the `SplitMix64` generator (Steele, Lea, Flood 2014; public domain): tiny,
+/// and the same everywhere.
+pub fn splitmix(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut z = *state;
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
