@@ -12,17 +12,20 @@ use ptdma::Lock;
 
 use crate::channel::CopyChannel;
 use crate::closing::closing;
-use crate::engines::{Choice, Engines, Port};
+use crate::cursor::Place;
+use crate::engines::{Choice, Engines, Port, Share as RingShare};
 use crate::folio::{FailReason, Outcome, SkipReason};
 use crate::gather::{Chunk, Refused};
 use crate::host::{CpuCopier, Host, Rescue};
-use crate::lane::Lane;
+use crate::lane::{Burst, Lane, Span};
 use crate::map::Mapper;
 use crate::options::Options;
+use crate::orphans::Orphans;
 use crate::overlap::OverlapCheck;
 use crate::plan::{CutRules, Plan, Stretch};
 use crate::source::FolioSource;
 use crate::stats::Report;
+use crate::sum::Sum;
 use crate::survey::{BadInput, Bounds, Survey};
 use crate::wait::{Wait, WaitFor, Wake};
 
@@ -32,9 +35,10 @@ use share::Share;
 
 pub use share::CPU_CHUNK_BYTES;
 
-/// Turns without any progress after which a batch gives up even if its clock stands still: hours
-/// of sleeping, minutes of spinning.
-const MAX_IDLE_TURNS: u32 = 1 << 28;
+/// Turns without any progress after which a batch takes its time for up if its clock stands still
+/// meanwhile. Some 0.1 s of polling; at most some hours of sleeping, 10 ms at a time. A clock that
+/// goes on by ticks, even of 10 ms, goes on before that.
+const MAX_STILL_TURNS: u32 = 1 << 20;
 
 /// The state of one batch at a time, for up to `N` channels. Some 5.5 KiB for 16; it does not grow
 /// with the batch. Kept in a pool by callers whose stack is small.
@@ -43,11 +47,21 @@ pub struct Batch<const N: usize> {
     lanes: Vec<Lane, N>,
     refused: Refused,
     /// Parts of the stream that lost their channel.
-    orphans: Vec<Stretch, N>,
+    orphans: Orphans<N>,
+    /// What a ring has that no lane has yet.
+    unfiled: Option<Unfiled>,
     chunk: Chunk,
     survey: Survey,
     plan: Plan<N>,
     choice: Choice<N>,
+}
+
+/// Descriptors that were accepted, while their places are looked up.
+#[derive(Debug)]
+struct Unfiled {
+    channel: usize,
+    share: RingShare,
+    span: Span,
 }
 
 impl<const N: usize> Default for Batch<N> {
@@ -63,7 +77,8 @@ impl<const N: usize> Batch<N> {
         Self {
             lanes: Vec::new(),
             refused: Vec::new(),
-            orphans: Vec::new(),
+            orphans: Orphans::new(),
+            unfiled: None,
             chunk: Chunk::new(),
             survey: Survey::new(),
             plan: Plan::empty(),
@@ -122,6 +137,7 @@ impl<const N: usize> Batch<N> {
         self.lanes.clear();
         self.refused.clear();
         self.orphans.clear();
+        self.unfiled = None;
         let start_ns = host.wait.now_ns();
         let report = Report {
             folios: self.survey.folios,
@@ -142,6 +158,10 @@ impl<const N: usize> Batch<N> {
             phase: Phase::Running,
             phase_end_ns: start_ns.saturating_add(options.budget_ns),
             cpu: Share::default(),
+            dma: Sum::NOTHING,
+            others: Sum::NOTHING,
+            clock_ns: start_ns,
+            still: 0,
             report,
         };
         let rest = run.start(start_ns);
@@ -162,7 +182,16 @@ enum Phase {
 }
 
 /// A batch in work.
-struct Run<'a, S: ?Sized, C, L, W, M, K, R, const N: usize> {
+struct Run<'a, S, C, L, W, M, K, R, const N: usize>
+where
+    S: FolioSource + ?Sized,
+    C: CopyChannel,
+    L: Lock<Port<C>>,
+    W: Wait,
+    M: Mapper,
+    K: CpuCopier,
+    R: Rescue,
+{
     state: &'a mut Batch<N>,
     engines: &'a Engines<C, L, N>,
     source: &'a S,
@@ -173,7 +202,34 @@ struct Run<'a, S: ?Sized, C, L, W, M, K, R, const N: usize> {
     phase: Phase,
     phase_end_ns: u64,
     cpu: Share,
+    /// What engines copied.
+    dma: Sum,
+    /// What is in any other column of the books.
+    others: Sum,
+    /// The latest time that the clock said.
+    clock_ns: u64,
+    /// Turns without progress since it said so.
+    still: u32,
     report: Report,
+}
+
+/// A batch that does not end by itself is one whose caller panicked in something that the batch
+/// called. Its memory will be used for something else, so no engine may have any of it.
+impl<S, C, L, W, M, K, R, const N: usize> Drop for Run<'_, S, C, L, W, M, K, R, N>
+where
+    S: FolioSource + ?Sized,
+    C: CopyChannel,
+    L: Lock<Port<C>>,
+    W: Wait,
+    M: Mapper,
+    K: CpuCopier,
+    R: Rescue,
+{
+    fn drop(&mut self) {
+        if !self.state.lanes.is_empty() || self.state.unfiled.is_some() {
+            self.abandon();
+        }
+    }
 }
 
 impl<S, C, L, W, M, K, R, const N: usize> Run<'_, S, C, L, W, M, K, R, N>
@@ -186,6 +242,42 @@ where
     K: CpuCopier,
     R: Rescue,
 {
+    /// Lets go of everything in every ring. What an engine may still write is put into quarantine,
+    /// to the end of the lane's burst.
+    #[cold]
+    fn abandon(&mut self) {
+        let now_ns = self.clock_ns;
+        if let Some(Unfiled {
+            channel,
+            share,
+            span,
+        }) = self.state.unfiled.take()
+        {
+            self.abandon_burst(channel, share, &span, now_ns);
+        }
+        for index in 0..self.state.lanes.len() {
+            while let Some(lane) = self.state.lanes.get_mut(index)
+                && let Some(Burst { share, span, .. }) = lane.bursts.pop_front()
+            {
+                let channel = lane.channel;
+                self.abandon_burst(channel, share, &span, now_ns);
+            }
+        }
+        self.state.lanes.clear();
+    }
+
+    fn abandon_burst(&mut self, channel: usize, mut share: RingShare, span: &Span, now_ns: u64) {
+        let unproven = self.engines.abandon(channel, &mut share, now_ns);
+        self.engines.sub_load(channel, span.sum.bytes);
+        if unproven && !self.is_proved_stopped(channel) {
+            let stretch = Stretch {
+                start: span.start.position,
+                end: span.end_position,
+            };
+            self.settle(stretch, span.start, Fate::Quarantine { channel });
+        }
+    }
+
     /// Cuts the batch and gives every channel its first burst: the first ones copy while the last
     /// ones are still being prepared. Returns whether a lane has more than its ring took.
     fn start(&mut self, now_ns: u64) -> bool {
@@ -241,7 +333,7 @@ where
             if stretch.len_bytes() == 0 {
                 continue;
             }
-            let mut lane = Lane::new(channel, start, end);
+            let mut lane = Lane::new(channel, start, end, now_ns);
             lane.spoken_for = closing.is_some_and(|closing| closing != this);
             let index = self.state.lanes.len();
             if self.state.lanes.push(lane).is_err() {
@@ -301,12 +393,12 @@ where
                 }
             }
             let now_ns = self.host.wait.now_ns();
-            self.keep_time(now_ns, idle);
+            self.keep_time(now_ns);
             let Serviced { mut moved, done } = self.look_at_lanes(wake, idle, now_ns);
             if done && self.state.orphans.is_empty() && self.cpu.rest() == 0 {
                 return;
             }
-            moved |= self.adopt();
+            moved |= self.adopt(now_ns);
             if wake == Wake::Overdue {
                 wake = Wake::Interrupted;
             }
@@ -319,6 +411,7 @@ where
             }
             if moved {
                 idle = 0;
+                self.still = 0;
                 continue;
             }
             let rest = self.has_rest();
@@ -326,6 +419,7 @@ where
                 if rest {
                     // A ring is full of other batches' work.
                     idle = idle.saturating_add(1);
+                    self.still = self.still.saturating_add(1);
                     wake = self.wait(None, rest, now_ns);
                     continue;
                 }
@@ -334,11 +428,12 @@ where
                 }
                 // Nobody took them: no channel is left.
                 while let Some(stretch) = self.state.orphans.pop() {
-                    self.settle(stretch, Fate::Skip(SkipReason::NoChannel));
+                    self.settle(stretch, Place::default(), Fate::Skip(SkipReason::NoChannel));
                 }
                 continue;
             };
             idle = idle.saturating_add(1);
+            self.still = self.still.saturating_add(1);
             wake = self.wait(Some(self.awaited(rest).unwrap_or(focus)), rest, now_ns);
         }
     }
@@ -350,9 +445,10 @@ where
         let wait = WaitFor {
             channel: lane.map_or(0, |lane| lane.channel),
             announced: lane.is_some_and(Lane::announced),
-            // A ring that has to be refilled is looked at before its burst is over.
+            // A ring that has to be refilled is looked at before its burst is over. By a clock that
+            // stands still, nothing is ever due.
             expected_ns: match lane {
-                Some(lane) if !rest => lane.expected_ns,
+                Some(lane) if !rest && self.still < 2 => lane.expected_ns,
                 _ => 0,
             },
             latest_ns: self
@@ -385,8 +481,12 @@ where
     }
 
     /// Ends the phase whose time is up.
-    fn keep_time(&mut self, now_ns: u64, idle: u32) {
-        let up = now_ns >= self.phase_end_ns || idle >= MAX_IDLE_TURNS;
+    fn keep_time(&mut self, now_ns: u64) {
+        if now_ns > self.clock_ns {
+            self.clock_ns = now_ns;
+            self.still = 0;
+        }
+        let up = now_ns >= self.phase_end_ns || self.still >= MAX_STILL_TURNS;
         if !up {
             return;
         }
@@ -397,18 +497,18 @@ where
                 self.phase_end_ns = now_ns.saturating_add(self.options.grace_ns);
                 for index in 0..self.state.lanes.len() {
                     if let Some(stretch) = self.take_rest(index) {
-                        self.settle(stretch, Fate::Skip(SkipReason::Deadline));
+                        self.settle(stretch, Place::default(), Fate::Skip(SkipReason::Deadline));
                     }
                 }
                 while let Some(stretch) = self.state.orphans.pop() {
-                    self.settle(stretch, Fate::Skip(SkipReason::Deadline));
+                    self.settle(stretch, Place::default(), Fate::Skip(SkipReason::Deadline));
                 }
                 let own = Stretch {
                     start: self.cpu.next.position,
                     end: self.cpu.end,
                 };
                 self.cpu = Share::default();
-                self.settle(own, Fate::Skip(SkipReason::Deadline));
+                self.settle(own, Place::default(), Fate::Skip(SkipReason::Deadline));
             }
             Phase::Draining => {
                 self.phase = Phase::Stopped;
@@ -416,8 +516,9 @@ where
                 self.phase_end_ns = u64::MAX;
                 for lane in &self.state.lanes {
                     if !lane.bursts.is_empty() {
-                        self.engines
-                            .stop(lane.channel, now_ns, self.options.hang_ns);
+                        // An engine that was at work is not to blame for a deadline.
+                        let blame = lane.motion.age_ns(now_ns) >= self.options.hang_ns;
+                        self.engines.stop(lane.channel, now_ns, blame);
                     }
                 }
             }

@@ -26,6 +26,21 @@ pub struct Limits {
     pub ring_slots: usize,
 }
 
+impl Limits {
+    /// The same with a longest copy that is a multiple of the alignment: behind one that is not,
+    /// nothing could begin.
+    pub(crate) const fn whole_units(self) -> Self {
+        let over = match self.max_len_bytes.checked_rem(self.align_bytes) {
+            Some(over) => over,
+            None => 0,
+        };
+        Self {
+            max_len_bytes: self.max_len_bytes.saturating_sub(over),
+            ..self
+        }
+    }
+}
+
 /// Why a descriptor was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PrepError {

@@ -18,7 +18,7 @@ use crate::stats::{ChannelStats, Totals};
 use port::MAX_STOPS;
 use slot::{SharedLimits, Slot};
 
-pub(crate) use look::{Glance, Look, Sight, Watch};
+pub(crate) use look::{Glance, Look, Motion, Sight, Watch};
 pub(crate) use ownership::{Cause, Loss, Share};
 pub(crate) use port::Losses;
 pub use port::{Port, Service};
@@ -269,8 +269,9 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
             if port.channel.is_some() {
                 return Err(channel);
             }
-            slot.limits.set(channel.limits());
-            self.uses(number, channel.limits());
+            let limits = channel.limits().whole_units();
+            slot.limits.set(limits);
+            self.uses(number, limits);
             let stats = port.stats;
             *port = Port::new(channel);
             port.stats = stats;
@@ -369,7 +370,7 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
     pub(crate) fn look(
         &self,
         number: usize,
-        watch: Watch<&mut Share>,
+        watch: Watch<'_, &mut Share>,
         look: Look,
         losses: &mut Losses,
     ) -> Option<Sight> {
@@ -388,14 +389,30 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
         });
     }
 
-    pub(crate) fn stop(&self, number: usize, now_ns: u64, hang_ns: u64) {
+    /// Stops the engine of a channel that has work; `blame` it if it did not move.
+    pub(crate) fn stop(&self, number: usize, now_ns: u64, blame: bool) {
         self.with(number, |port| {
-            // An engine that was at work is not to blame for somebody's deadline.
-            let stood_still = now_ns.saturating_sub(port.moved_ns) >= hang_ns;
             if port.books.in_flight() != 0 {
-                port.stop(now_ns, stood_still);
+                port.stop(now_ns, blame);
             }
         });
+    }
+
+    /// Takes a share back whose owner cannot wait for it any more: its channel is stopped if the
+    /// share is not over. Returns whether the engine may still write what is in it.
+    #[cold]
+    pub(crate) fn abandon(&self, number: usize, share: &mut Share, now_ns: u64) -> bool {
+        self.with(number, |port| {
+            if !port.books.is_over(share) && port.service == Service::Active {
+                port.stop(now_ns, false);
+            }
+            // Whatever its owner was told: it did not get to deal with it.
+            let unproven = port.service == Service::Unproven && !port.books.is_over(share);
+            port.books.claim(share, port.fate_in_flight(), |_| {});
+            port.books.let_go(share.count());
+            unproven
+        })
+        .unwrap_or(false)
     }
 
     /// Has descriptors prepared, with the channel's lock held.
@@ -444,13 +461,13 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
         &self,
         number: usize,
         ask: bool,
-        watch: impl FnOnce() -> Watch<&'s Share>,
+        watch: impl FnOnce() -> Watch<'s, &'s Share>,
         bytes: impl FnOnce() -> u64,
     ) -> Glance {
         let Some(slot) = self.slots.get(number) else {
             return Glance::Unusual;
         };
-        let glance = slot.port.with(|port| port.glance(&watch(), ask));
+        let glance = slot.port.with(|port| port.glance(&mut watch(), ask));
         if glance == Glance::Over {
             slot.load_bytes.fetch_sub(bytes(), Ordering::Relaxed);
         }
@@ -464,14 +481,19 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
         slots.all(|slot| slot.is_none_or(|slot| slot.load_bytes.load(Ordering::Relaxed) == 0))
     }
 
-    /// Rings the doorbell for what was prepared without.
-    pub(crate) fn ring(&self, number: usize, interrupt: bool) {
-        self.with(number, |port| {
-            if let (Some(channel), Service::Active) = (&mut port.channel, port.service) {
+    /// Rings the doorbell for what was prepared without. Returns `false` if there was nothing:
+    /// another batch has rung, and its interrupt says nothing about this one's work.
+    pub(crate) fn ring(&self, number: usize, interrupt: bool) -> bool {
+        self.with(number, |port| match (&mut port.channel, port.service) {
+            (Some(channel), Service::Active) if port.unrung => {
                 channel.issue_pending(interrupt);
+                port.unrung = false;
                 port.stats.doorbells = port.stats.doorbells.wrapping_add(1);
+                true
             }
-        });
+            _ => false,
+        })
+        .unwrap_or(false)
     }
 
     /// Bytes that batches have given to a channel and not got back. A hint.

@@ -5,10 +5,11 @@ use ptdma::DmaAddr;
 
 use crate::channel::Segment;
 use crate::cursor::{Cursor, Place};
-use crate::map::{MapError, Mapper};
+use crate::map::{MapError, Mapper, Piece};
 use crate::plan::Stretch;
 use crate::scattered::scattered;
 use crate::source::FolioSource;
+use crate::sum::Sum;
 
 /// Most descriptors that are prepared while a channel's lock is held: about a microsecond, so
 /// that neither interrupts nor other CPUs wait for the whole of a long batch.
@@ -109,7 +110,7 @@ pub(crate) struct Walked {
     /// Of so many parts of folios do the descriptors consist.
     pub(crate) pieces: u64,
     /// What the descriptors copy.
-    pub(crate) bytes: u64,
+    pub(crate) sum: Sum,
     pub(crate) digest: Digest,
 }
 
@@ -136,7 +137,7 @@ pub(crate) struct Gather<'a, S: ?Sized, M> {
     has_refused: bool,
     /// What the mapper said about the current piece, if it was asked and the answer not used.
     ahead: Option<Segment>,
-    skipped_bytes: u64,
+    skipped: Sum,
     refuses: Option<Stretch>,
     digest: Digest,
 }
@@ -169,7 +170,7 @@ where
             refused,
             has_refused: !refused.is_empty(),
             ahead: None,
-            skipped_bytes: 0,
+            skipped: Sum::NOTHING,
             refuses: None,
             digest: Digest::default(),
         }
@@ -180,7 +181,6 @@ where
     pub(crate) const fn walked(&self) -> Walked {
         let place = self.at.place();
         let whole = place.folio.wrapping_sub(self.begin.folio) as u64;
-        let passed = place.position.wrapping_sub(self.begin.position);
         Walked {
             place,
             ended: match self.refuses {
@@ -189,7 +189,7 @@ where
                 None => Ended::Enough,
             },
             pieces: whole.wrapping_add((place.offset_bytes != 0) as u64),
-            bytes: passed.wrapping_sub(self.skipped_bytes),
+            sum: Sum::of(self.begin.position, place.position).minus(self.skipped),
             digest: self.digest,
         }
     }
@@ -245,11 +245,22 @@ where
         self.at = Cursor::at(source, place);
     }
 
+    /// What is left of the folio that the walk is in, up to the next part that was refused before.
+    #[inline(always)]
+    fn piece(&self) -> Option<Piece> {
+        if self.has_refused {
+            self.at
+                .piece(self.end.min(next_refused(self.refused, self.at.position())))
+        } else {
+            self.at.piece(self.end)
+        }
+    }
+
     /// What the channel can be given from here on; `None` at the end, or if the mapper refuses.
     /// Does not go on.
     #[inline(always)]
     fn peek(&mut self) -> Option<Segment> {
-        let piece = self.at.piece(self.end)?;
+        let piece = self.piece()?;
         if !M::TRIVIAL && self.ahead.is_some() {
             return self.ahead;
         }
@@ -270,7 +281,7 @@ where
     /// Takes note of the part that could not be mapped, if that is why there was nothing.
     #[cold]
     fn note_refusal(&mut self) {
-        if let Some(piece) = self.at.piece(self.end) {
+        if let Some(piece) = self.piece() {
             let start = self.at.position();
             self.refuses = Some(Stretch {
                 start,
@@ -310,7 +321,9 @@ where
         {
             let to = part.end.saturating_sub(self.at.position());
             let len_bytes = piece.len_bytes.min(to);
-            self.skipped_bytes = self.skipped_bytes.wrapping_add(len_bytes);
+            let start = self.at.position();
+            let skipped = Sum::of(start, start.wrapping_add(len_bytes));
+            self.skipped = self.skipped.plus(skipped);
             self.take(len_bytes);
         }
     }
@@ -353,7 +366,16 @@ where
     }
 }
 
-fn find_refused(refused: &Refused, position: u64) -> Option<Stretch> {
+/// Where the next part behind `position` begins that was refused; the end of all streams if there
+/// is none.
+#[cold]
+pub(crate) fn next_refused(refused: &Refused, position: u64) -> u64 {
+    let starts = refused.iter().map(|part| part.start);
+    let next = starts.filter(|start| *start > position).min();
+    next.unwrap_or(u64::MAX)
+}
+
+pub(crate) fn find_refused(refused: &Refused, position: u64) -> Option<Stretch> {
     let mut parts = refused.iter();
     let found = parts.find(|part| part.start <= position && position < part.end);
     found.copied()

@@ -10,6 +10,7 @@ use crate::lane::Lane;
 use crate::map::Mapper;
 use crate::scattered::{is_scattered, scattered};
 use crate::source::FolioSource;
+use crate::sum::Sum;
 
 /// How descriptors are to be given to a channel.
 #[derive(Clone, Copy, Debug)]
@@ -93,7 +94,7 @@ impl Order {
                     Ended::Enough
                 },
                 pieces: count as u64,
-                bytes,
+                sum: Sum::of(begin.position, position),
                 digest: Digest::of_folios(begin.folio, count),
             }
         };

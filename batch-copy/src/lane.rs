@@ -1,8 +1,14 @@
 //! One channel's share of a batch, and what of it is in the ring.
 
 use crate::cursor::Place;
-use crate::engines::Share;
+use crate::engines::{Cause, Motion, Share};
 use crate::gather::Digest;
+use crate::sum::Sum;
+
+/// Descriptors after which a burst is not continued. To trace one that failed back to its bytes,
+/// its burst is walked again: some 40 us for so many, whatever the length of the batch. A ring of
+/// 512 is refilled eight times before it pauses for a burst to end.
+const BURST_MAX: u64 = 4096;
 
 /// What descriptors of one batch copy that follow each other in a ring and in the stream.
 #[derive(Clone, Copy, Debug)]
@@ -11,8 +17,8 @@ pub(crate) struct Span {
     pub(crate) start: Place,
     /// Where in the stream they end.
     pub(crate) end_position: u64,
-    /// What they copy.
-    pub(crate) bytes: u64,
+    /// What they copy, without what was accounted for as lost.
+    pub(crate) sum: Sum,
     /// A second walk has to come to the same.
     pub(crate) digest: Digest,
 }
@@ -24,21 +30,32 @@ pub(crate) struct Burst {
     pub(crate) share: Share,
     /// What they copy.
     pub(crate) span: Span,
-    /// What of it was accounted for as lost.
-    pub(crate) lost_bytes: u64,
+    /// Nobody knows which bytes its descriptors copy: it counts as lost as a whole, in this way,
+    /// as soon as it is over.
+    pub(crate) doubt: Option<Doubt>,
+}
+
+/// What becomes of a burst that a second walk did not find again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Doubt {
+    /// The channel took other copies than the mapper names now.
+    Unmapped,
+    /// A loss in it could not be traced back to its bytes.
+    Lost {
+        /// Why it was lost.
+        cause: Cause,
+        /// Whether its engine may still write.
+        unproven: bool,
+    },
 }
 
 impl Burst {
-    /// What of it arrived, once it is over.
-    #[inline]
-    pub(crate) const fn copied(&self) -> u64 {
-        self.span.bytes.saturating_sub(self.lost_bytes)
-    }
-
     fn is_continued_by(&self, next: &Self) -> bool {
         self.share.is_continued_by(&next.share)
             && self.span.end_position == next.span.start.position
-            && self.lost_bytes == 0
+            && self.share.is_untold()
+            && self.doubt.is_none()
+            && self.share.count() < BURST_MAX
     }
 }
 
@@ -119,7 +136,7 @@ impl Bursts {
                 newest.share.join(burst.share);
                 let (span, more) = (&mut newest.span, burst.span);
                 span.end_position = more.end_position;
-                span.bytes = span.bytes.wrapping_add(more.bytes);
+                span.sum = span.sum.plus(more.sum);
                 span.digest = span.digest.plus(more.digest);
             } else {
                 self.waiting = Some(burst);
@@ -158,6 +175,8 @@ pub(crate) struct Lane {
     pub(crate) bursts: Bursts,
     /// When the newest burst should be over.
     pub(crate) expected_ns: u64,
+    /// How the channel was last seen to move.
+    pub(crate) motion: Motion,
     /// Whether the end of the lane needs no interrupt, because that of another lane stands for
     /// all: see `closing.rs`.
     pub(crate) spoken_for: bool,
@@ -166,7 +185,7 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
-    pub(crate) const fn new(channel: usize, next: Place, end: Place) -> Self {
+    pub(crate) const fn new(channel: usize, next: Place, end: Place, now_ns: u64) -> Self {
         Self {
             channel,
             dead: false,
@@ -177,6 +196,7 @@ impl Lane {
             whole_until: end.folio,
             bursts: Bursts::new(),
             expected_ns: 0,
+            motion: Motion::since(now_ns),
             spoken_for: false,
             quiet: false,
         }
@@ -189,7 +209,7 @@ impl Lane {
         burst: Burst,
         end: Place,
         spoken_for: bool,
-        expected_ns: u64,
+        (now_ns, expected_ns): (u64, u64),
     ) -> Self {
         Self {
             seam: burst.span.start.position,
@@ -197,7 +217,7 @@ impl Lane {
             expected_ns,
             spoken_for,
             quiet: spoken_for,
-            ..Self::new(channel, end, end)
+            ..Self::new(channel, end, end, now_ns)
         }
     }
 

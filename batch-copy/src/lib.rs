@@ -105,6 +105,7 @@ mod host;
 mod lane;
 mod map;
 mod options;
+mod orphans;
 mod overlap;
 mod plan;
 mod policy;
@@ -113,6 +114,7 @@ mod reason;
 mod scattered;
 mod source;
 mod stats;
+mod sum;
 mod survey;
 mod wait;
 

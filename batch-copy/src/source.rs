@@ -15,6 +15,12 @@ use crate::folio::Folio;
 /// source that breaks this cannot corrupt memory that it did not name; its folios are then
 /// reported as [`Unaccounted`](crate::FailReason::Unaccounted).)
 pub trait FolioSource {
+    /// Whether a folio is found by reading memory, with nothing called that could wait, lock,
+    /// panic or come back into the batch: then it may be read with a channel's lock held, which
+    /// saves a copy of each descriptor. Slices are so. Otherwise the list is never asked with a
+    /// lock held.
+    const IN_MEMORY: bool = false;
+
     /// The folio with this index, or `None` behind the last one.
     fn folio(&self, index: usize) -> Option<Folio>;
 
@@ -61,6 +67,8 @@ impl<S: FolioSource + ?Sized> Iterator for Folios<'_, S> {
 }
 
 impl FolioSource for [Folio] {
+    const IN_MEMORY: bool = true;
+
     #[inline]
     fn folio(&self, index: usize) -> Option<Folio> {
         self.get(index).copied()

@@ -50,7 +50,7 @@ pub struct Totals {
 pub struct Report {
     /// Folios of the batch.
     pub folios: usize,
-    /// Bytes of the batch: the sum of the six below.
+    /// Bytes of the batch: the sum of the five below, if none are unaccounted for.
     pub bytes: u64,
     /// Bytes that engines copied.
     pub dma_bytes: u64,
@@ -63,7 +63,8 @@ pub struct Report {
     /// Bytes that an engine may still write. See
     /// [`Rescue::quarantined`](crate::Rescue::quarantined).
     pub quarantined_bytes: u64,
-    /// Bytes that went missing in the books: 0, see
+    /// Bytes that went missing in the books, or are in there twice; all bytes of the batch if the
+    /// sum is right and the parts are not. 0, see
     /// [`Unaccounted`](crate::FailReason::Unaccounted).
     pub unaccounted_bytes: u64,
     /// Folios whose outcome is `Dma`.
@@ -94,6 +95,6 @@ impl Report {
     /// Whether every byte of the batch was copied.
     #[must_use]
     pub const fn is_complete(&self) -> bool {
-        self.dma_bytes.wrapping_add(self.cpu_bytes) == self.bytes
+        self.unaccounted_bytes == 0 && self.dma_bytes.wrapping_add(self.cpu_bytes) == self.bytes
     }
 }

@@ -2,18 +2,20 @@
 
 use ptdma::{DmaAddr, Lock};
 
-use super::Run;
 use super::share::CPU_CHUNK_BYTES;
+use super::{Phase, Run};
 
 use crate::channel::CopyChannel;
 use crate::cursor::{Cursor, Place};
 use crate::engines::Port;
 use crate::folio::{FailReason, Outcome, SkipReason};
+use crate::gather::{find_refused, next_refused};
 use crate::host::{CpuCopier, Rescue};
 use crate::map::{Mapper, Piece};
 use crate::plan::Stretch;
 use crate::source::FolioSource;
 use crate::stats::Report;
+use crate::sum::Sum;
 use crate::wait::Wait;
 
 /// What is to become of a part of the stream that no engine copied.
@@ -35,54 +37,57 @@ where
     R: Rescue,
 {
     /// Accounts for a part of the stream that no engine copied and none has any more. Parts of it
-    /// that were refused before are accounted for already.
-    pub(super) fn settle(&mut self, stretch: Stretch, fate: Fate) {
-        self.account(stretch, fate, false);
-    }
-
-    pub(super) fn account(&mut self, stretch: Stretch, fate: Fate, refused_too: bool) {
+    /// that were refused before are accounted for already. `near` is a place before it, the nearer
+    /// the better.
+    pub(super) fn settle(&mut self, stretch: Stretch, near: Place, fate: Fate) {
         if stretch.len_bytes() == 0 {
             return;
         }
-        let mut cursor = Cursor::at(self.source, Place::default());
+        let mut cursor = Cursor::at(self.source, near);
         cursor.seek_forward(stretch.start);
-        while let Some(mut piece) = cursor.piece(stretch.end) {
-            if !refused_too {
-                let position = cursor.position();
-                let skip = self
-                    .state
-                    .refused
-                    .iter()
-                    .find(|r| r.end > position && r.start <= position);
-                if let Some(skip) = skip {
-                    cursor.advance(piece.len_bytes.min(skip.end.saturating_sub(position)));
-                    continue;
-                }
-                let next = self
-                    .state
-                    .refused
-                    .iter()
-                    .filter(|r| r.start > position)
-                    .map(|r| r.start)
-                    .min();
-                if let Some(next) = next {
-                    piece.len_bytes = piece.len_bytes.min(next.saturating_sub(position));
-                }
-            }
+        loop {
+            let position = cursor.position();
+            let refused = find_refused(&self.state.refused, position);
+            let end = match refused {
+                Some(part) => part.end,
+                None => next_refused(&self.state.refused, position),
+            };
+            let Some(piece) = cursor.piece(stretch.end.min(end)) else {
+                return;
+            };
             cursor.advance(piece.len_bytes);
-            self.account_piece(piece, fate);
+            if refused.is_none() {
+                self.account(piece, position, fate);
+            }
         }
     }
 
-    pub(super) fn account_piece(&mut self, piece: Piece, fate: Fate) {
+    /// Accounts for a part of a folio, `position` bytes from the beginning of the stream.
+    pub(super) fn account(&mut self, mut piece: Piece, mut position: u64, fate: Fate) {
         let repairable = self.options.repair
             && K::AVAILABLE
             && !matches!(
                 fate,
                 Fate::Quarantine { .. } | Fate::Skip(SkipReason::Deadline)
             );
-        if repairable {
-            self.copy_with_cpu(&piece);
+        while repairable && piece.len_bytes != 0 {
+            // Repairs are work like any other: after the deadline they are left to the caller.
+            if self.phase != Phase::Running || self.host.wait.now_ns() >= self.phase_end_ns {
+                self.report.late = true;
+                break;
+            }
+            let copied = self.copy_with_cpu(piece, position);
+            position = position.wrapping_add(copied);
+            piece = Piece {
+                folio: piece.folio,
+                offset_bytes: piece.offset_bytes.wrapping_add(copied),
+                // In range: the folio was checked.
+                src: DmaAddr::new(piece.src.get().wrapping_add(copied)),
+                dst: DmaAddr::new(piece.dst.get().wrapping_add(copied)),
+                len_bytes: piece.len_bytes.saturating_sub(copied),
+            };
+        }
+        if piece.len_bytes == 0 {
             return;
         }
         let (outcome, count) = match fate {
@@ -100,6 +105,13 @@ where
             }
         };
         *count = count.wrapping_add(piece.len_bytes);
+        self.enter(&piece, position, outcome);
+    }
+
+    /// Enters a part of a folio into the books.
+    fn enter(&mut self, piece: &Piece, position: u64, outcome: Outcome) {
+        let end = position.wrapping_add(piece.len_bytes);
+        self.others = self.others.plus(Sum::of(position, end));
         self.mark(piece.folio, outcome);
     }
 
@@ -109,53 +121,46 @@ where
         }
     }
 
-    /// Copies a part of a folio with the CPU, in chunks.
-    pub(super) fn copy_with_cpu(&mut self, piece: &Piece) {
-        let mut done: u64 = 0;
-        while done < piece.len_bytes {
-            let len_bytes = piece.len_bytes.saturating_sub(done).min(CPU_CHUNK_BYTES);
-            let chunk = Piece {
-                folio: piece.folio,
-                offset_bytes: piece.offset_bytes.wrapping_add(done),
-                // In range: the folio was checked.
-                src: DmaAddr::new(piece.src.get().wrapping_add(done)),
-                dst: DmaAddr::new(piece.dst.get().wrapping_add(done)),
-                len_bytes,
-            };
-            let (outcome, count) = match self.host.cpu.copy(&chunk) {
-                Ok(()) => (Outcome::Cpu, &mut self.report.cpu_bytes),
-                Err(_) => (
-                    Outcome::Failed(FailReason::CpuCopy),
-                    &mut self.report.failed_bytes,
-                ),
-            };
-            *count = count.wrapping_add(len_bytes);
-            self.mark(chunk.folio, outcome);
-            done = done.wrapping_add(len_bytes);
-        }
+    /// Copies a chunk of a part of a folio with the CPU; returns how much that was.
+    pub(super) fn copy_with_cpu(&mut self, mut piece: Piece, position: u64) -> u64 {
+        piece.len_bytes = piece.len_bytes.min(CPU_CHUNK_BYTES);
+        let (outcome, count) = match self.host.cpu.copy(&piece) {
+            Ok(()) => (Outcome::Cpu, &mut self.report.cpu_bytes),
+            Err(_) => (
+                Outcome::Failed(FailReason::CpuCopy),
+                &mut self.report.failed_bytes,
+            ),
+        };
+        *count = count.wrapping_add(piece.len_bytes);
+        self.enter(&piece, position, outcome);
+        piece.len_bytes
     }
 
     /// Balances the books and turns them into outcomes.
+    ///
+    /// Sums alone could balance by accident, with a part that was counted twice and another one
+    /// that was not: the books also say which parts they are about.
     pub(super) fn finish(mut self) -> Report {
         let report = &mut self.report;
-        let known = [
-            report.dma_bytes,
-            report.cpu_bytes,
-            report.failed_bytes,
-            report.skipped_bytes,
-            report.quarantined_bytes,
-        ]
-        .iter()
-        .fold(0_u64, |sum, bytes| sum.saturating_add(*bytes));
-        report.unaccounted_bytes = report.bytes.abs_diff(known);
-        let balanced = report.unaccounted_bytes == 0;
+        report.dma_bytes = self.dma.bytes;
+        let known = self.dma.plus(self.others);
+        let balanced = known == Sum::of(0, report.bytes);
+        report.unaccounted_bytes = match report.bytes.abs_diff(known.bytes) {
+            // As many bytes as there should be, but not those.
+            0 if !balanced => report.bytes,
+            missing => missing,
+        };
         if balanced && report.dma_bytes == report.bytes {
             self.outcomes.fill(Outcome::Dma);
             report.folios_dma = self.outcomes.len();
         } else {
             for outcome in self.outcomes.iter_mut() {
-                if balanced && *outcome == Outcome::Failed(FailReason::Unaccounted) {
-                    *outcome = Outcome::Dma;
+                match (*outcome, balanced) {
+                    (Outcome::Failed(FailReason::Unaccounted), true) => *outcome = Outcome::Dma,
+                    (Outcome::Dma | Outcome::Cpu, false) => {
+                        *outcome = Outcome::Failed(FailReason::Unaccounted);
+                    }
+                    _ => {}
                 }
                 let count = match outcome {
                     Outcome::Dma => &mut report.folios_dma,
@@ -167,6 +172,8 @@ where
         }
         self.engines
             .count_batch(report.folios_dma, report.folios_cpu, report.folios_left);
-        *report
+        // Every lane is through: there is nothing for `drop` to stop.
+        self.state.lanes.clear();
+        self.report
     }
 }

@@ -8,7 +8,7 @@ use super::refill::Serviced;
 use crate::channel::CopyChannel;
 use crate::engines::{Glance, Look, Losses, Port, Watch};
 use crate::host::{CpuCopier, Rescue};
-use crate::lane::Lane;
+use crate::lane::{Burst, Lane};
 use crate::map::Mapper;
 use crate::source::FolioSource;
 use crate::wait::{Wait, Wake};
@@ -117,12 +117,14 @@ where
         }
         let poll = wake == Wake::Poll;
         let hang_ns = self.options.hang_ns;
-        let mut dma_bytes = self.report.dma_bytes;
+        let mut dma = self.dma;
         // While an interrupt is on its way, quiet lanes are not looked at.
         let mut may_ask = poll;
         while let Some((lane, before)) = lanes.split_last_mut() {
             if !lane.is_done() {
-                let Some(burst) = lane.bursts.only().filter(|_| lane.rest() == 0) else {
+                let usual = |burst: &&Burst| burst.doubt.is_none();
+                let burst = lane.bursts.only().filter(usual);
+                let Some(burst) = burst.filter(|_| lane.rest() == 0) else {
                     break;
                 };
                 if lane.quiet && !may_ask {
@@ -132,26 +134,30 @@ where
                     may_ask = true;
                 }
                 let ask = poll || lane.quiet;
-                let watch = || Watch {
-                    share: &burst.share,
-                    now_ns,
-                    hang_ns,
-                };
-                let glance = self
-                    .engines
-                    .glance(lane.channel, ask, watch, || burst.span.bytes);
+                let motion = &mut lane.motion;
+                let glance = self.engines.glance(
+                    lane.channel,
+                    ask,
+                    move || Watch {
+                        share: &burst.share,
+                        motion,
+                        now_ns,
+                        hang_ns,
+                    },
+                    || burst.span.sum.bytes,
+                );
                 if glance != Glance::Over {
                     swept.glance = Some(glance);
                     break;
                 }
-                dma_bytes = dma_bytes.wrapping_add(burst.copied());
+                dma = dma.plus(burst.span.sum);
                 lane.bursts.pop_only();
                 swept.moved = true;
             }
             swept.left = before.len();
             lanes = before;
         }
-        self.report.dma_bytes = dma_bytes;
+        self.dma = dma;
         swept
     }
 

@@ -13,6 +13,7 @@ use crate::host::{CpuCopier, Rescue};
 use crate::lane::{Burst, Lane, Span, done_ns};
 use crate::map::{Mapper, Piece};
 use crate::source::FolioSource;
+use crate::sum::Sum;
 use crate::wait::Wait;
 
 impl<S, C, L, W, M, K, R, const N: usize> Run<'_, S, C, L, W, M, K, R, N>
@@ -97,16 +98,17 @@ where
                 span: Span {
                     start,
                     end_position: end.position,
-                    bytes,
+                    sum: Sum::of(start.position, end.position),
                     digest: Digest::of_start(start),
                 },
-                lost_bytes: 0,
+                doubt: None,
             };
             if bytes != length {
                 length = bytes;
                 expected_ns = done_ns(now_ns, bytes, ns_per_mib);
             }
-            let lane = Lane::handed_out_whole(channel, burst, end, spoken_for, expected_ns);
+            let lane =
+                Lane::handed_out_whole(channel, burst, end, spoken_for, (now_ns, expected_ns));
             // There is room: looked at above.
             let _ = lanes.push(lane);
             begun = begun.wrapping_add(1);

@@ -3,16 +3,16 @@
 use ptdma::Lock;
 
 use super::account::Fate;
-use super::{Batch, Run};
+use super::{Batch, Run, Unfiled};
 
 use crate::channel::{CopyChannel, Limits, PrepError};
 use crate::cursor::{Cursor, Place};
-use crate::engines::{Look, Losses, Port, Watch};
+use crate::engines::{Look, Losses, Motion, Port, Share as RingShare, Watch};
 use crate::folio::SkipReason;
 use crate::gather::{CHUNK, Ended, Gather};
 use crate::hand_out::Order;
 use crate::host::{CpuCopier, Rescue};
-use crate::lane::{Burst, Lane, Span};
+use crate::lane::{Burst, Doubt, Lane, Span};
 use crate::map::Mapper;
 use crate::plan::Stretch;
 use crate::source::FolioSource;
@@ -65,6 +65,7 @@ where
             let count = burst.share.count();
             let watch = Watch {
                 share: &mut burst.share,
+                motion: &mut lane.motion,
                 now_ns,
                 hang_ns: self.options.hang_ns,
             };
@@ -95,10 +96,14 @@ where
             };
             moved = true;
             if let Some(burst) = lane.bursts.pop_front() {
-                self.report.dma_bytes = self.report.dma_bytes.wrapping_add(burst.copied());
-                self.engines.sub_load(channel, burst.span.bytes);
+                self.engines.sub_load(channel, burst.span.sum.bytes);
+                if let Some(doubt) = burst.doubt {
+                    self.give_up(index, &burst, doubt);
+                } else {
+                    self.dma = self.dma.plus(burst.span.sum);
+                }
             }
-            if lane.is_done() {
+            if self.state.lanes.get(index).is_some_and(Lane::is_done) {
                 return Serviced { moved, done: true };
             }
         }
@@ -156,6 +161,12 @@ where
         let mut bytes: u64 = 0;
         let mut rang_for: usize = 0;
         let mut going = true;
+        if let Some(lane) = self.state.lanes.get_mut(index)
+            && lane.bursts.is_empty()
+        {
+            // Until now it had no reason to move.
+            lane.motion = Motion::since(now_ns);
+        }
         while going {
             let Batch {
                 lanes,
@@ -189,26 +200,47 @@ where
                 quiet_from: lane.spoken_for.then_some(lane.end),
                 now_ns,
             };
-            let (accepted, mut walked, all) =
-                if M::TRIVIAL && refused.is_empty() && order.suits(self.source, lane) {
-                    order.give_scattered(self.engines, self.source, lane)
-                } else {
-                    let mapper = &mut self.host.mapper;
-                    order.give_gathered(self.engines, self.source, lane, mapper, refused, chunk)
-                };
+            let (accepted, mut walked, all) = if M::TRIVIAL
+                && S::IN_MEMORY
+                && refused.is_empty()
+                && order.suits(self.source, lane)
+            {
+                order.give_scattered(self.engines, self.source, lane)
+            } else {
+                let mapper = &mut self.host.mapper;
+                order.give_gathered(self.engines, self.source, lane, mapper, refused, chunk)
+            };
             let taken = accepted.count;
+            let mut span = Span {
+                start,
+                end_position: walked.place.position,
+                sum: walked.sum,
+                digest: walked.digest,
+            };
+            let mut share = accepted.share;
             let mut rejected = None;
             if !all {
+                let (channel, end) = (lane.channel, lane.end);
+                let target = order.target(lane);
+                // Whoever is asked now may panic: what is in the ring has to be known by then.
+                self.state.unfiled = Some(Unfiled {
+                    channel,
+                    share,
+                    span,
+                });
                 let mut gather = Gather::new(
                     self.source,
                     start,
-                    (lane.end, start.folio),
-                    order.target(lane),
+                    (end, start.folio),
+                    target,
                     &mut self.host.mapper,
-                    refused,
+                    &self.state.refused,
                 );
                 gather.by_ref().take(taken).for_each(drop);
                 walked = gather.walked();
+                span.end_position = walked.place.position;
+                span.sum = walked.sum;
+                span.digest = walked.digest;
                 going = accepted.error == Some(PrepError::Rejected);
                 if going {
                     rejected = gather.next().map(|segment| {
@@ -220,24 +252,30 @@ where
                     });
                     going = rejected.is_some();
                 }
+                share = match self.state.unfiled.take() {
+                    Some(unfiled) => unfiled.share,
+                    None => RingShare::empty(),
+                };
             }
-            let span = Span {
-                start,
-                end_position: walked.place.position,
-                bytes: walked.bytes,
-                digest: walked.digest,
+            let Some(lane) = self.state.lanes.get_mut(index) else {
+                break;
             };
             lane.next = walked.place;
+            // The channel has other copies than the mapper or the source names now. They may
+            // reach to the end of the lane.
+            let doubt = (span.sum.bytes != accepted.bytes).then_some(Doubt::Unmapped);
+            if doubt.is_some() {
+                rejected = None;
+                going = false;
+                span.end_position = lane.end;
+                lane.next.position = lane.end;
+            }
             let lane_done = lane.rest() == 0;
             if taken != 0 {
-                let burst = Burst {
-                    share: accepted.share,
-                    span,
-                    lost_bytes: 0,
-                };
+                let burst = Burst { share, span, doubt };
                 lane.bursts.add(burst, lane.seam);
             }
-            bytes = bytes.wrapping_add(span.bytes);
+            bytes = bytes.wrapping_add(accepted.bytes);
             let coalesced = walked.pieces.saturating_sub(taken as u64);
             self.report.coalesced = self.report.coalesced.wrapping_add(coalesced);
             submitted = submitted.saturating_add(taken);
@@ -249,19 +287,27 @@ where
                 self.refuse(index, stretch, SkipReason::Rejected);
             } else if let Ended::Refused(stretch) = walked.ended
                 && all
+                && doubt.is_none()
             {
                 self.refuse(index, stretch, SkipReason::Unmapped);
             } else if matches!(accepted.error, Some(PrepError::Full | PrepError::Faulted)) {
                 going = false;
             } else if lane_done {
                 break;
+            } else if taken == 0 {
+                // Nothing to offer and nothing refused, though a rest is left: the list of folios
+                // has become shorter. Its end is in no book, so nothing will be claimed.
+                lane_ends_here(self.state.lanes.get_mut(index));
+                break;
             }
         }
+        let mut announced = true;
         if rang_for != submitted {
             // The last chunks were followed by nothing that could be submitted.
             if let Some(lane) = self.state.lanes.get(index) {
-                self.engines.ring(lane.channel, interrupts);
-                self.report.doorbells = self.report.doorbells.wrapping_add(1);
+                announced = self.engines.ring(lane.channel, interrupts);
+                let rung = u64::from(announced);
+                self.report.doorbells = self.report.doorbells.wrapping_add(rung);
             }
         }
         self.report.descriptors = self.report.descriptors.wrapping_add(submitted as u64);
@@ -269,32 +315,39 @@ where
             && let Some(lane) = self.state.lanes.get_mut(index)
         {
             lane.handed_out(bytes, now_ns, self.options.engine_ns_per_mib);
+            // Somebody else has rung for it, and no interrupt says when it is over.
+            lane.quiet |= !announced;
         }
         submitted != 0
     }
 
     /// A part of a lane's rest cannot be given to an engine: remembers and accounts for it.
     pub(super) fn refuse(&mut self, index: usize, stretch: Stretch, reason: SkipReason) {
+        let Some(lane) = self.state.lanes.get_mut(index) else {
+            return;
+        };
+        let near = lane.next;
         let mut given_up = stretch;
-        let remembered = self.state.refused.push(stretch).is_ok();
-        if !remembered && let Some(lane) = self.state.lanes.get_mut(index) {
-            // No room to remember one more: the lane ends here.
+        let fate = Fate::Skip(reason);
+        if self.state.refused.is_full() {
+            // No room to remember one more: the lane ends here. Everything before the part was
+            // submitted, or was refused before.
+            given_up.start = near.position.min(stretch.start);
             given_up.end = lane.end;
-            // How many folios lie before that does not matter: with a part refused, none are
-            // taken as they are.
-            let end = Place {
-                position: stretch.start,
-                ..lane.next
-            };
-            lane.end_at(end);
-            if lane.next.position < stretch.start {
-                // Everything before the part was submitted, or is part of what is given up.
-                given_up.start = lane.next.position;
-                lane.end_at(lane.next);
-            }
+            lane.end_at(near);
+            self.settle(given_up, near, fate);
+        } else {
+            // It is accounted for first: parts that were refused before are left out then.
+            self.settle(given_up, near, fate);
+            let _ = self.state.refused.push(stretch);
         }
-        // Parts that were refused before were accounted for then; this one was not.
-        self.account(given_up, Fate::Skip(reason), remembered);
+    }
+}
+
+/// A lane has nothing more, whatever was cut for it.
+fn lane_ends_here(lane: Option<&mut Lane>) {
+    if let Some(lane) = lane {
+        lane.end_at(lane.next);
     }
 }
 

@@ -13,10 +13,11 @@ use crate::engines::{Cause, Loss, Port};
 use crate::folio::{FailReason, SkipReason};
 use crate::gather::{Gather, Target};
 use crate::host::{CpuCopier, Rescue};
-use crate::lane::{Lane, Span};
+use crate::lane::{Burst, Doubt, Lane, Span};
 use crate::map::Mapper;
 use crate::plan::Stretch;
 use crate::source::FolioSource;
+use crate::sum::Sum;
 use crate::wait::Wait;
 
 impl<S, C, L, W, M, K, R, const N: usize> Run<'_, S, C, L, W, M, K, R, N>
@@ -46,22 +47,17 @@ where
             return;
         }
         if self.phase != Phase::Running {
-            self.settle(stretch, Fate::Skip(SkipReason::Deadline));
-            return;
-        }
-        if let Some(last) = self.state.orphans.last_mut()
-            && last.end == stretch.start
-        {
-            last.end = stretch.end;
+            self.settle(stretch, Place::default(), Fate::Skip(SkipReason::Deadline));
             return;
         }
         if let Err(stretch) = self.state.orphans.push(stretch) {
-            self.settle(stretch, Fate::Skip(SkipReason::NoChannel));
+            let fate = Fate::Skip(SkipReason::NoChannel);
+            self.settle(stretch, Place::default(), fate);
         }
     }
 
     /// Gives orphans to lanes that have submitted all of their own. Returns whether one was.
-    pub(super) fn adopt(&mut self) -> bool {
+    pub(super) fn adopt(&mut self, now_ns: u64) -> bool {
         if self.state.orphans.is_empty() {
             return false;
         }
@@ -78,7 +74,12 @@ where
             if state.lanes.iter().all(|lane| lane.channel != channel)
                 && state
                     .lanes
-                    .push(Lane::new(channel, Place::default(), Place::default()))
+                    .push(Lane::new(
+                        channel,
+                        Place::default(),
+                        Place::default(),
+                        now_ns,
+                    ))
                     .is_err()
             {
                 break;
@@ -89,18 +90,17 @@ where
         let good = lanes.clone().filter(|lane| !lane.suspect).count();
         // A channel that had to be stopped is only tried again if there is no other.
         let alive = if good == 0 { lanes.count() } else { good };
-        let total = self
-            .state
-            .orphans
-            .iter()
-            .fold(0_u64, |sum, s| sum.wrapping_add(s.len_bytes()));
+        let total = self.state.orphans.len_bytes();
         let share = total
             .checked_div(alive as u64)
             .unwrap_or(0)
             .max(self.rules.min_part_bytes)
             .max(self.rules.align_bytes);
         let mut adopted = false;
-        for lane in &mut self.state.lanes {
+        for index in 0..self.state.lanes.len() {
+            let Some(lane) = self.state.lanes.get(index) else {
+                break;
+            };
             if lane.dead
                 || (lane.suspect && good != 0)
                 || lane.rest() != 0
@@ -108,27 +108,35 @@ where
             {
                 continue;
             }
-            let Some(mut stretch) = self.state.orphans.pop() else {
+            let Some(stretch) = self.state.orphans.pop() else {
                 break;
             };
-            if stretch.len_bytes() > share.saturating_add(self.rules.min_part_bytes) {
-                let part = share & !self.rules.align_bytes.wrapping_sub(1);
-                let cut = stretch.start.saturating_add(part);
-                // There is room: one was just taken out.
-                let _ = self.state.orphans.push(Stretch {
-                    start: cut,
-                    end: stretch.end,
-                });
-                stretch.end = cut;
-            }
             let mut cursor = Cursor::at(self.source, Place::default());
             cursor.seek_forward(stretch.start);
-            lane.next = cursor.place();
-            lane.seam = lane.next.position;
-            cursor.seek_forward(stretch.end);
-            lane.end_at(cursor.place());
-            lane.spoken_for = false;
-            adopted = true;
+            let start = cursor.place();
+            let mut end = None;
+            if stretch.len_bytes() > share.saturating_add(self.rules.min_part_bytes) {
+                let cut = self.cut_near(start, stretch.start.saturating_add(share));
+                // There is room: one was just taken out.
+                let rest = Stretch {
+                    start: cut.position,
+                    end: stretch.end,
+                };
+                if cut.position > start.position && self.state.orphans.push(rest).is_ok() {
+                    end = Some(cut);
+                }
+            }
+            let end = end.unwrap_or_else(|| {
+                cursor.seek_forward(stretch.end);
+                cursor.place()
+            });
+            if let Some(lane) = self.state.lanes.get_mut(index) {
+                lane.next = start;
+                lane.seam = start.position;
+                lane.end_at(end);
+                lane.spoken_for = false;
+                adopted = true;
+            }
         }
         adopted
     }
@@ -144,26 +152,19 @@ where
         };
         let (span, count) = (burst.span, burst.share.count());
         let lost = burst.share.index_of(loss.first)..burst.share.index_of(loss.end);
-        let given_up = burst.lost_bytes >= span.bytes;
-        if matches!(loss.cause, Cause::Failed(_)) {
+        let cause = loss.cause;
+        if matches!(cause, Cause::Failed(_)) {
             self.report.errors = self.report.errors.wrapping_add(1);
         }
-        // All of it was given up before, and went elsewhere then: it must not go there again.
-        // Whether it can still be written is another question.
-        if given_up && (loss.cause != Cause::Unproven || self.is_proved_stopped(channel)) {
+        let doubted = burst.doubt.is_some();
+        let found = if doubted {
+            None
+        } else {
+            self.replay(channel, &span, count, lost)
+        };
+        let Some((from, stretch, lost)) = found else {
+            self.doubt(index, cause);
             return;
-        }
-        let (stretch, lost_bytes) = match self.replay(channel, &span, count, lost) {
-            Some(found) => found,
-            // The mapper or the source answers differently now: nothing in the burst that was not
-            // accounted for can be trusted.
-            None => (
-                Stretch {
-                    start: span.start.position,
-                    end: span.end_position,
-                },
-                span.bytes,
-            ),
         };
         if let Some(burst) = self
             .state
@@ -171,10 +172,70 @@ where
             .get_mut(index)
             .and_then(|lane| lane.bursts.front_mut())
         {
-            burst.lost_bytes = burst.lost_bytes.saturating_add(lost_bytes);
+            burst.span.sum = burst.span.sum.minus(lost);
+            self.engines.sub_load(channel, lost.bytes);
         }
-        match loss.cause {
-            Cause::Failed(code) => self.settle(stretch, Fate::Fail(FailReason::Engine(code))),
+        self.rehome(index, stretch, from, cause);
+    }
+
+    /// The mapper or the source answers differently now: nothing in a lane's oldest burst that was
+    /// not accounted for can be trusted. What is in the ring has to be over first.
+    fn doubt(&mut self, index: usize, cause: Cause) {
+        let Some(burst) = self
+            .state
+            .lanes
+            .get_mut(index)
+            .and_then(|lane| lane.bursts.front_mut())
+        else {
+            return;
+        };
+        let unproven = cause == Cause::Unproven;
+        match &mut burst.doubt {
+            // What may still be written outweighs everything.
+            Some(Doubt::Lost {
+                unproven: known, ..
+            }) => *known |= unproven,
+            doubt => *doubt = Some(Doubt::Lost { cause, unproven }),
+        }
+    }
+
+    /// Accounts for a burst that is over, of which nobody knows what it copied.
+    pub(super) fn give_up(&mut self, index: usize, burst: &Burst, doubt: Doubt) {
+        let span = &burst.span;
+        let stretch = Stretch {
+            start: span.start.position,
+            end: span.end_position,
+        };
+        match doubt {
+            Doubt::Unmapped => {
+                self.settle(stretch, span.start, Fate::Skip(SkipReason::Unmapped));
+            }
+            Doubt::Lost {
+                cause,
+                unproven: true,
+            } if cause != Cause::Unproven => {
+                // If it is known to have stopped, what became of it was said before.
+                let channel = self.state.lanes.get(index).map_or(0, |lane| lane.channel);
+                let cause = if self.is_proved_stopped(channel) {
+                    cause
+                } else {
+                    Cause::Unproven
+                };
+                self.rehome(index, stretch, span.start, cause);
+            }
+            Doubt::Lost { cause, .. } => self.rehome(index, stretch, span.start, cause),
+        }
+    }
+
+    /// A part of the stream that lane number `index` had in its ring was not copied.
+    fn rehome(&mut self, index: usize, stretch: Stretch, from: Place, cause: Cause) {
+        let Some(channel) = self.state.lanes.get(index).map(|lane| lane.channel) else {
+            return;
+        };
+        match cause {
+            Cause::Failed(code) => {
+                self.settle(stretch, from, Fate::Fail(FailReason::Engine(code)));
+            }
             Cause::Dropped => {
                 self.move_away(stretch);
                 // What it has not got yet goes the same way.
@@ -189,14 +250,14 @@ where
                 if self.is_proved_stopped(channel) {
                     self.move_away(stretch);
                 } else {
-                    self.settle(stretch, Fate::Quarantine { channel });
+                    self.settle(stretch, from, Fate::Quarantine { channel });
                 }
             }
         }
     }
 
     /// Has the caller make sure that the channel's engine writes no more.
-    fn is_proved_stopped(&mut self, channel: usize) -> bool {
+    pub(super) fn is_proved_stopped(&mut self, channel: usize) -> bool {
         let stopped = self.host.rescue.prove_stopped(channel);
         if stopped {
             self.engines.confirm_stopped(channel);
@@ -217,7 +278,7 @@ where
         span: &Span,
         count: u64,
         lost: Range<u64>,
-    ) -> Option<(Stretch, u64)> {
+    ) -> Option<(Place, Stretch, Sum)> {
         let max_len_bytes = self.engines.limits(channel)?.max_len_bytes;
         let target = Target {
             channel,
@@ -231,19 +292,27 @@ where
             &mut self.host.mapper,
             &self.state.refused,
         );
-        let (mut ordinal, mut bytes) = (0_u64, 0_u64);
-        let mut found: Option<Stretch> = None;
-        while let Some(segment) = gather.next() {
+        let (mut ordinal, mut sum) = (0_u64, Sum::NOTHING);
+        let mut found: Option<(Place, Stretch)> = None;
+        loop {
+            let near = gather.walked().place;
+            let Some(segment) = gather.next() else {
+                break;
+            };
             if lost.contains(&ordinal) {
-                bytes = bytes.wrapping_add(segment.len_bytes);
                 let end = gather.walked().place.position;
                 let start = end.saturating_sub(segment.len_bytes);
-                found.get_or_insert(Stretch { start, end }).end = end;
+                sum = sum.plus(Sum::of(start, end));
+                let first = (near, Stretch { start, end });
+                found.get_or_insert(first).1.end = end;
             }
             ordinal = ordinal.wrapping_add(1);
         }
-        let digest = gather.walked().digest;
-        let same = digest == span.digest && ordinal == count;
-        found.filter(|_| same).map(|stretch| (stretch, bytes))
+        let walked = gather.walked();
+        let same = walked.digest == span.digest
+            && walked.place.position == span.end_position
+            && ordinal == count;
+        let (near, stretch) = found.filter(|_| same)?;
+        Some((near, stretch, sum))
     }
 }

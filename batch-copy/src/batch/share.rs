@@ -101,10 +101,10 @@ where
             && self.phase == Phase::Running
             && self.first_in_flight().is_none()
             && !self.has_rest()
-            && self.engines.active() != 0
+            && self.has_channel()
         {
-            let half = (rest / 2) & !self.rules.align_bytes.wrapping_sub(1);
-            let cut = self.cpu.next.position.saturating_add(half);
+            let middle = self.cpu.next.position.saturating_add(rest / 2);
+            let cut = self.cut_near(self.cpu.next, middle).position;
             let given = Stretch {
                 start: cut,
                 end: self.cpu.end,
@@ -113,14 +113,14 @@ where
             self.orphan(given);
         }
         let mut cursor = Cursor::at(self.source, self.cpu.next);
-        let Some(mut piece) = cursor.piece(self.cpu.end) else {
+        let Some(piece) = cursor.piece(self.cpu.end) else {
             self.cpu = Share::default();
             return false;
         };
-        piece.len_bytes = piece.len_bytes.min(CPU_CHUNK_BYTES);
-        cursor.advance(piece.len_bytes);
+        let position = self.cpu.next.position;
+        let copied = self.copy_with_cpu(piece, position);
+        cursor.advance(copied);
         self.cpu.next = cursor.place();
-        self.copy_with_cpu(&piece);
         true
     }
 
@@ -130,22 +130,45 @@ where
         if self.phase != Phase::Running {
             return false;
         }
-        let Some(lane) = self.state.lanes.iter_mut().max_by_key(|lane| lane.rest()) else {
+        let lanes = self.state.lanes.iter().enumerate();
+        let Some((index, lane)) = lanes.max_by_key(|(_, lane)| lane.rest()) else {
             return false;
         };
         // Below this the engine is done sooner than the CPU.
         if lane.rest() < CPU_CHUNK_BYTES.saturating_mul(8) {
             return false;
         }
-        let quarter = (lane.rest() / 4) & !self.rules.align_bytes.wrapping_sub(1);
-        let cut = lane.end.saturating_sub(quarter);
-        let mut cursor = Cursor::at(self.source, lane.next);
-        cursor.seek_forward(cut);
-        self.cpu = Share {
-            next: cursor.place(),
-            end: lane.end,
+        let (near, end) = (lane.next, lane.end);
+        let target = end.saturating_sub(lane.rest() / 4);
+        let cut = self.cut_near(near, target);
+        let Some(lane) = self.state.lanes.get_mut(index) else {
+            return false;
         };
-        lane.end_at(cursor.place());
+        self.cpu = Share { next: cut, end };
+        lane.end_at(cut);
         true
+    }
+
+    /// A place to cut at, at or before `target` and not before `near`: inside a folio, as the
+    /// rules want it.
+    pub(super) fn cut_near(&self, near: Place, target: u64) -> Place {
+        let mut cursor = Cursor::at(self.source, near);
+        cursor.seek_forward(target);
+        let mut place = cursor.place();
+        let over = place.offset_bytes & self.rules.align_bytes.wrapping_sub(1);
+        if place.position.saturating_sub(over) < near.position {
+            return near;
+        }
+        place.offset_bytes = place.offset_bytes.wrapping_sub(over);
+        place.position = place.position.wrapping_sub(over);
+        place
+    }
+
+    /// Whether there is a channel that may be given work.
+    fn has_channel(&self) -> bool {
+        match self.options.only {
+            Some(only) => self.engines.is_active(only),
+            None => self.engines.active() != 0,
+        }
     }
 }

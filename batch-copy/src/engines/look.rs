@@ -1,5 +1,7 @@
 //! Looking at a channel on behalf of the owner of some of its descriptors.
 
+use ptdma::Cookie;
+
 use super::ownership::Share;
 use super::port::{Losses, Port, Service};
 
@@ -16,10 +18,48 @@ pub(crate) enum Look {
     Overdue,
 }
 
+/// How a channel was last seen to move, by somebody who waits for it: each on its own clock, since
+/// those of others need not have begun at the same moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Motion {
+    /// How far it was.
+    done_before: Cookie,
+    /// When that was seen first.
+    since_ns: u64,
+}
+
+impl Motion {
+    /// Not seen yet.
+    pub(crate) const fn since(now_ns: u64) -> Self {
+        Self {
+            done_before: Cookie::new(0),
+            since_ns: now_ns,
+        }
+    }
+
+    /// How long ago that was.
+    pub(crate) const fn age_ns(&self, now_ns: u64) -> u64 {
+        now_ns.saturating_sub(self.since_ns)
+    }
+
+    /// Whether it is where it was for `hang_ns`, now that it is at `done_before`.
+    fn stands(&mut self, done_before: Cookie, now_ns: u64, hang_ns: u64) -> bool {
+        if self.done_before != done_before {
+            *self = Self {
+                done_before,
+                since_ns: now_ns,
+            };
+        }
+        // A clock that goes back makes it look younger.
+        self.age_ns(now_ns) >= hang_ns
+    }
+}
+
 /// What is looked at: descriptors of one owner.
 #[derive(Debug)]
-pub(crate) struct Watch<S> {
+pub(crate) struct Watch<'m, S> {
     pub(crate) share: S,
+    pub(crate) motion: &'m mut Motion,
     pub(crate) now_ns: u64,
     /// How long the engine may stand still.
     pub(crate) hang_ns: u64,
@@ -49,26 +89,27 @@ impl<C: CopyChannel> Port<C> {
     /// Looks at the channel on behalf of the owner of a share.
     pub(super) fn look(
         &mut self,
-        watch: Watch<&mut Share>,
+        watch: Watch<'_, &mut Share>,
         look: Look,
         losses: &mut Losses,
     ) -> Sight {
         let Watch {
             share,
+            motion,
             now_ns,
             hang_ns,
         } = watch;
         if !self.books.is_over(share) {
             match look {
                 // What is known may be old: between interrupts nobody looks.
-                Look::Known if !self.stands(now_ns, hang_ns) => {}
+                Look::Known if !self.stands(motion, now_ns, hang_ns) => {}
                 Look::Known | Look::Poll => self.poll(now_ns),
                 Look::Overdue => {
                     self.stats.polls = self.stats.polls.wrapping_add(1);
                     self.ask(now_ns, C::overdue);
                 }
             }
-            if self.stands(now_ns, hang_ns) {
+            if self.stands(motion, now_ns, hang_ns) {
                 self.stats.hangs = self.stats.hangs.wrapping_add(1);
                 self.stop(now_ns, true);
             }
@@ -95,7 +136,7 @@ impl<C: CopyChannel> Port<C> {
 
     /// What [`look`](Self::look) comes to where nothing is amiss; `ask` says whether to poll.
     #[inline]
-    pub(super) fn glance(&mut self, watch: &Watch<&Share>, ask: bool) -> Glance {
+    pub(super) fn glance(&mut self, watch: &mut Watch<'_, &Share>, ask: bool) -> Glance {
         if !self.is_well() {
             return Glance::Unusual;
         }
@@ -104,7 +145,7 @@ impl<C: CopyChannel> Port<C> {
                 return Glance::Unusual;
             }
             if !self.books.is_over(watch.share) {
-                return if self.stands(watch.now_ns, watch.hang_ns) {
+                return if self.stands(watch.motion, watch.now_ns, watch.hang_ns) {
                     Glance::Unusual
                 } else {
                     Glance::NotYet
@@ -122,10 +163,10 @@ impl<C: CopyChannel> Port<C> {
     }
 
     /// Whether the engine has work and has not been seen to move for `hang_ns`.
-    fn stands(&self, now_ns: u64, hang_ns: u64) -> bool {
-        self.service == Service::Active
+    fn stands(&self, motion: &mut Motion, now_ns: u64, hang_ns: u64) -> bool {
+        motion.stands(self.books.done_before(), now_ns, hang_ns)
+            && self.service == Service::Active
             && self.books.in_flight() != 0
-            && now_ns.saturating_sub(self.moved_ns) >= hang_ns
             && self.books.has_room()
     }
 }

@@ -59,9 +59,9 @@ struct Entry {
 #[cfg_attr(test, derive(Clone, PartialEq, Eq, Hash))]
 pub(crate) struct Share {
     first: Cookie,
-    /// The owner was told what it lost before this one.
-    told: Cookie,
-    end: Cookie,
+    count: u32,
+    /// Of so many, from the first one on, the owner was told what it lost.
+    told: u32,
     epoch: u32,
 }
 
@@ -70,8 +70,8 @@ impl Share {
     pub(crate) const fn empty() -> Self {
         Self {
             first: Cookie::new(0),
-            told: Cookie::new(0),
-            end: Cookie::new(0),
+            count: 0,
+            told: 0,
             epoch: 0,
         }
     }
@@ -79,7 +79,28 @@ impl Share {
     /// How many there are.
     #[inline]
     pub(crate) const fn count(&self) -> u64 {
-        self.end.since(self.first)
+        self.count as u64
+    }
+
+    #[inline(always)]
+    const fn end(&self) -> Cookie {
+        self.first.after(self.count as u64)
+    }
+
+    const fn told(&self) -> Cookie {
+        self.first.after(self.told as u64)
+    }
+
+    /// Its owner is told of everything before this one, which is not before `told`.
+    const fn tell(&mut self, known: Cookie) {
+        // No more than there are.
+        self.told = known.since(self.first) as u32;
+    }
+
+    /// Whether its owner was not told of anything yet.
+    #[inline]
+    pub(crate) const fn is_untold(&self) -> bool {
+        self.told == 0
     }
 
     /// How many of its own descriptors are before this one.
@@ -92,13 +113,16 @@ impl Share {
     /// what comes after it in the ring must not be mixed up with it.
     #[inline]
     pub(crate) const fn is_continued_by(&self, next: &Self) -> bool {
-        next.first.since(self.end) == 0 && self.epoch == next.epoch
+        next.first.since(self.end()) == 0
+            && self.epoch == next.epoch
+            && self.count.checked_add(next.count).is_some()
     }
 
     /// Takes the descriptors of a share in that [continues](Self::is_continued_by) this one.
     #[inline]
     pub(crate) const fn join(&mut self, next: Self) {
-        self.end = next.end;
+        // It was looked at whether it fits.
+        self.count = self.count.wrapping_add(next.count);
     }
 }
 
@@ -168,14 +192,14 @@ impl<const LOG: usize> Ownership<LOG> {
 
     /// Hands the next `count` descriptors to the caller.
     #[inline(always)]
-    pub(super) const fn issue(&mut self, count: u64) -> Share {
+    pub(super) const fn issue(&mut self, count: u32) -> Share {
         let first = self.next;
-        self.next = first.after(count);
-        self.held = self.held.wrapping_add(count);
+        self.next = first.after(count as u64);
+        self.held = self.held.wrapping_add(count as u64);
         Share {
             first,
-            told: first,
-            end: self.next,
+            count,
+            told: 0,
             epoch: self.epoch,
         }
     }
@@ -240,7 +264,7 @@ impl<const LOG: usize> Ownership<LOG> {
     /// Whether the fates of a share are all known.
     #[inline(always)]
     pub(super) const fn is_over(&self, share: &Share) -> bool {
-        !self.done_before.is_before(share.end)
+        !self.done_before.is_before(share.end())
     }
 
     /// Tells the owner of a share what it lost and was not told of. `closed`: what becomes of
@@ -251,9 +275,9 @@ impl<const LOG: usize> Ownership<LOG> {
         closed: Option<Cause>,
         mut tell: impl FnMut(Loss),
     ) {
-        let known = earlier(share.end, self.done_before);
-        if share.told.is_before(known) {
-            let told = share.told;
+        let known = earlier(share.end(), self.done_before);
+        if share.told().is_before(known) {
+            let told = share.told();
             self.log.retain_mut(|entry| {
                 let first = later(entry.loss.first, told);
                 let end = earlier(entry.loss.end, known);
@@ -267,17 +291,17 @@ impl<const LOG: usize> Ownership<LOG> {
                 }
                 entry.untold != 0
             });
-            share.told = known;
+            share.tell(known);
         }
         if let Some(cause) = closed
-            && share.told.is_before(share.end)
+            && share.told().is_before(share.end())
         {
             tell(Loss {
-                first: share.told,
-                end: share.end,
+                first: share.told(),
+                end: share.end(),
                 cause,
             });
-            share.told = share.end;
+            share.tell(share.end());
         }
     }
 
@@ -343,9 +367,9 @@ mod tests {
             self.fates.iter().position(|fate| *fate == Fate::InFlight)
         }
 
-        fn submit(&mut self, owner: usize, count: u64) {
+        fn submit(&mut self, owner: usize, count: u32) {
             let share = self.books.issue(count);
-            self.fates.resize(index(share.end), Fate::InFlight);
+            self.fates.resize(index(share.end()), Fate::InFlight);
             let shares = &mut self.owners[owner];
             match shares.last_mut() {
                 Some(last) if last.is_continued_by(&share) => last.join(share),
@@ -391,7 +415,7 @@ mod tests {
             };
             let closed = self.closed;
             let (books, fates) = (&mut self.books, &mut self.fates);
-            let all = index(share.first)..index(share.end);
+            let all = index(share.first)..index(share.end());
             books.claim(&mut share, closed, |loss| {
                 let told = index(loss.first)..index(loss.end);
                 assert!(

@@ -45,8 +45,8 @@ pub struct Port<C> {
     pub(super) channel: Option<C>,
     pub(super) service: Service,
     pub(super) books: Ownership<LOG_SLOTS>,
-    /// When the engine was last seen to move, or was given work after a pause.
-    pub(super) moved_ns: u64,
+    /// Whether something was prepared that the engine was not told of.
+    pub(super) unrung: bool,
     pub(super) stops: u32,
     pub(super) good: u64,
     pub(super) errors_in_a_row: u32,
@@ -57,13 +57,13 @@ pub struct Port<C> {
 impl<C: CopyChannel> Port<C> {
     /// Takes a channel in. It must be idle.
     pub fn new(channel: C) -> Self {
-        let limits = channel.limits();
+        let limits = channel.limits().whole_units();
         let books = Ownership::new(channel.next_cookie());
         Self {
             channel: Some(channel),
             service: Service::Active,
             books,
-            moved_ns: 0,
+            unrung: false,
             stops: 0,
             good: 0,
             errors_in_a_row: 0,
@@ -80,7 +80,7 @@ impl<C: CopyChannel> Port<C> {
             channel: None,
             service: Service::Retired,
             books: Ownership::new(Cookie::new(0)),
-            moved_ns: 0,
+            unrung: false,
             stops: 0,
             good: 0,
             errors_in_a_row: 0,
@@ -119,7 +119,7 @@ impl<C: CopyChannel> Port<C> {
             let over = done_before.since(self.books.done_before());
             if over <= self.books.in_flight() {
                 if over != 0 {
-                    self.advance(over, over, now_ns);
+                    self.advance(over, over);
                 }
                 return true;
             }
@@ -158,15 +158,14 @@ impl<C: CopyChannel> Port<C> {
         if !known || progress.failure.is_some() || progress.health != Health::Alive {
             self.absorb_trouble(progress, known, now_ns);
         } else if over != 0 {
-            self.advance(over, over, now_ns);
+            self.advance(over, over);
         }
     }
 
     /// Notes that `over` descriptors more are over, `good` of which were copied.
     #[inline(always)]
-    fn advance(&mut self, over: u64, good: u64, now_ns: u64) {
+    fn advance(&mut self, over: u64, good: u64) {
         self.books.advance(over);
-        self.moved_ns = now_ns;
         self.stats.completed = self.stats.completed.wrapping_add(over);
         if good != 0 {
             self.errors_in_a_row = 0;
@@ -198,7 +197,7 @@ impl<C: CopyChannel> Port<C> {
         let over = progress.done_before.since(self.books.done_before());
         if over != 0 {
             let failed = u64::from(progress.failure.is_some());
-            self.advance(over, over.saturating_sub(failed), now_ns);
+            self.advance(over, over.saturating_sub(failed));
         }
         if let Some(Failure { cookie, code }) = progress.failure {
             self.stats.errors = self.stats.errors.wrapping_add(1);
@@ -240,7 +239,6 @@ impl<C: CopyChannel> Port<C> {
         let all = self.books.in_flight();
         let goes_on = stopped.proven && stopped.health == Health::Alive && self.stops <= MAX_STOPS;
         let dropped = if goes_on {
-            self.moved_ns = now_ns;
             self.books.note_stop(over)
         } else {
             // What is left in flight is lost, as `fate_in_flight` says.

@@ -63,21 +63,20 @@ impl<C: CopyChannel> Port<C> {
         let (Some(channel), Service::Active) = (&mut self.channel, self.service) else {
             return accepted;
         };
-        if self.books.in_flight() == 0 {
-            self.moved_ns = now_ns;
-        }
         let (prepared, announce) = prepare(channel);
         accepted.error = prepared.error;
         // Cookies that are not the next ones would make every later report a guess; what has them
         // is not known to any batch, so it must not run.
-        let known = prepared.count == 0 || prepared.first == Some(self.books.next());
+        let known = prepared.count == 0
+            || (prepared.first == Some(self.books.next()) && u32::try_from(prepared.count).is_ok());
         if !known {
             accepted.error = Some(PrepError::Faulted);
         } else {
             let count = prepared.count as u64;
             accepted.count = prepared.count;
             accepted.bytes = prepared.bytes;
-            accepted.share = self.books.issue(count);
+            // Looked at above.
+            accepted.share = self.books.issue(prepared.count as u32);
             let stats = &mut self.stats;
             stats.submitted = stats.submitted.wrapping_add(count);
             stats.bytes = stats.bytes.wrapping_add(prepared.bytes);
@@ -89,8 +88,10 @@ impl<C: CopyChannel> Port<C> {
         if known && (announce.ring || accepted.error.is_some()) {
             channel.issue_pending(announce.interrupt || accepted.error.is_some());
             accepted.rang = accepted.count != 0;
+            self.unrung = false;
             self.stats.doorbells = self.stats.doorbells.wrapping_add(1);
         }
+        self.unrung |= known && accepted.count != 0 && !accepted.rang;
         if accepted.error == Some(PrepError::Faulted) {
             self.stop(now_ns, true);
         }
@@ -120,9 +121,7 @@ impl<C: CopyChannel> Port<C> {
             return None;
         }
         channel.issue_pending(false);
-        if self.books.in_flight() == 0 {
-            self.moved_ns = now_ns;
-        }
+        self.unrung = false;
         let stats = &mut self.stats;
         stats.submitted = stats.submitted.wrapping_add(1);
         stats.bytes = stats.bytes.wrapping_add(copy.len_bytes);

@@ -1,6 +1,6 @@
 //! What the tests and benchmarks of `batch-copy` share.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod contest;
 pub mod memory;
@@ -8,4 +8,5 @@ pub mod plain;
 pub mod published;
 pub mod puppet;
 pub mod rig;
+pub mod schedule;
 pub mod workload;
