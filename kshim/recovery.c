@@ -256,10 +256,11 @@ int ptdma_chan_reset(struct ptdma_chan *chan)
 		return 0;
 	}
 	/* Stays off the bus. */
-	if (rc == -EOPNOTSUPP)
-		dev_err_ratelimited(&pdev->dev,
-				    "can not be reset by itself (no FLR): it stays off the bus; \"echo 1 > reset\" by other methods, or a cold start, helps\n");
-	else
+	if (rc == -EOPNOTSUPP && !chan->delay)
+		/* Once: nothing about it will change by itself. */
+		pci_err(pdev,
+			"can not be reset by itself (no FLR): it stays off the bus; \"echo 1 > reset\" by other methods, or a cold start, helps\n");
+	else if (rc != -EOPNOTSUPP)
 		dev_err_ratelimited(&pdev->dev, "reset failed: %d\n", rc);
 	return ptdma_chan_unplugged(pdev) ? 0 : rc;
 }

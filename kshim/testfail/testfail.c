@@ -61,6 +61,8 @@ static struct testfail_probe probes[] = {
 	PROBE("pcie_capability_read_word", -EIO),
 	/* A reset that never reaches the function, and nobody notices. */
 	PROBE("pcie_reset_flr", 0),
+	/* What is to be done later never is. */
+	PROBE("queue_delayed_work_on", false),
 	/* A lie: the engine may write on.  Loaded after the module it belongs to. */
 	PROBE("ptdma_k_prove_stopped", true),
 };

@@ -133,8 +133,10 @@ fn late_write(guest: &mut Guest, how: Stuck) -> Result<Late> {
         }
         Stuck::LostReset => hide_transactions(guest, ",pcie_reset_flr")?,
         Stuck::Believed => {
+            // Nor may the work item look at the engine, which it would reset.
             guest.ok(&format!(
-                "modprobe testfail functions=ptdma_k_prove_stopped every=1 && echo 1 > {NTH}"
+                "modprobe testfail functions=ptdma_k_prove_stopped,queue_delayed_work_on every=1 && \
+                 echo 1 > {NTH}"
             ))?;
         }
     }
