@@ -279,7 +279,7 @@ impl Bench {
                 channels: dead.len(),
                 share_len_bytes: total.div_ceil(shares) + ptdma::group::PAGE_LEN_BYTES as usize,
             };
-            let found = work.check(&excused, losses);
+            let found = work.check(&mut excused, losses);
             line.channels = line.channels.max(numbers.len());
             line.right += found.right;
             line.wrong += found.wrong + found.stray;

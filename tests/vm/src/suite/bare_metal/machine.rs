@@ -2,6 +2,8 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -16,6 +18,8 @@ use crate::step;
 
 /// How often the serial line is looked at.
 const LOOK: Duration = Duration::from_millis(20);
+/// The socket of the serial line.
+const LINE: &str = "serial.sock";
 /// Bus numbers of the two expander bridges: apart from each other and from the root's own.
 const EXPANDERS: [usize; 2] = [32, 80];
 
@@ -25,8 +29,12 @@ pub(super) struct Machine {
     // Dropped first: the emulator, then the server, then the sockets.
     emulator: Group,
     server: Option<Server>,
-    _sockets: SocketDir,
+    sockets: SocketDir,
     serial: PathBuf,
+    /// How much of the serial line's text was looked at by [`Machine::next_line`].
+    seen: usize,
+    /// The other end of the serial line, once something was sent.
+    line: Option<UnixStream>,
 }
 
 /// What a machine is made of.
@@ -71,8 +79,10 @@ impl Machine {
         Ok(Self {
             emulator,
             server,
-            _sockets: sockets,
+            sockets,
             serial,
+            seen: 0,
+            line: None,
         })
     }
 
@@ -86,15 +96,70 @@ impl Machine {
         Ok(plain(&String::from_utf8_lossy(&fs::read(&self.serial)?)))
     }
 
+    /// Sends a line to the program.
+    pub(super) fn send(&mut self, text: &str) -> Result<()> {
+        let stream = match self.line.take() {
+            Some(stream) => stream,
+            None => {
+                let stream = UnixStream::connect(self.sockets.path().join(LINE))
+                    .context("the machine's serial line")?;
+                // What the program says is read from the log; here it only must not pile up.
+                let mut heard = stream.try_clone()?;
+                std::thread::spawn(move || std::io::copy(&mut heard, &mut std::io::sink()));
+                stream
+            }
+        };
+        writeln!(self.line.insert(stream), "{text}")?;
+        Ok(())
+    }
+
+    /// Waits for the next whole line that begins with `mark`, behind those that were looked at.
+    pub(super) fn next_line(&mut self, mark: &str, limit: Duration) -> Result<String> {
+        let (mut start, mut end) = (0, 0);
+        let seen = self.seen;
+        self.wait_until(limit, mark, |text| {
+            let found = find_line(text.get(seen..).unwrap_or_default(), mark);
+            (start, end) = found.map_or((0, 0), |(start, end)| (seen + start, seen + end));
+            found.is_some()
+        })
+        .map(|text| {
+            self.seen = end;
+            text[start..end].trim_end().to_owned()
+        })
+    }
+
+    /// Waits for the emulator's end and returns its exit status.
+    pub(super) fn wait_for_end(&mut self, limit: Duration) -> Result<i32> {
+        let status = self.emulator.wait(limit)?;
+        let status = status.with_context(|| format!("it goes on after {} s", limit.as_secs()))?;
+        status.code().with_context(|| describe(status))
+    }
+
     /// Waits for a whole line that begins with `mark`, and returns all text up to its end.
     pub(super) fn wait_for(&mut self, mark: &str, limit: Duration) -> Result<String> {
+        let mut end = 0;
+        self.wait_until(limit, mark, |text| {
+            let found = find_line(text, mark);
+            end = found.map_or(0, |(_, end)| end);
+            found.is_some()
+        })
+        .map(|text| text[..end].to_owned())
+    }
+
+    /// Waits until the serial line's text is as wanted.
+    fn wait_until(
+        &mut self,
+        limit: Duration,
+        mark: &str,
+        mut is_there: impl FnMut(&str) -> bool,
+    ) -> Result<String> {
         let deadline = Instant::now() + limit;
         loop {
             // Asked before the look, which has all last words then.
             let ended = self.emulator.ended()?;
             let text = self.text()?;
-            if let Some(end) = end_of_line(&text, mark) {
-                return Ok(text[..end].to_owned());
+            if is_there(&text) {
+                return Ok(text);
             }
             if let Some(status) = ended {
                 anyhow::bail!("the emulator: {}\n{}", describe(status), last_lines(&text));
@@ -174,7 +239,8 @@ fn arguments(parts: &Parts, serial: &Path) -> Vec<OsString> {
         arg(&["-device", &device.to_string()]);
     }
     out.push("-chardev".into());
-    let mut chardev = OsString::from("file,id=serial,path=");
+    let line = format!("socket,id=serial,path={LINE},server=on,wait=off,logfile=");
+    let mut chardev = OsString::from(line);
     chardev.push(serial);
     out.push(chardev);
     out.extend(["-serial".into(), "chardev:serial".into()]);
@@ -182,13 +248,15 @@ fn arguments(parts: &Parts, serial: &Path) -> Vec<OsString> {
     out
 }
 
-fn end_of_line(text: &str, mark: &str) -> Option<usize> {
-    let mut at = 0;
+/// Where the first whole line that begins with `mark` begins and ends.
+fn find_line(text: &str, mark: &str) -> Option<(usize, usize)> {
+    let mut start = 0;
     for line in text.split_inclusive('\n') {
-        at += line.len();
+        let end = start + line.len();
         if line.starts_with(mark) && line.ends_with('\n') {
-            return Some(at);
+            return Some((start, end));
         }
+        start = end;
     }
     None
 }
@@ -228,8 +296,8 @@ mod tests {
 
     #[test]
     fn a_line_counts_when_it_is_whole() {
-        assert_eq!(end_of_line("x\nPTDMA O", "PTDMA "), None);
-        assert_eq!(end_of_line("x\nPTDMA OK\ny", "PTDMA "), Some(11));
-        assert_eq!(end_of_line("x PTDMA OK\n", "PTDMA "), None);
+        assert_eq!(find_line("x\nPTDMA O", "PTDMA "), None);
+        assert_eq!(find_line("x\nPTDMA OK\ny", "PTDMA "), Some((2, 11)));
+        assert_eq!(find_line("x PTDMA OK\n", "PTDMA "), None);
     }
 }

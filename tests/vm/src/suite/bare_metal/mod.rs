@@ -4,6 +4,7 @@
 //! what became of it. No kernel is built for them, and they are of no kernel: their names are
 //! `uefi/...` and `bare/...` alone.
 
+mod bare;
 mod machine;
 mod ovmf;
 mod uefi;
@@ -39,10 +40,16 @@ struct Program {
     prepare: fn() -> Result<()>,
 }
 
-const PROGRAMS: &[Program] = &[Program {
-    checks: uefi::CHECKS,
-    prepare: uefi::prepare,
-}];
+const PROGRAMS: &[Program] = &[
+    Program {
+        checks: uefi::CHECKS,
+        prepare: uefi::prepare,
+    },
+    Program {
+        checks: bare::CHECKS,
+        prepare: bare::prepare,
+    },
+];
 
 /// The selected checks. A run on the debug kernel alone has none.
 pub(super) fn select(selection: &Selection) -> Vec<&'static Check> {
