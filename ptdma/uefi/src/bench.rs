@@ -5,8 +5,8 @@ use core::ops::Range;
 
 use ptdma::group::{ChannelGroup, Member, PieceFailure, SgEntry, Status, Ticket};
 use ptdma::{
-    BringUpError, Channel, ChannelConfig, Clock, CoherentRing, DmaAddr, ErrorCode,
-    FunctionQuiesced, GroupError, Mmio, Notify, Stats,
+    BringUpError, Channel, ChannelConfig, Clock, CoherentRing, DmaAddr, EngineTraits, ErrorCode,
+    FunctionQuiesced, GroupError, Mmio, Notify, ProbeError, Stats,
 };
 use ptdma_uefi::pci::{self, Saved, Unproved};
 use ptdma_uefi::work::{Copy, Kind, Losses, Work, lay_out};
@@ -21,6 +21,8 @@ const RING_ENTRIES: usize = 128;
 /// The longest share of a list, 1 MiB, takes 250 us at 4 GB/s, the slowest that was published. An
 /// emulated engine may wait seconds for its turn on a busy machine.
 const COPY_MS: u64 = 3_000;
+/// An engine shows what it is like within microseconds; an emulated one as above.
+const FIND_OUT_MS: u64 = 1_000;
 /// An engine halts when its descriptor is done, within the same 250 us.
 const STOP_MS: u64 = 100;
 /// How often the list of pages is copied by all together: so that failures that are rare, and
@@ -41,6 +43,8 @@ pub(crate) enum Lost {
     NoMemory,
     /// Its channel does not come up.
     BringUp(BringUpError),
+    /// Its engine does not do the least copy; it was stopped by a reset.
+    Silent(ProbeError),
     /// It could not be proved stopped; what it may write is kept.
     Unproved(Unproved),
 }
@@ -54,6 +58,8 @@ pub(crate) struct Function {
     /// Usable descriptors of its ring.
     pub(crate) capacity: usize,
     pub(crate) stats: Stats,
+    /// What its engine is like, if it has shown it.
+    pub(crate) traits: Option<EngineTraits>,
     /// Code of the first descriptor that it failed.
     pub(crate) first_code: Option<ErrorCode>,
     /// Descriptors that were dropped because it stood still.
@@ -94,6 +100,7 @@ impl Bench {
                 ring: None,
                 capacity: 0,
                 stats: Stats::default(),
+                traits: None,
                 first_code: None,
                 dropped: 0,
                 stops: 0,
@@ -116,7 +123,8 @@ impl Bench {
     /// Brings every function's channel up.
     pub(crate) fn bring_up(&mut self) {
         for number in 0..self.functions.len() {
-            match self.open(number) {
+            let opened = self.open(number);
+            match opened.and_then(|channel| self.find_out(number, channel)) {
                 Ok(channel) => {
                     self.functions[number].capacity = channel.capacity();
                     self.channels.push((number, channel));
@@ -164,6 +172,21 @@ impl Bench {
                     .map_err(|(error, ..)| Lost::BringUp(error))
             }
             Err((error, ..)) => Err(Lost::BringUp(error)),
+        }
+    }
+
+    /// Has the engine show what it is like, by copies inside its ring.
+    fn find_out(&mut self, number: usize, mut channel: Driver) -> Result<Driver, Lost> {
+        match channel.find_out(&self.ticks, self.ticks.after(FIND_OUT_MS)) {
+            Ok(_) => Ok(channel),
+            // It may do the copy later. Only a reset makes the ring ours again.
+            Err(error) => match self.reset(number) {
+                Ok(()) => {
+                    let _ = channel.shutdown_quiesced(FunctionQuiesced::by_owner());
+                    Err(Lost::Silent(error))
+                }
+                Err(why) => Err(Lost::Unproved(why)),
+            },
         }
     }
 
@@ -265,6 +288,7 @@ impl Bench {
         };
         for (number, channel) in numbers.iter().zip(group.into_channels()) {
             self.functions[*number].stats = channel.stats();
+            self.functions[*number].traits = Some(channel.traits());
             // A channel that is dropped keeps its ring from ever being freed.
             if self.functions[*number].lost.is_none() {
                 channels.push((*number, channel));

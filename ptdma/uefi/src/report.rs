@@ -2,10 +2,12 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt::Display;
 
+use ptdma::{EngineTraits, ProbeError};
 use ptdma_uefi::table::Align::{Left, Right};
-use ptdma_uefi::table::{CONSOLE_WIDTH, Table};
+use ptdma_uefi::table::{CONSOLE_WIDTH, Table, wrapped};
 use uefi::prelude::*;
 use uefi::{boot, print, println, system};
 
@@ -80,7 +82,34 @@ pub(crate) fn table(bench: &Bench) {
     print!("{text}");
     for function in &bench.functions {
         if let Some(code) = function.first_code {
-            println!("{} failed first with: {code}", function.location);
+            println!("first failure of {}: {code}", function.location);
+        }
+        if function.stats.replayed > 0 {
+            let runs = function.stats.replayed;
+            println!("run again by {}: {runs} descriptor(s)", function.location);
+        }
+    }
+    engines(bench);
+}
+
+/// Says what the engines are like: once for all that are alike.
+fn engines(bench: &Bench) {
+    let mut told: Vec<EngineTraits> = Vec::new();
+    for function in &bench.functions {
+        let Some(traits) = function.traits.filter(|traits| !told.contains(traits)) else {
+            continue;
+        };
+        told.push(traits);
+        let mut text = String::from("engine of");
+        for other in &bench.functions {
+            if other.traits == Some(traits) {
+                text.push_str(&format!(" {}", other.location));
+            }
+        }
+        text.push_str(&format!(": {traits}"));
+        let mut lines = String::new();
+        if wrapped(&mut lines, &text).is_ok() {
+            print!("{lines}");
         }
     }
 }
@@ -91,6 +120,8 @@ fn state(function: &Function) -> String {
         Some(Lost::NoRegisters) => "no registers (BAR 2)".into(),
         Some(Lost::NoMemory) => "no memory for a ring".into(),
         Some(Lost::BringUp(error)) => format!("{error}"),
+        Some(Lost::Silent(ProbeError::NothingMoves { .. })) => "does not start".into(),
+        Some(Lost::Silent(error)) => format!("{error}"),
         Some(Lost::Unproved(why)) => format!("{why}; memory kept"),
         None if function.wrong > 0 => format!("WRONG: {} bytes", function.wrong),
         None if function.resets > 0 => "hung; works after reset".into(),

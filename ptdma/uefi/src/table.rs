@@ -90,6 +90,28 @@ fn pad(out: &mut impl Write, spaces: usize) -> fmt::Result {
     Ok(())
 }
 
+/// Writes text in lines of fewer than [`CONSOLE_WIDTH`] characters, broken at spaces; lines behind
+/// the first are indented by two.
+///
+/// # Errors
+///
+/// Those of `out`.
+pub fn wrapped(out: &mut impl Write, text: &str) -> fmt::Result {
+    let mut at = 0;
+    for word in text.split_ascii_whitespace() {
+        let len = word.chars().count();
+        if at > 0 && at + 1 + len < CONSOLE_WIDTH {
+            write!(out, " {word}")?;
+            at += 1 + len;
+        } else {
+            out.write_str(if at > 0 { "\n  " } else { "" })?;
+            out.write_str(word)?;
+            at = len + if at > 0 { 2 } else { 0 };
+        }
+    }
+    out.write_char('\n')
+}
+
 /// Counts the characters.
 struct Length(usize);
 
@@ -143,5 +165,16 @@ mod tests {
              ab         7 fine\n\
              abcde~ 1234~    1|2\n"
         );
+    }
+
+    #[test]
+    fn long_text_is_broken_at_spaces() {
+        let mut out = String::new();
+        let words = "word ".repeat(40);
+        wrapped(&mut out, &words).unwrap();
+        assert!(out.lines().all(|line| line.len() < CONSOLE_WIDTH));
+        assert!(out.lines().skip(1).all(|line| line.starts_with("  w")));
+        assert_eq!(out.split_whitespace().count(), 40);
+        assert_eq!(out.lines().count(), 3, "{out}");
     }
 }

@@ -4,17 +4,25 @@ use core::ptr::NonNull;
 use core::sync::atomic::{Ordering, fence};
 
 use ptdma::regs::Register;
-use ptdma::{Channel, ChannelConfig, CoherentRing, DmaAddr, Mmio, RegisterIo, Signalling};
+use ptdma::{
+    BringUpError, Channel, ChannelConfig, CoherentRing, Deadline, DmaAddr, Mmio, ProbeError,
+    RegisterIo, Signalling,
+};
 use ptdma_uefi::pci::{self, Config, Msix, Saved, Unproved};
 use spin::Mutex;
 use x86_64::instructions::port::Port;
 
 use crate::lock::without_interrupts;
+use crate::memory;
 use crate::processors::{self, FIRST_FUNCTION};
-use crate::{memory, time};
+use crate::time::{self, Nanoseconds};
 
 /// Descriptors of a ring.
 const RING_ENTRIES: usize = 128;
+
+/// How long an engine gets to show what it is like: microseconds would do; an emulated one waits for
+/// its turn on a busy host.
+const FIND_OUT_NS: u64 = 1_000_000_000;
 
 pub(crate) type Regs = Mmio<'static>;
 pub(crate) type Ring = CoherentRing<'static>;
@@ -79,7 +87,8 @@ pub(crate) enum Unusable {
     NoRegisters,
     NoVector,
     NoMemory,
-    BringUp(ptdma::BringUpError),
+    BringUp(BringUpError),
+    Silent(ProbeError),
 }
 
 impl core::fmt::Display for Unusable {
@@ -89,6 +98,7 @@ impl core::fmt::Display for Unusable {
             Self::NoVector => f.write_str("it has no MSI-X table"),
             Self::NoMemory => f.write_str("there is no memory for its ring"),
             Self::BringUp(error) => error.fmt(f),
+            Self::Silent(error) => error.fmt(f),
         }
     }
 }
@@ -122,8 +132,13 @@ impl Function {
             signalling: Signalling::Interrupts,
             ..ChannelConfig::default()
         };
-        let channel = Channel::bring_up(function.registers(), ring, config)
+        let mut channel = Channel::bring_up(function.registers(), ring, config)
             .map_err(|(error, ..)| Unusable::BringUp(error))?;
+        let deadline = Deadline::after(&Nanoseconds, FIND_OUT_NS);
+        // One that shows nothing may still do so later: the ring is leaked with the channel.
+        channel
+            .find_out(&Nanoseconds, deadline)
+            .map_err(Unusable::Silent)?;
         Ok((function, channel))
     }
 

@@ -28,8 +28,8 @@ const MAX_FOLIOS: usize = MAX_FUNCTIONS * Kind::Pages.copies();
 /// waits for its turn, and interrupts are off meanwhile.
 const STOP_NS: u64 = 20_000_000;
 /// How long an engine may stand still with work before its work is given to others. An emulated
-/// one may have to wait for a processor of a busy host for longer than any copy takes.
-const HANG_NS: u64 = 300_000_000;
+/// one may have to wait for a processor of a busy host: 300 ms were seen to be too short.
+const HANG_NS: u64 = 1_000_000_000;
 /// How long an interrupt may be late.
 const OVERDUE_NS: u64 = 10_000_000;
 
@@ -54,6 +54,7 @@ pub(crate) fn set_up(spaces: impl Iterator<Item = Space>) -> usize {
         let number = functions.len();
         match Function::bring_up(space, number as u8) {
             Ok((function, channel)) => {
+                print(format_args!("engine {number}: {}\n", channel.traits()));
                 // There is room for as many as are looked at.
                 let _ = functions.push(function);
                 let _ = engines.add(IrqLock::new(Port::new(queue(channel))));

@@ -160,6 +160,11 @@ impl Server {
         self.send(device, json!({"cmd": "inject", "fault": fault}))
     }
 
+    /// Makes the engine of one function, or of all, one of another kind; only while it is idle.
+    pub(crate) fn machine(&mut self, device: Option<usize>, kind: &str) -> Result<()> {
+        self.send(device, json!({"cmd": "machine", "machine": kind}))
+    }
+
     /// Removes the faults of one function, or of all, and ends what they caused.
     pub(crate) fn clear_faults(&mut self, device: Option<usize>) -> Result<()> {
         self.send(device, json!({"cmd": "clear"}))

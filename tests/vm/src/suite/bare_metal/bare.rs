@@ -7,7 +7,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::Check;
-use super::machine::{Machine, Parts, cargo, target};
+use super::machine::{KINDS, Machine, Parts, cargo, of_all_kinds, target};
+use crate::server::Server;
 use crate::suite::selection::Set;
 
 /// The guest is there after a second; others may be building.
@@ -38,6 +39,12 @@ pub(super) const CHECKS: &[Check] = &[
         set: Set::Rest,
         run: sixteen_channels,
     },
+    Check {
+        name: "bare/kinds-of-engine",
+        about: "a channel of every kind of engine that the model has a name for, on the same batches",
+        set: Set::Rest,
+        run: kinds,
+    },
 ];
 
 /// Builds the guest.
@@ -52,6 +59,15 @@ struct Guest(Machine);
 
 impl Guest {
     fn boot(logs: &Path, functions: usize, processors: usize) -> Result<Self> {
+        Self::boot_with(logs, functions, processors, |_| Ok(()))
+    }
+
+    fn boot_with(
+        logs: &Path,
+        functions: usize,
+        processors: usize,
+        prepare: impl FnOnce(&mut Server) -> Result<()>,
+    ) -> Result<Self> {
         let program = target()?.join("x86_64-unknown-none/release/ptdma-bare");
         let parts = Parts {
             functions,
@@ -65,7 +81,7 @@ impl Guest {
                 "isa-debug-exit,iobase=0xf4,iosize=0x04".into(),
             ],
         };
-        let mut guest = Self(Machine::start(&parts, logs, |_| Ok(()))?);
+        let mut guest = Self(Machine::start(&parts, logs, prepare)?);
         let ready = guest.0.next_line("ready ", BOOT)?;
         let wanted = format!("ready processors={processors} functions={functions}");
         ensure!(ready == wanted, "{ready}");
@@ -167,6 +183,32 @@ fn sixteen_channels(logs: &Path) -> Result<String> {
     Ok(format!("{descriptors} descriptors"))
 }
 
+/// Functions of every kind that the model has a name for, on the same batches, and failing.
+fn kinds(logs: &Path) -> Result<String> {
+    let mut guest = Guest::boot_with(logs, KINDS.len(), 2, of_all_kinds)?;
+    let mut failed = 0;
+    for way in [POLLED, INTERRUPTS] {
+        let told = guest.run(way, 1)?;
+        ensure!(told.all_copied()?, "{told:?}");
+        let fault = json!({"trigger": {"every": {"n": 4}}, "kind": {"error": {"code": 19}}});
+        guest.0.server()?.fault(None, &fault)?;
+        let told = guest.run(way, 1)?;
+        ensure!(
+            told.get("wrong")? == 0 && told.get("failed")? > 0,
+            "{told:?}"
+        );
+        failed += told.get("failed")?;
+        guest.0.server()?.clear_faults(None)?;
+        let active = guest.revive()?;
+        ensure!(active == KINDS.len() as u64, "{active} channels are left");
+    }
+    guest.end(true)?;
+    Ok(format!(
+        "{} kinds, {failed} folios failed and named",
+        KINDS.len()
+    ))
+}
+
 /// What a run with a fault must come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Expected {
@@ -218,19 +260,20 @@ fn faults() -> Vec<Fault> {
     let garbage = json!({"head_garbage": {"value": 0xdead_beef_u32, "reads": 3}});
     let gone = json!({"all_ones": {}});
 
-    fault("one error", POLLED, Some(0), &[at(5, error(19))], Named);
+    // Run again, alone, it does not fail.
+    fault("one error", POLLED, Some(0), &[at(5, error(19))], Copied);
     fault(
         "one error, asleep",
         INTERRUPTS,
         Some(1),
         &[at(5, error(41))],
-        Named,
+        Copied,
     );
     fault(
         "an error without a code",
         POLLED,
         Some(2),
-        &[at(3, error(0))],
+        &[every(3, error(0))],
         Named,
     );
     fault(
@@ -247,19 +290,25 @@ fn faults() -> Vec<Fault> {
         &[always(error(11))],
         Nothing,
     );
-    fault("a partial write", POLLED, Some(3), &[at(4, partial)], Named);
+    fault(
+        "a partial write",
+        POLLED,
+        Some(3),
+        &[every(3, partial)],
+        Named,
+    );
     fault(
         "a source not mapped",
         INTERRUPTS,
         Some(0),
-        &[at(2, unmapped("source"))],
+        &[every(3, unmapped("source"))],
         Named,
     );
     fault(
         "a destination not mapped",
         POLLED,
         Some(0),
-        &[at(2, unmapped("destination"))],
+        &[every(3, unmapped("destination"))],
         Named,
     );
     let short = json!({"stall": {"for": {"micros": 20_000}}});

@@ -23,6 +23,30 @@ const LINE: &str = "serial.sock";
 /// Bus numbers of the two expander bridges: apart from each other and from the root's own.
 const EXPANDERS: [usize; 2] = [32, 80];
 
+/// Kinds of engine that the model has a name for, all but `no_reset`, which cannot come back after a
+/// hang, and those that a machine of 16 functions has no room for.
+pub(super) const KINDS: [&str; 13] = [
+    "today",
+    "lenient",
+    "sibling",
+    "linux_only",
+    "dpdk",
+    "stopper",
+    "deaf",
+    "silent",
+    "lagging",
+    "slow_halt",
+    "past",
+    "flushed",
+    "forgetful",
+];
+
+/// Makes function `i` one of kind `i`.
+pub(super) fn of_all_kinds(server: &mut Server) -> Result<()> {
+    let mut kinds = KINDS.iter().enumerate();
+    kinds.try_for_each(|(device, kind)| server.machine(Some(device), kind))
+}
+
 /// An emulator with its device server; dropping it ends both.
 #[derive(Debug)]
 pub(super) struct Machine {
