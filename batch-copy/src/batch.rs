@@ -91,7 +91,16 @@ impl<const N: usize> Batch<N> {
     ///
     /// `outcomes` receives what happened to each folio, by its index; entries behind the last
     /// folio are left alone. Ends at the latest `budget_ns + grace_ns` after it began, plus the
-    /// time for stopping engines and for one look at all channels.
+    /// time for stopping engines, for one look at all channels, and for what is being copied by
+    /// the CPU then, a chunk of [`CPU_CHUNK_BYTES`].
+    ///
+    /// # Panics
+    ///
+    /// Not by itself. If something panics that it calls, engines that have work of the batch are
+    /// stopped on the way out, other batches' work on them too, which those have copied by others.
+    /// For what an engine may still write then, [`Rescue::prove_stopped`] is asked and
+    /// [`Rescue::quarantined`] told; a panic in these two on the way out aborts, as any second
+    /// panic does. Nothing is left behind in the channels.
     ///
     /// # Errors
     ///
@@ -118,6 +127,11 @@ impl<const N: usize> Batch<N> {
             return Err(BadInput::NoChannels);
         }
         let align_bytes = engines.align_bytes();
+        for align_bytes in [align_bytes, options.rules.align_bytes.max(1)] {
+            if !align_bytes.is_power_of_two() {
+                return Err(BadInput::OddAlignment { align_bytes });
+            }
+        }
         let bounds = Bounds {
             addr_limit: options.addr_limit,
             align_bytes,

@@ -3,6 +3,7 @@
 use heapless::Deque;
 use ptdma::Cookie;
 
+use crate::batch::CPU_CHUNK_BYTES;
 use crate::channel::{CopyChannel, Failure, Health, Limits, PrepError, Progress, Segment, Stopped};
 use crate::host::CpuCopier;
 use crate::map::Piece;
@@ -13,7 +14,8 @@ pub const CPU_COPY_FAILED: u8 = 0xff;
 /// A channel whose engine is the CPU that polls it: one descriptor per poll.
 ///
 /// For machines without engines, for comparison, and to run what was written for channels
-/// anywhere. There are no interrupts.
+/// anywhere. There are no interrupts. The copier is called with the channel's lock held: it is the
+/// engine.
 #[derive(Debug)]
 pub struct CpuChannel<K, const SLOTS: usize> {
     copier: K,
@@ -40,7 +42,8 @@ impl<K: CpuCopier, const SLOTS: usize> CpuChannel<K, SLOTS> {
 impl<K: CpuCopier, const SLOTS: usize> CopyChannel for CpuChannel<K, SLOTS> {
     fn limits(&self) -> Limits {
         Limits {
-            max_len_bytes: u64::MAX,
+            // A copy is done inside of a look, with the channel's lock held.
+            max_len_bytes: CPU_CHUNK_BYTES,
             align_bytes: 1,
             node: self.node,
             ring_slots: SLOTS,
@@ -58,7 +61,11 @@ impl<K: CpuCopier, const SLOTS: usize> CopyChannel for CpuChannel<K, SLOTS> {
     fn prep(&mut self, copy: Segment, _interrupt: bool) -> Result<Cookie, PrepError> {
         let cookie = self.next_cookie();
         let fits = |start: u64| start.checked_add(copy.len_bytes).is_some();
-        if copy.len_bytes == 0 || !fits(copy.src.get()) || !fits(copy.dst.get()) {
+        if copy.len_bytes == 0
+            || copy.len_bytes > CPU_CHUNK_BYTES
+            || !fits(copy.src.get())
+            || !fits(copy.dst.get())
+        {
             return Err(PrepError::Rejected);
         }
         match self.ring.push_back(copy) {

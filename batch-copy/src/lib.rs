@@ -77,9 +77,14 @@
 //! - When [`Batch::run`] returns, no engine can write to any folio of the batch any more, except
 //!   where the outcome says [`Quarantined`](FailReason::Quarantined) and
 //!   [`Rescue::quarantined`] was told which bytes.
-//! - It returns in bounded time, also with engines that hang and clocks that stand still.
+//! - It returns in bounded time, also with engines that hang and clocks that stand still. Each
+//!   batch may have a clock of its own.
 //! - It holds one channel's lock at a time, for at most [`CHUNK`] descriptors or for stopping one
-//!   engine, and never while it waits, maps, copies or calls the caller.
+//!   engine, and never while it waits, maps, copies or asks the list of folios (unless that is
+//!   [plain memory](FolioSource::IN_MEMORY)). What is a part of a channel is called with its lock
+//!   held: an [`Observer`], and the copier of a [`CpuChannel`].
+//! - A panic in something that it calls leaves no engine writing, except as above, and no
+//!   descriptor held.
 //!
 //! # What is not checked
 //!
@@ -87,6 +92,19 @@
 //! [`OverlapCheck::CallerKnows`], whether folios overlap each other.
 #![no_std]
 #![forbid(unsafe_code)]
+// No panicking path, checked: what could panic is not even written.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::todo,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
+)]
 
 #[cfg(test)]
 extern crate std;

@@ -26,9 +26,17 @@ pub struct CutRules {
     /// is the cut left where balance wants it (there are never more cuts than channels, so this
     /// costs at most one more descriptor per channel).
     pub min_part_bytes: u64,
-    /// Cuts inside a folio lie at multiples of this from its beginning: a power of two. 64, a
+    /// Cuts inside a folio lie at multiples of this from its beginning: a power of two, everything
+    /// else is refused by [`Batch::run`](crate::Batch::run) and rounded up by [`Plan::new`]. 64, a
     /// cache line, keeps two engines from writing to the same line.
     pub align_bytes: u64,
+}
+
+impl CutRules {
+    /// The alignment as a power of two: the next one, if it is none.
+    fn unit_bytes(&self) -> u64 {
+        self.align_bytes.checked_next_power_of_two().unwrap_or(1)
+    }
 }
 
 impl Default for CutRules {
@@ -116,7 +124,7 @@ impl<const N: usize> Plan<N> {
             survey,
             landmark: 0,
             min_part_bytes: rules.min_part_bytes.max(1),
-            align_mask: rules.align_bytes.max(1).wrapping_sub(1),
+            align_mask: rules.unit_bytes().wrapping_sub(1),
             tolerance: share / BALANCE_DIVISOR,
             balance_first: share >= rules.min_part_bytes,
             bytes,
@@ -311,7 +319,44 @@ impl<S: FolioSource + ?Sized> Cutter<'_, S> {
         let aligned = here.position.saturating_add(inside);
         let run = self.run_around(here, low);
         let chosen = self.place(aligned, run);
-        self.walk_to(chosen, here)
+        self.align(self.walk_to(chosen, here), run)
+    }
+
+    /// The nearest place that is aligned within its folio and leaves no part of the run shorter
+    /// than the minimum: at an end of the run if there is none.
+    fn align(&self, place: Place, run: Stretch) -> Place {
+        let over = place.offset_bytes & self.align_mask;
+        if over == 0 {
+            return place;
+        }
+        let allowed = |position: u64| {
+            let (left, right) = (
+                position.saturating_sub(run.start),
+                run.end.saturating_sub(position),
+            );
+            (left == 0 || left >= self.min_part_bytes)
+                && (right == 0 || right >= self.min_part_bytes)
+        };
+        let down = place.position.saturating_sub(over);
+        if down >= run.start && allowed(down) {
+            return Place {
+                folio: place.folio,
+                offset_bytes: place.offset_bytes.saturating_sub(over),
+                position: down,
+            };
+        }
+        let len = self.source.folio(place.folio).map_or(0, |f| f.len_bytes);
+        let left = len.saturating_sub(place.offset_bytes);
+        let unit = self.align_mask.saturating_add(1);
+        let up = place
+            .position
+            .saturating_add(unit.saturating_sub(over).min(left));
+        let position = if up <= run.end && allowed(up) {
+            up
+        } else {
+            run.start
+        };
+        self.walk_to(position, place)
     }
 
     /// What [`cut`](Self::cut) comes to where a large folio holds several cuts, which is most of

@@ -95,7 +95,11 @@ impl CostModel {
     #[must_use]
     pub const fn engine_ns(&self, channels: u64, descriptors: u64, bytes: u64) -> u64 {
         let channels = if channels == 0 { 1 } else { channels };
-        let share = descriptors.saturating_mul(self.descriptor_ns) / channels;
+        let all = descriptors.saturating_mul(self.descriptor_ns);
+        let share = match all.checked_div(channels) {
+            Some(share) => share,
+            None => all,
+        };
         self.engine_batch_ns
             .saturating_add(channels.saturating_mul(self.channel_ns))
             // The first engine begins when its own descriptors are there; the last one has to

@@ -44,6 +44,12 @@ pub enum BadInput {
         /// The alignment in bytes.
         align_bytes: u64,
     },
+    /// The alignment that the [rules](crate::CutRules::align_bytes) or a channel ask for is no
+    /// power of two.
+    OddAlignment {
+        /// The alignment in bytes.
+        align_bytes: u64,
+    },
     /// The destination of one folio overlaps the source or the destination of the other one, or
     /// its own source if both are the same folio.
     Overlap {
@@ -82,6 +88,9 @@ impl fmt::Display for BadInput {
             ),
             Self::Misaligned { folio, align_bytes } => {
                 write!(f, "folio {folio} is not aligned to {align_bytes} bytes")
+            }
+            Self::OddAlignment { align_bytes } => {
+                write!(f, "an alignment of {align_bytes} bytes is no power of two")
             }
             Self::Overlap { folio, other } if folio == other => {
                 write!(f, "folio {folio}: source and destination overlap")

@@ -5,13 +5,14 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use ptdma::descriptor::{CommandWord, Descriptor};
-use ptdma::regs::{Interrupts, Register};
+use ptdma::regs::{Interrupts, QueueControl, Register};
 use ptdma::{DmaAddr, RegisterIo, RingMemory};
 
 /// Registers of a function that completes everything at the doorbell. Clones are the same one.
 #[derive(Clone, Debug, Default)]
 pub struct PlainRegisters {
     head: Rc<Cell<u32>>,
+    control: Rc<Cell<u32>>,
     /// Whether a descriptor that was stored and not executed asks for an interrupt.
     asked: Rc<Cell<bool>>,
     interrupts: Rc<Cell<u64>>,
@@ -40,6 +41,15 @@ impl RegisterIo for PlainRegisters {
     fn read(&self, register: Register) -> u32 {
         match register {
             Register::Head => self.head.get(),
+            Register::Control => {
+                let control = QueueControl::from_bits_retain(self.control.get());
+                let halted = if control.contains(QueueControl::RUN) {
+                    QueueControl::empty()
+                } else {
+                    QueueControl::HALT
+                };
+                (control | halted).bits()
+            }
             Register::InterruptStatus => Interrupts::COMPLETION.bits(),
             Register::Version => (1 << 15) | 5,
             _ => 0,
@@ -50,6 +60,7 @@ impl RegisterIo for PlainRegisters {
     fn write(&self, register: Register, value: u32) {
         match register {
             Register::Head => self.head.set(value),
+            Register::Control => self.control.set(value),
             Register::Tail => {
                 self.head.set(value);
                 if self.asked.take() {

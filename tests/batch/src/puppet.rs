@@ -47,6 +47,8 @@ pub struct Puppet {
     pub strings: Rc<RefCell<Strings>>,
     /// What the channel can do.
     pub limits: Limits,
+    /// Sources at and over this are out of its reach.
+    pub reach: u64,
 }
 
 /// Channels of this kind.
@@ -67,6 +69,7 @@ impl Puppet {
                 node: None,
                 ring_slots: slots,
             },
+            reach: 1 << 48,
         }
     }
 
@@ -105,7 +108,7 @@ impl CopyChannel for Puppet {
         if misaligned(copy.src.get()) || misaligned(copy.dst.get()) || misaligned(copy.len_bytes) {
             return Err(PrepError::Rejected);
         }
-        if copy.len_bytes > self.limits.max_len_bytes {
+        if copy.len_bytes > self.limits.max_len_bytes || copy.src.get() >= self.reach {
             return Err(PrepError::Rejected);
         }
         if self.free_slots() == 0 {

@@ -22,13 +22,17 @@ pub(super) struct Bed {
 pub(super) struct FuzzWait {
     pub(super) world: Rc<World>,
     pub(super) interrupts: bool,
+    /// Every batch has a clock of its own, which began at another moment.
+    pub(super) epoch_ns: u64,
     pub(super) bed: Rc<Bed>,
 }
 
 impl Wait for FuzzWait {
     fn now_ns(&self) -> u64 {
         self.world.tick();
-        self.world.now_ns.get()
+        // It may go back by a little.
+        let back = self.world.below(4);
+        (self.world.now_ns.get() - back).wrapping_add(self.epoch_ns)
     }
 
     fn wants_interrupts(&self) -> bool {
@@ -47,7 +51,9 @@ impl Wait for FuzzWait {
             return Wake::Poll;
         }
         let lasts_ns = if wait.announced { 20_000 } else { 300 };
-        let until_ns = now_ns.saturating_add(lasts_ns).min(wait.latest_ns);
+        let until_ns = now_ns
+            .saturating_add(lasts_ns)
+            .min(wait.latest_ns.saturating_sub(self.epoch_ns));
         self.bed.until_ns.set(Some(until_ns));
         while world.bell.get() == self.bed.heard.get() && world.now_ns.get() < until_ns {
             if world.wrong.borrow().is_some() {

@@ -87,7 +87,7 @@ fn run<const N: usize>(seed: u64, tally: &mut Tally, stacks: &mut Stacks) -> Res
     let translated = setup.one_in(2);
     let align_bytes = setup.one_of(&[1, 1, 4]);
     let limits = Limits {
-        max_len_bytes: setup.one_of(&[16, 40, 100, 1 << 20]) / align_bytes * align_bytes,
+        max_len_bytes: setup.one_of(&[16, 41, 99, 1 << 20]),
         align_bytes,
         node: None,
         ring_slots: setup.one_of(&[1, 2, 3, 4, 7, 8, 16, 40, 80]),
@@ -442,6 +442,7 @@ impl<const N: usize> Go<'_, N> {
         let wait = FuzzWait {
             world: Rc::clone(world),
             interrupts: world.one_in(2),
+            epoch_ns: world.one_of(&[0, 1 << 20, 1 << 40]),
             bed: Rc::clone(self.bed),
         };
         let rescue = FuzzRescue {
