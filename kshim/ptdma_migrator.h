@@ -351,7 +351,9 @@ int ptdma_selftest(void);
 int ptdma_selftest_result(char *buf);
 
 /* sysfs.c */
-int ptdma_engine_emit(struct ptdma_chan *chan, char *buf, int at);
+/* Longest description of an engine, with its NUL. */
+#define PTDMA_ENGINE_TEXT	256
+const char *ptdma_engine_text(struct ptdma_chan *chan, char *text);
 extern const struct attribute_group *ptdma_chan_groups[];
 
 /* pci.c */

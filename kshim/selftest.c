@@ -184,6 +184,7 @@ static const char * const ptdma_test_names[] = {
  */
 int ptdma_selftest(void)
 {
+	char text[PTDMA_ENGINE_TEXT];
 	unsigned int i, channels = 0;
 	int rc = 0;
 
@@ -198,6 +199,9 @@ int ptdma_selftest(void)
 		channels++;
 		result = ptdma_test_chan(chan);
 		ptdma_test_results[i] = result;
+		/* What to tell those who know other machines. */
+		pci_info(chan->pdev, "channel %u: %s\n", i,
+			 ptdma_engine_text(chan, text));
 		if (result == PTDMA_TEST_PASSED)
 			continue;
 		pci_err(chan->pdev, "self-test of channel %u: %s\n", i,

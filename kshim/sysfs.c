@@ -4,6 +4,7 @@
  */
 #include <linux/device.h>
 #include <linux/pci.h>
+#include <linux/string.h>
 #include <linux/sysfs.h>
 
 #include "ptdma_migrator.h"
@@ -102,14 +103,13 @@ static ssize_t state_show(struct device *dev, struct device_attribute *attr,
 static DEVICE_ATTR_RO(state);
 
 /**
- * ptdma_engine_emit - Write what a channel's engine has shown of itself.
+ * ptdma_engine_text - Describe what a channel's engine has shown of itself.
  * @chan: The channel.
- * @buf: A page.
- * @at: Where in it.
+ * @text: Where to, PTDMA_ENGINE_TEXT bytes.
  *
- * Return: Length of the text, without a line's end.
+ * Return: @text.
  */
-int ptdma_engine_emit(struct ptdma_chan *chan, char *buf, int at)
+const char *ptdma_engine_text(struct ptdma_chan *chan, char *text)
 {
 	static const char * const restarts[] = {
 		[PTDMA_RESTART_UNKNOWN] = "restart not known",
@@ -123,24 +123,27 @@ int ptdma_engine_emit(struct ptdma_chan *chan, char *buf, int at)
 	};
 	struct ptdma_engine engine;
 
-	if (!ptdma_rs_channel_engine(ptdma_system, chan->index, &engine))
-		return sysfs_emit_at(buf, at, "no queue");
-	return sysfs_emit_at(buf, at,
-			     "%s, head after an error %s, ring %u of %u, HALT %c at rest %c drained %c stopped %c cleared by a write, RUN %c drained, job field %c, %u failed copies",
-			     restarts[engine.restart], heads[engine.error_head],
-			     engine.ring_entries, engine.memory_entries,
-			     engine.halt_at_rest, engine.halt_drained,
-			     engine.halt_stopped, engine.halt_cleared_by_write,
-			     engine.run_drained, engine.job_status,
-			     engine.failed_copies);
+	if (!ptdma_rs_channel_engine(ptdma_system, chan->index, &engine)) {
+		strscpy(text, "no queue", PTDMA_ENGINE_TEXT);
+		return text;
+	}
+	scnprintf(text, PTDMA_ENGINE_TEXT,
+		  "%s, head after an error %s, ring %u of %u, HALT %c at rest %c drained %c stopped %c cleared by a write, RUN %c drained, job field %c, %u failed copies",
+		  restarts[engine.restart], heads[engine.error_head],
+		  engine.ring_entries, engine.memory_entries,
+		  engine.halt_at_rest, engine.halt_drained, engine.halt_stopped,
+		  engine.halt_cleared_by_write, engine.run_drained,
+		  engine.job_status, engine.failed_copies);
+	return text;
 }
 
 static ssize_t engine_show(struct device *dev, struct device_attribute *attr,
 			   char *buf)
 {
-	int len = ptdma_engine_emit(dev_get_drvdata(dev), buf, 0);
+	char text[PTDMA_ENGINE_TEXT];
 
-	return len + sysfs_emit_at(buf, len, "\n");
+	return sysfs_emit(buf, "%s\n",
+			  ptdma_engine_text(dev_get_drvdata(dev), text));
 }
 static DEVICE_ATTR_RO(engine);
 

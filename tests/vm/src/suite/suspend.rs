@@ -59,8 +59,14 @@ impl How {
 }
 
 /// Waits until the machine has suspended, sees that it stands still and that the functions were
-/// taken out of use, but for those `left_on`, and wakes it.
-fn sleep_and_wake(guest: &mut Guest, how: How, left_on: &[usize]) -> Result<()> {
+/// taken out of use, but for those `left_on`, and wakes it. The one that `may_reset` may be on: its
+/// work item may or may not have come to it before.
+fn sleep_and_wake(
+    guest: &mut Guest,
+    how: How,
+    may_reset: Option<usize>,
+    left_on: &[usize],
+) -> Result<()> {
     match how {
         How::Idle => {
             // The last that the kernel says before its processors wait.
@@ -74,7 +80,8 @@ fn sleep_and_wake(guest: &mut Guest, how: How, left_on: &[usize]) -> Result<()> 
             }
         }
     }
-    let on = guest.server()?.programmed()?;
+    let mut on = guest.server()?.programmed()?;
+    on.retain(|function| Some(*function) != may_reset);
     ensure!(
         on == left_on,
         "while the machine is suspended the queues of functions {on:?} are on, not {left_on:?}"
@@ -116,9 +123,9 @@ fn run(
     let times = how.times();
     let address = |function: &usize| guest.options().address_of(*function);
     let addresses: Vec<String> = watched.iter().map(address).collect();
-    let may_reset = may_reset.as_ref().map(address).unwrap_or_default();
+    let reset_address = may_reset.as_ref().map(address).unwrap_or_default();
     let command = format!(
-        "HOW={} TIMES={times} WATCHED='{}' MAY_RESET={may_reset}\n{SCRIPT}",
+        "HOW={} TIMES={times} WATCHED='{}' MAY_RESET={reset_address}\n{SCRIPT}",
         how.name(),
         addresses.join(" ")
     );
@@ -130,7 +137,7 @@ fn run(
         // What comes next is not to be taken for what was there already.
         guest.expect_clean_console()?;
         guest.send_line("suspend")?;
-        sleep_and_wake(guest, how, left_on)?;
+        sleep_and_wake(guest, how, may_reset, left_on)?;
     }
     let end = guest.wait_for_console(END, LIMIT)?;
     if let Some(why) = end.strip_prefix("failed: ") {
