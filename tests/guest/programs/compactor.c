@@ -263,6 +263,7 @@ int main(int argc, char **argv)
 	uint64_t *words, expected;
 	pthread_t hog_thread;
 	char *memory, *huge = NULL;
+	atomic_ullong longest_fault_ns = 0;
 	unsigned long long early;
 	char path[96];
 	unsigned int cpu;
@@ -291,8 +292,12 @@ int main(int argc, char **argv)
 	begin = now_ns();
 	if (opt.huge_bytes) {
 		huge = make_memory(KIND_ANON, opt.huge_bytes, HUGE_BYTES, opt.node, NULL);
-		for (i = 0; i < opt.huge_bytes; i += HUGE_BYTES)
+		for (i = 0; i < opt.huge_bytes; i += HUGE_BYTES) {
+			uint64_t fault = now_ns();
+
 			*(volatile char *)(huge + i) = 1;
+			keep_longest(&longest_fault_ns, fault);
+		}
 	} else {
 		must_write("/proc/sys/vm/compact_memory", "1");
 	}
@@ -336,11 +341,12 @@ int main(int argc, char **argv)
 	}
 
 	hold_few_pages(false);
-	printf("{\"fragmented_pages\":%zu,\"migrated_early\":%llu,\"by\":\"%s\",\"huge_folios\":%zu,\"wall_ns\":%llu,\"busy_ns\":%llu,"
+	printf("{\"fragmented_pages\":%zu,\"migrated_early\":%llu,\"by\":\"%s\",\"huge_folios\":%zu,\"wall_ns\":%llu,\"busy_ns\":%llu,\"longest_us\":%llu,"
 	       "\"hog\":%s,\"hog_turns\":%llu,\"ticks\":{\"user\":%llu,\"system\":%llu,"
 	       "\"idle\":%llu}",
 	       pages / 2, early, opt.huge_bytes ? "huge-page-faults" : "compact_memory", huge_folios,
-	       (unsigned long long)wall_ns, (unsigned long long)busy_ns, opt.hog ? "true" : "false",
+	       (unsigned long long)wall_ns, (unsigned long long)busy_ns,
+	       (unsigned long long)atomic_load(&longest_fault_ns) / 1000, opt.hog ? "true" : "false",
 	       (unsigned long long)atomic_load(&hog_turns), new_times[0] - old_times[0],
 	       new_times[1] - old_times[1], new_times[2] - old_times[2]);
 	printf(",\"vmstat\":{");

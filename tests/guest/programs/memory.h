@@ -76,6 +76,15 @@ static UNUSED uint64_t now_ns(void)
 	return (uint64_t)now.tv_sec * 1000000000ULL + (uint64_t)now.tv_nsec;
 }
 
+/* Raises the longest of something to what has passed since a moment, if that is longer. */
+static UNUSED void keep_longest(atomic_ullong *longest_ns, uint64_t began)
+{
+	unsigned long long took = now_ns() - began, longest = atomic_load(longest_ns);
+
+	while (took > longest && !atomic_compare_exchange_weak(longest_ns, &longest, took))
+		;
+}
+
 /* Processor time of this process. */
 static UNUSED uint64_t cpu_now_ns(void)
 {

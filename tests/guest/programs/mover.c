@@ -28,7 +28,7 @@ static struct {
 	size_t folio_bytes, bytes;
 	int from, to;
 	unsigned int rounds, writers, movers, pinned;
-	bool overlap, count;
+	bool overlap, count, timed;
 	const char *path, *until, *kind_name, *call_name;
 	const char *counters[MAX_COUNTERS];
 	unsigned int nr_counters;
@@ -49,6 +49,8 @@ static struct {
 static char *memory;
 static atomic_bool stop;
 static atomic_ullong writes, busy;
+/* The longest write to a page and the longest call, where they are timed. */
+static atomic_ullong longest_write_ns, longest_call_ns;
 
 static const char *const call_names[] = { "move_pages", "migrate_pages", "mbind" };
 
@@ -81,7 +83,7 @@ static void usage(void)
 	      "             [--call move_pages|migrate_pages|mbind] [--from 0] [--to 1]\n"
 	      "             [--rounds 1 | --for-ms N [--until FILE]] [--writers 0..16]\n"
 	      "             [--movers 1..16] [--overlap] [--pinned PAGES] [--path FILE] [--seed N]\n"
-	      "             [--count] [--counter FILE]...\n",
+	      "             [--count] [--timed] [--counter FILE]...\n",
 	      stderr);
 	exit(2);
 }
@@ -98,6 +100,7 @@ static void parse(int argc, char **argv)
 		{ "overlap", 0, NULL, 'o' }, { "pinned", 1, NULL, 'p' },
 		{ "path", 1, NULL, 'P' },    { "seed", 1, NULL, 's' },
 		{ "counter", 1, NULL, 'C' }, { "count", 0, NULL, 'n' },
+		{ "timed", 0, NULL, 't' },
 		{ NULL, 0, NULL, 0 },
 	};
 	unsigned int i;
@@ -120,6 +123,7 @@ static void parse(int argc, char **argv)
 		case 'p': opt.pinned = (unsigned int)atoi(optarg); break;
 		case 'P': opt.path = optarg; break;
 		case 'n': opt.count = true; break;
+		case 't': opt.timed = true; break;
 		case 's': opt.seed = strtoull(optarg, NULL, 0); break;
 		case 'C':
 			if (opt.nr_counters == MAX_COUNTERS)
@@ -156,17 +160,21 @@ static void *writer(void *argument)
 	size_t pages = opt.bytes / PAGE_BYTES, page = word % pages;
 	uint64_t *shadow = calloc(pages, sizeof(*shadow));
 	volatile uint64_t *at;
-	uint64_t written = 0;
+	uint64_t written = 0, began = 0;
 
 	if (!shadow)
 		fail_errno("calloc");
 	while (!atomic_load_explicit(&stop, memory_order_relaxed)) {
 		at = (volatile uint64_t *)(memory + page * PAGE_BYTES) + word;
+		if (opt.timed)
+			began = now_ns();
 		if (*at != shadow[page])
 			fail("writer %zu: page %zu has %llu, last written was %llu",
 			     word - PATTERN_WORDS, page, (unsigned long long)*at,
 			     (unsigned long long)shadow[page]);
 		*at = ++shadow[page];
+		if (opt.timed)
+			keep_longest(&longest_write_ns, began);
 		written++;
 		/* A stride without pattern relative to folios and batches. */
 		page = (page + 509) % pages;
@@ -192,8 +200,13 @@ static long counted_move(size_t count, void **pages, const int *nodes, int *stat
 	uint64_t began, left;
 	long result;
 
-	if (!opt.count)
-		return sys_move_pages(0, count, pages, nodes, status, MPOL_MF_MOVE);
+	if (!opt.count) {
+		began = opt.timed ? now_ns() : 0;
+		result = sys_move_pages(0, count, pages, nodes, status, MPOL_MF_MOVE);
+		if (opt.timed)
+			keep_longest(&longest_call_ns, began);
+		return result;
+	}
 	left = leftover_ns();
 	began = now_ns();
 	result = sys_move_pages(0, count, pages, nodes, status, MPOL_MF_MOVE);
@@ -441,13 +454,15 @@ int main(int argc, char **argv)
 	printf("{\"kind\":\"%s\",\"call\":\"%s\",\"folio_bytes\":%zu,\"bytes\":%zu,"
 	       "\"folios\":%zu,\"rounds\":%u,\"folios_moved\":%zu,\"busy\":%llu,"
 	       "\"movers\":%u,\"writers\":%u,\"writes\":%llu,\"pinned\":%u,"
-	       "\"move_cpu_ns\":%llu,"
+	       "\"move_cpu_ns\":%llu,\"longest_write_us\":%llu,\"longest_call_us\":%llu,"
 	       "\"phase_ns\":{\"fill\":%llu,\"move\":%llu,\"check\":%llu,"
 	       "\"busy\":%llu,\"left\":%llu}",
 	       opt.kind_name, opt.call_name, opt.folio_bytes, opt.bytes, folios,
 	       shares[0].rounds, moved_folios, (unsigned long long)atomic_load(&busy),
 	       opt.movers, opt.writers, (unsigned long long)atomic_load(&writes), opt.pinned,
 	       (unsigned long long)cpu_ns,
+	       (unsigned long long)atomic_load(&longest_write_ns) / 1000,
+	       (unsigned long long)atomic_load(&longest_call_ns) / 1000,
 	       (unsigned long long)fill_ns, (unsigned long long)move_ns,
 	       (unsigned long long)check_ns, (unsigned long long)busy_ns,
 	       (unsigned long long)left_ns);

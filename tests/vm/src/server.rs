@@ -98,23 +98,30 @@ impl Server {
     /// all listen.
     ///
     /// With `separate`, each function has a process of its own, so that one can be
-    /// killed alone.
+    /// killed alone. So has each with `machines`, which take turns if there are fewer.
     pub(crate) fn start(
         folder: &Path,
         devices: usize,
         separate: bool,
+        machines: &[&str],
         arguments: &[String],
         log: &Path,
     ) -> Result<Self> {
         let log = File::create(log)?;
-        let shares: Vec<(usize, usize)> = if separate {
+        let shares: Vec<(usize, usize)> = if separate || !machines.is_empty() {
             (0..devices).map(|index| (index, 1)).collect()
         } else {
             vec![(0, devices)]
         };
         let processes = shares
             .into_iter()
-            .map(|(first, count)| Process::start(folder, first, count, arguments, &log))
+            .map(|(first, count)| {
+                let mut arguments = arguments.to_vec();
+                if let Some(machine) = machines.iter().cycle().nth(first) {
+                    arguments.extend(["--machine".to_owned(), (*machine).to_owned()]);
+                }
+                Process::start(folder, first, count, &arguments, &log)
+            })
             .collect::<Result<_>>()?;
         Ok(Self { processes })
     }

@@ -49,6 +49,12 @@ pub(crate) const MODULES: &[Module] = &[
         in_place: false,
     },
     Module {
+        name: "testtier",
+        folder: "tests/vm/modules/testtier",
+        inputs: &["tests/vm/modules/testtier"],
+        in_place: false,
+    },
+    Module {
         name: "testfail",
         folder: "kshim/testfail",
         inputs: &["kshim/testfail"],

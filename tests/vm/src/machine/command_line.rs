@@ -47,6 +47,8 @@ pub(crate) struct Options {
     pub(crate) node_memory_mib: u64,
     /// Processors, one socket each.
     pub(crate) cpus: usize,
+    /// The last node has no processor. The module `testtier` makes it the slower one.
+    pub(crate) memory_only_node: bool,
     /// Count instructions: one virtual nanosecond is `2^-shift` instructions. Makes
     /// the guest deterministic and single threaded.
     pub(crate) icount: Option<u8>,
@@ -54,6 +56,9 @@ pub(crate) struct Options {
     pub(crate) append: String,
     /// A server process for each function, so that one can be killed alone.
     pub(crate) separate_servers: bool,
+    /// What kind of engine each function is, in turns, in the words of `ptdma_model::Forks`; the
+    /// server's own choice if empty.
+    pub(crate) machines: Vec<&'static str>,
     /// Added to the device server's command line.
     pub(crate) server: Vec<String>,
     /// Kernel modules of this tree to build and put into the image (see
@@ -73,9 +78,11 @@ impl Default for Options {
             nodes: 2,
             node_memory_mib: 512,
             cpus: 2,
+            memory_only_node: false,
             icount: None,
             append: String::new(),
             separate_servers: false,
+            machines: Vec::new(),
             server: Vec::new(),
             modules: Vec::new(),
             selftests: false,
@@ -185,8 +192,9 @@ impl Options {
                     self.node_memory_mib
                 ),
             ]);
+            let with_processors = self.nodes - usize::from(self.memory_only_node);
             let cpus: String = (0..self.cpus)
-                .filter(|cpu| cpu % self.nodes == node)
+                .filter(|cpu| cpu % with_processors.max(1) == node)
                 .map(|cpu| format!(",cpus={cpu}"))
                 .collect();
             arg(&[
@@ -315,6 +323,17 @@ mod tests {
         assert!(words.contains(&"2,sockets=2".to_owned()));
         assert!(words.contains(&"node,nodeid=1,memdev=mem1,cpus=1".to_owned()));
         assert!(!words.iter().any(|word| word.contains("iommu")));
+    }
+
+    #[test]
+    fn a_node_may_have_memory_only() {
+        let options = Options {
+            memory_only_node: true,
+            ..Options::default()
+        };
+        let words = words(&options, Accel::Tcg);
+        assert!(words.contains(&"node,nodeid=0,memdev=mem0,cpus=0,cpus=1".to_owned()));
+        assert!(words.contains(&"node,nodeid=1,memdev=mem1".to_owned()));
     }
 
     #[test]

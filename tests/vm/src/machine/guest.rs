@@ -110,6 +110,7 @@ impl Guest {
                 sockets.path(),
                 options.devices,
                 options.separate_servers,
+                &options.machines,
                 &options.server,
                 &log,
             )?)

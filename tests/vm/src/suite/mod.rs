@@ -6,13 +6,16 @@
 
 mod bare_metal;
 mod dcbm;
+mod forks;
 mod kshim;
 mod kshim_binding;
 mod kshim_busy;
 mod kshim_controls;
 mod kshim_iommu;
 mod kshim_load;
+mod kshim_pressure;
 mod kshim_stale;
+mod kshim_turmoil;
 mod migration;
 pub(crate) mod mover;
 mod report;
@@ -129,4 +132,7 @@ pub(crate) const SUITES: &[&[Suite]] = &[
     kshim_load::SUITES,
     kshim_iommu::SUITES,
     kshim_stale::SUITES,
+    kshim_pressure::SUITES,
+    kshim_turmoil::SUITES,
+    forks::SUITES,
 ];

@@ -85,7 +85,7 @@ impl Machine {
         if parts.functions > 0 {
             let log = logs.join("server.log");
             let folder = sockets.path();
-            let started = Server::start(folder, parts.functions, false, &parts.server, &log)?;
+            let started = Server::start(folder, parts.functions, false, &[], &parts.server, &log)?;
             prepare(server.insert(started))?;
         }
         let serial = logs.join("serial.log");
