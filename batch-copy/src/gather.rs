@@ -1,7 +1,7 @@
 //! From a stretch of the stream to descriptors: map, then merge what turned out contiguous.
 
 use heapless::Vec;
-use ptdma::DmaAddr;
+use ptdma::{BOUNDARY_LEN_BYTES, DmaAddr};
 
 use crate::channel::Segment;
 use crate::cursor::{Cursor, Place};
@@ -343,7 +343,12 @@ where
             return None;
         };
         self.digest = self.digest.plus(Digest::of_start(self.at.place()));
-        let max = self.target.max_len_bytes;
+        // No descriptor crosses a multiple of 4 GiB on either side.
+        let max = self
+            .target
+            .max_len_bytes
+            .min(to_boundary(segment.src))
+            .min(to_boundary(segment.dst));
         segment.len_bytes = segment.len_bytes.min(max);
         self.take(segment.len_bytes);
         loop {
@@ -364,6 +369,12 @@ where
         }
         Some(segment)
     }
+}
+
+/// Bytes from an address to the next multiple of [`BOUNDARY_LEN_BYTES`].
+#[inline(always)]
+const fn to_boundary(addr: DmaAddr) -> u64 {
+    BOUNDARY_LEN_BYTES.wrapping_sub(addr.get() % BOUNDARY_LEN_BYTES)
 }
 
 /// Where the next part behind `position` begins that was refused; the end of all streams if there

@@ -1,7 +1,9 @@
 //! The usual folio of a batch: one descriptor, as it is.
 //!
 //! Nothing has to be mapped for it, it is whole, within the limit, and the folio behind it does
-//! not continue it. Such folios go from the caller's list to the ring in one tight loop.
+//! not continue it. It crosses no multiple of 4 GiB, as no folio does that is aligned to its size. Such folios go from the caller's list to the ring in one tight loop.
+
+use ptdma::BOUNDARY_LEN_BYTES;
 
 use crate::channel::Segment;
 use crate::folio::Folio;
@@ -40,8 +42,10 @@ pub(crate) fn is_scattered<S: FolioSource + ?Sized>(
 
 /// Looks at sources only: where just those go on, it is left to the thorough walk to find out.
 #[inline(always)]
-const fn is_descriptor(folio: &Folio, next: &Folio, max_len_bytes: u64) -> bool {
+fn is_descriptor(folio: &Folio, next: &Folio, max_len_bytes: u64) -> bool {
     let continued = folio.src.get().wrapping_add(folio.len_bytes) == next.src.get();
+    let span = folio.len_bytes.wrapping_sub(1);
+    let crosses = |start: u64| (start ^ start.wrapping_add(span)) / BOUNDARY_LEN_BYTES;
     // A length of zero is over every limit here.
-    !continued && folio.len_bytes.wrapping_sub(1) < max_len_bytes
+    !continued && span < max_len_bytes && crosses(folio.src.get()) | crosses(folio.dst.get()) == 0
 }

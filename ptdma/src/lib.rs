@@ -238,7 +238,9 @@ pub use io::{Clock, RegisterIo, RingMemory};
 pub use lifecycle::{FunctionQuiesced, Terminated};
 pub use lock::Lock;
 pub use mmio::Mmio;
-pub use request::{CopyRequest, DEFAULT_MAX_LEN_BYTES, Limits, Notify, RequestError};
+pub use request::{
+    BOUNDARY_LEN_BYTES, CopyRequest, DEFAULT_MAX_LEN_BYTES, Limits, Notify, RequestError,
+};
 pub use ring::{MAX_ENTRIES, MIN_ENTRIES, RingError};
 pub use ring_memory::CoherentRing;
 pub use stats::Stats;

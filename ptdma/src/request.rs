@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::addr::{DmaAddr, DmaRange, RangeError};
+use crate::addr::{DMA_ADDR_BITS, DmaAddr, DmaRange, RangeError};
 use crate::descriptor::{CommandWord, Descriptor};
 
 /// Longest copy given to one descriptor unless the owner says otherwise: 2 MiB.
@@ -12,16 +12,25 @@ use crate::descriptor::{CommandWord, Descriptor};
 /// one percent of its copy time, so longer ones gain nothing.
 pub const DEFAULT_MAX_LEN_BYTES: u32 = 2 << 20;
 
+/// No source and no destination of one descriptor crosses a multiple of this many bytes, 4 GiB,
+/// unless the owner says otherwise.
+///
+/// Linux cuts segments there for every device that does not ask for more, so no driver is known to
+/// have made silicon cross one.
+pub const BOUNDARY_LEN_BYTES: u64 = 1 << 32;
+
 /// What a channel accepts in one descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     max_len_bytes: u32,
+    may_cross: bool,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             max_len_bytes: DEFAULT_MAX_LEN_BYTES,
+            may_cross: false,
         }
     }
 }
@@ -32,7 +41,24 @@ impl Limits {
     pub const fn with_max_len_bytes(max_len_bytes: u32) -> Self {
         Self {
             max_len_bytes: if max_len_bytes == 0 { 1 } else { max_len_bytes },
+            may_cross: false,
         }
+    }
+
+    /// The same limits, with copies across multiples of [`BOUNDARY_LEN_BYTES`]: for an owner who
+    /// knows that the engine does those.
+    #[must_use]
+    pub const fn crossing_boundaries(self) -> Self {
+        Self {
+            may_cross: true,
+            ..self
+        }
+    }
+
+    /// Whether a copy may cross a multiple of [`BOUNDARY_LEN_BYTES`].
+    #[must_use]
+    pub const fn may_cross(self) -> bool {
+        self.may_cross
     }
 
     /// Longest copy in bytes, at least 1.
@@ -52,6 +78,15 @@ pub enum RequestError {
     Destination(RangeError),
     /// The ranges share a byte; in which order the engine copies is not known.
     Overlap {
+        /// Start of the source.
+        src: DmaAddr,
+        /// Start of the destination.
+        dst: DmaAddr,
+        /// Length of both.
+        len_bytes: u64,
+    },
+    /// Source or destination crosses a multiple of [`BOUNDARY_LEN_BYTES`]: cut it there.
+    Boundary {
         /// Start of the source.
         src: DmaAddr,
         /// Start of the destination.
@@ -81,6 +116,14 @@ impl fmt::Display for RequestError {
                 f,
                 "source {src} and destination {dst} overlap ({len_bytes:#x} bytes)"
             ),
+            Self::Boundary {
+                src,
+                dst,
+                len_bytes,
+            } => write!(
+                f,
+                "source {src} or destination {dst} crosses a multiple of 4 GiB ({len_bytes:#x} bytes)"
+            ),
             Self::TooLong {
                 len_bytes,
                 max_len_bytes,
@@ -95,7 +138,7 @@ impl fmt::Display for RequestError {
 impl core::error::Error for RequestError {}
 
 /// A copy of system memory that has been checked: not empty, within 48 bits, no wrap, no overlap,
-/// no longer than one descriptor may be.
+/// not across a multiple of 4 GiB, no longer than one descriptor may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CopyRequest {
     src: DmaAddr,
@@ -116,15 +159,16 @@ impl CopyRequest {
         len_bytes: u64,
         limits: Limits,
     ) -> Result<Self, RequestError> {
-        // One comparison a condition, for the way that every copy goes; which of them failed, and
-        // on what, is found out in the other.
+        // Few comparisons, for the way that every copy goes; which of them failed, and on what, is
+        // found out in the other.
         let span = len_bytes.wrapping_sub(1);
         let len_fits = span < limits.max_len_bytes as u64;
-        let highest_start = DmaAddr::LIMIT.wrapping_sub(len_bytes);
-        let in_reach = src.get() <= highest_start && dst.get() <= highest_start;
+        // What a span that fits and crosses no boundary begins within reach ends there, too.
+        let crossed = Self::crossed(src, span) | Self::crossed(dst, span);
+        let beyond = (src.get() | dst.get()) >> DMA_ADDR_BITS;
         // |src - dst| > span, of a span that fits.
         let shifted = src.get().wrapping_sub(dst.get()).wrapping_add(span);
-        if len_fits && in_reach && shifted > span.wrapping_mul(2) {
+        if len_fits && crossed | beyond == 0 && shifted > span.wrapping_mul(2) {
             return Ok(Self {
                 src,
                 dst,
@@ -132,28 +176,59 @@ impl CopyRequest {
                 len_bytes: len_bytes as u32,
             });
         }
-        Err(Self::refusal(src, dst, len_bytes, limits))
+        Self::one_by_one(src, dst, len_bytes, limits)
     }
 
+    /// The boundaries, by number, that lie between an address and the one `span` further on: 0 for
+    /// none.
+    #[inline]
+    const fn crossed(start: DmaAddr, span: u64) -> u64 {
+        (start.get() ^ start.get().wrapping_add(span)) / BOUNDARY_LEN_BYTES
+    }
+
+    /// The same checks, one after the other, each with its error.
     #[cold]
-    const fn refusal(src: DmaAddr, dst: DmaAddr, len_bytes: u64, limits: Limits) -> RequestError {
-        if let Err(e) = DmaRange::new(src, len_bytes) {
-            return RequestError::Source(e);
-        }
-        if let Err(e) = DmaRange::new(dst, len_bytes) {
-            return RequestError::Destination(e);
-        }
+    const fn one_by_one(
+        src: DmaAddr,
+        dst: DmaAddr,
+        len_bytes: u64,
+        limits: Limits,
+    ) -> Result<Self, RequestError> {
+        let source = match DmaRange::new(src, len_bytes) {
+            Ok(range) => range,
+            Err(e) => return Err(RequestError::Source(e)),
+        };
+        let destination = match DmaRange::new(dst, len_bytes) {
+            Ok(range) => range,
+            Err(e) => return Err(RequestError::Destination(e)),
+        };
         if len_bytes > limits.max_len_bytes as u64 {
-            return RequestError::TooLong {
+            return Err(RequestError::TooLong {
                 len_bytes,
                 max_len_bytes: limits.max_len_bytes,
-            };
+            });
         }
-        RequestError::Overlap {
+        if source.overlaps(destination) {
+            return Err(RequestError::Overlap {
+                src,
+                dst,
+                len_bytes,
+            });
+        }
+        let span = len_bytes.wrapping_sub(1);
+        if !limits.may_cross && Self::crossed(src, span) | Self::crossed(dst, span) != 0 {
+            return Err(RequestError::Boundary {
+                src,
+                dst,
+                len_bytes,
+            });
+        }
+        Ok(Self {
             src,
             dst,
-            len_bytes,
-        }
+            // In range: at most a u32 was allowed.
+            len_bytes: len_bytes as u32,
+        })
     }
 
     /// Source address.
@@ -234,6 +309,15 @@ mod tests {
             request(0, 1 << 32, (2 << 20) + 1),
             Err(RequestError::TooLong { .. })
         ));
+        for (src, dst) in [((1 << 32) - 8, 1 << 40), (1 << 40, (1 << 32) - 8)] {
+            assert!(matches!(
+                request(src, dst, 16),
+                Err(RequestError::Boundary { .. })
+            ));
+            assert!(request(src, dst, 8).is_ok());
+            let limits = Limits::default().crossing_boundaries();
+            assert!(CopyRequest::new(DmaAddr::new(src), DmaAddr::new(dst), 16, limits).is_ok());
+        }
         let ok = request(0, 1 << 32, 2 << 20).unwrap();
         assert_eq!(ok.len_bytes(), 2 << 20);
     }
@@ -250,19 +334,33 @@ mod tests {
         }
         let mut accepted = 0;
         for max in [1, 4096, u32::MAX] {
-            let limits = Limits::with_max_len_bytes(max);
-            for &src in &values {
-                for &dst in &values {
-                    for &len in &values {
-                        let ranges = DmaRange::new(DmaAddr::new(src), len)
-                            .ok()
-                            .zip(DmaRange::new(DmaAddr::new(dst), len).ok());
-                        let fine =
-                            len <= u64::from(max) && ranges.is_some_and(|(s, d)| !s.overlaps(d));
-                        let request =
-                            CopyRequest::new(DmaAddr::new(src), DmaAddr::new(dst), len, limits);
-                        assert_eq!(request.is_ok(), fine, "{src:#x} {dst:#x} {len:#x} {max:#x}");
-                        accepted += u32::from(fine);
+            for limits in [
+                Limits::with_max_len_bytes(max),
+                Limits::with_max_len_bytes(max).crossing_boundaries(),
+            ] {
+                for &src in &values {
+                    for &dst in &values {
+                        for &len in &values {
+                            let ranges = DmaRange::new(DmaAddr::new(src), len)
+                                .ok()
+                                .zip(DmaRange::new(DmaAddr::new(dst), len).ok());
+                            let crosses = |range: DmaRange| {
+                                range.start().get() >> 32 != (range.end() - 1) >> 32
+                            };
+                            let fine = len <= u64::from(max)
+                                && ranges.is_some_and(|(s, d)| {
+                                    !s.overlaps(d)
+                                        && (limits.may_cross() || !crosses(s) && !crosses(d))
+                                });
+                            let request =
+                                CopyRequest::new(DmaAddr::new(src), DmaAddr::new(dst), len, limits);
+                            assert_eq!(
+                                request.is_ok(),
+                                fine,
+                                "{src:#x} {dst:#x} {len:#x} {max:#x}"
+                            );
+                            accepted += u32::from(fine);
+                        }
                     }
                 }
             }

@@ -2,6 +2,7 @@
 
 use super::SgEntry;
 use crate::addr::DmaAddr;
+use crate::request::BOUNDARY_LEN_BYTES;
 
 /// Windows are cut at multiples of this many bytes from the start of the list: 4 KiB, a base
 /// page, so that the parts of page-sized entries stay whole pages. Channels' loads differ by at
@@ -114,19 +115,30 @@ impl Iterator for Pieces<'_> {
             }
         };
         let rest = entry.len_bytes.saturating_sub(offset_bytes);
-        let len = rest.min(self.left_bytes).min(u64::from(self.max_len_bytes));
+        // The whole entry was checked to lie within 48 bits.
+        let src = entry.src.checked_add(offset_bytes)?;
+        let dst = entry.dst.checked_add(offset_bytes)?;
+        let len = rest
+            .min(self.left_bytes)
+            .min(u64::from(self.max_len_bytes))
+            .min(to_boundary(src))
+            .min(to_boundary(dst));
         self.left_bytes = self.left_bytes.saturating_sub(len);
         let behind = offset_bytes.saturating_add(len);
         self.current = (behind < entry.len_bytes).then_some((entry_index, entry, behind));
         Some(Piece {
             entry: entry_index,
             offset_bytes,
-            // The whole entry was checked to lie within 48 bits.
-            src: entry.src.checked_add(offset_bytes)?,
-            dst: entry.dst.checked_add(offset_bytes)?,
+            src,
+            dst,
             len_bytes: u32::try_from(len).ok()?,
         })
     }
+}
+
+/// Bytes from an address to the next one that no descriptor crosses.
+fn to_boundary(addr: DmaAddr) -> u64 {
+    BOUNDARY_LEN_BYTES.wrapping_sub(addr.get() % BOUNDARY_LEN_BYTES)
 }
 
 #[cfg(test)]
@@ -193,6 +205,21 @@ mod tests {
     fn small_pages_are_dealt_by_bytes() {
         assert_eq!(check(&[4096; 512], 16, 2 << 20), [32; 16]);
         assert_eq!(check(&[4096; 3], 16, 2 << 20), [1; 3]);
+    }
+
+    #[test]
+    fn pieces_end_at_multiples_of_4_gib() {
+        let entries = [SgEntry {
+            src: DmaAddr::new((1 << 32) - 0x3000),
+            dst: DmaAddr::new((5 << 32) - 0x1000),
+            len_bytes: 0x8000,
+        }];
+        let cut = Cut::new(0x8000, 1, 2 << 20).unwrap();
+        let lens: Vec<u32> = cut
+            .pieces(&entries, 0)
+            .map(|piece| piece.len_bytes)
+            .collect();
+        assert_eq!(lens, [0x1000, 0x2000, 0x5000]);
     }
 
     #[test]
