@@ -168,60 +168,9 @@ impl CopyRequest {
         let beyond = (src.get() | dst.get()) >> DMA_ADDR_BITS;
         // |src - dst| > span, of a span that fits.
         let shifted = src.get().wrapping_sub(dst.get()).wrapping_add(span);
-        if len_fits && crossed | beyond == 0 && shifted > span.wrapping_mul(2) {
-            return Ok(Self {
-                src,
-                dst,
-                // In range: at most a u32 was allowed.
-                len_bytes: len_bytes as u32,
-            });
-        }
-        Self::one_by_one(src, dst, len_bytes, limits)
-    }
-
-    /// The boundaries, by number, that lie between an address and the one `span` further on: 0 for
-    /// none.
-    #[inline]
-    const fn crossed(start: DmaAddr, span: u64) -> u64 {
-        (start.get() ^ start.get().wrapping_add(span)) / BOUNDARY_LEN_BYTES
-    }
-
-    /// The same checks, one after the other, each with its error.
-    #[cold]
-    const fn one_by_one(
-        src: DmaAddr,
-        dst: DmaAddr,
-        len_bytes: u64,
-        limits: Limits,
-    ) -> Result<Self, RequestError> {
-        let source = match DmaRange::new(src, len_bytes) {
-            Ok(range) => range,
-            Err(e) => return Err(RequestError::Source(e)),
-        };
-        let destination = match DmaRange::new(dst, len_bytes) {
-            Ok(range) => range,
-            Err(e) => return Err(RequestError::Destination(e)),
-        };
-        if len_bytes > limits.max_len_bytes as u64 {
-            return Err(RequestError::TooLong {
-                len_bytes,
-                max_len_bytes: limits.max_len_bytes,
-            });
-        }
-        if source.overlaps(destination) {
-            return Err(RequestError::Overlap {
-                src,
-                dst,
-                len_bytes,
-            });
-        }
-        let span = len_bytes.wrapping_sub(1);
-        if !limits.may_cross && Self::crossed(src, span) | Self::crossed(dst, span) != 0 {
-            return Err(RequestError::Boundary {
-                src,
-                dst,
-                len_bytes,
-            });
+        let is_plain = len_fits && crossed | beyond == 0 && shifted > span.wrapping_mul(2);
+        if !is_plain && let Some(e) = Self::refusal(src, dst, len_bytes, limits) {
+            return Err(e);
         }
         Ok(Self {
             src,
@@ -229,6 +178,53 @@ impl CopyRequest {
             // In range: at most a u32 was allowed.
             len_bytes: len_bytes as u32,
         })
+    }
+
+    /// The boundaries, by number, that lie between an address and the one `span` further on: 0 for
+    /// none.
+    #[inline(always)]
+    const fn crossed(start: DmaAddr, span: u64) -> u64 {
+        (start.get() ^ start.get().wrapping_add(span)) / BOUNDARY_LEN_BYTES
+    }
+
+    /// The same checks, one after the other, each with its error; and those of wider limits.
+    #[cold]
+    const fn refusal(
+        src: DmaAddr,
+        dst: DmaAddr,
+        len_bytes: u64,
+        limits: Limits,
+    ) -> Option<RequestError> {
+        let source = match DmaRange::new(src, len_bytes) {
+            Ok(range) => range,
+            Err(e) => return Some(RequestError::Source(e)),
+        };
+        let destination = match DmaRange::new(dst, len_bytes) {
+            Ok(range) => range,
+            Err(e) => return Some(RequestError::Destination(e)),
+        };
+        if len_bytes > limits.max_len_bytes as u64 {
+            return Some(RequestError::TooLong {
+                len_bytes,
+                max_len_bytes: limits.max_len_bytes,
+            });
+        }
+        if source.overlaps(destination) {
+            return Some(RequestError::Overlap {
+                src,
+                dst,
+                len_bytes,
+            });
+        }
+        let span = len_bytes.wrapping_sub(1);
+        if !limits.may_cross && Self::crossed(src, span) | Self::crossed(dst, span) != 0 {
+            return Some(RequestError::Boundary {
+                src,
+                dst,
+                len_bytes,
+            });
+        }
+        None
     }
 
     /// Source address.

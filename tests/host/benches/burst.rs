@@ -9,11 +9,11 @@ fn bursts(c: &mut Criterion) {
     let mut group = c.benchmark_group("burst");
     for (entries, burst) in [(32, 1), (32, 31), (512, 511), (8192, 8191)] {
         group.throughput(Throughput::Elements(burst));
-        let mut polled = FakeFunction::new(entries, Signalling::Polled);
+        let mut polled = FakeFunction::new(entries, Signalling::Polled, ptdma::Restart::ByTail);
         group.bench_function(BenchmarkId::new("polled", burst), |b| {
             b.iter(|| polled.polled_burst(burst));
         });
-        let mut driven = FakeFunction::new(entries, Signalling::Interrupts);
+        let mut driven = FakeFunction::new(entries, Signalling::Interrupts, ptdma::Restart::ByTail);
         group.bench_function(BenchmarkId::new("interrupt", burst), |b| {
             b.iter(|| driven.interrupt_burst(burst));
         });

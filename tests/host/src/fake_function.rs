@@ -7,7 +7,10 @@ use std::ptr::NonNull;
 
 use ptdma::descriptor::DESCRIPTOR_LEN_BYTES;
 use ptdma::regs::{BAR_LEN_BYTES, Register};
-use ptdma::{Channel, ChannelConfig, CoherentRing, DmaAddr, Mmio, Notify, RegisterIo, Signalling};
+use ptdma::{
+    Channel, ChannelConfig, CoherentRing, DmaAddr, ErrorHead, Mmio, Notify, RegisterIo, Restart,
+    Signalling,
+};
 
 /// Bus address of the ring; aligned for the longest one.
 const RING_BASE: u64 = 0x1_0010_0000;
@@ -24,13 +27,13 @@ pub struct FakeFunction {
 }
 
 impl FakeFunction {
-    /// A channel with a ring of `entries`.
+    /// A channel with a ring of `entries`, of an engine that `restart` sets going.
     ///
     /// # Panics
     ///
     /// If `entries` is no size for a ring.
     #[must_use]
-    pub fn new(entries: usize, signalling: Signalling) -> Self {
+    pub fn new(entries: usize, signalling: Signalling, restart: Restart) -> Self {
         let bar = vec![0_u32; BAR_LEN_BYTES / 4].leak();
         let bar = NonNull::from(&mut *bar).cast::<u8>();
         let ring = vec![0_u64; entries * DESCRIPTOR_LEN_BYTES / 8].leak();
@@ -44,6 +47,9 @@ impl FakeFunction {
         let memory = unsafe { CoherentRing::new(ring, DmaAddr::new(RING_BASE), entries) };
         let config = ChannelConfig {
             signalling,
+            // Plain memory fails nothing, and holds what is written to its status.
+            error_head: ErrorHead::AtFailing,
+            restart,
             ..ChannelConfig::default()
         };
         let Ok(channel) = Channel::bring_up(registers, memory, config) else {
