@@ -7,7 +7,7 @@ use crate::channel::Segment;
 use crate::cursor::{Cursor, Place};
 use crate::map::{MapError, Mapper, Piece};
 use crate::plan::Stretch;
-use crate::scattered::scattered;
+use crate::scattered::{crosses_boundary, scattered};
 use crate::source::FolioSource;
 use crate::sum::Sum;
 
@@ -230,6 +230,8 @@ where
             .min(self.whole_until.saturating_sub(begin.folio));
         let (mut position, mut count) = (begin.position, 0_usize);
         let copies = scattered(source, begin.folio, most, self.target.max_len_bytes);
+        let copies =
+            copies.take_while(|copy| !crosses_boundary(copy.src, copy.dst, copy.len_bytes));
         for (place, segment) in places.iter_mut().zip(copies) {
             *place = segment;
             position = position.wrapping_add(segment.len_bytes);

@@ -3,8 +3,8 @@
 use core::fmt;
 
 use ptdma::{
-    Channel, Clock, Cookie, Deadline, Fault, MAX_POLLS, NotStopped, Notify, RegisterIo, RingMemory,
-    SubmitError, Terminated,
+    Channel, Clock, Cookie, Deadline, Fault, MAX_POLLS, NotStopped, Notify, RegisterIo,
+    RequestError, RingMemory, SubmitError, Terminated,
 };
 
 use crate::channel::{
@@ -172,6 +172,10 @@ fn prep_error(error: SubmitError) -> PrepError {
     }
 }
 
+const fn is_boundary(error: &SubmitError) -> bool {
+    matches!(error, SubmitError::Request(RequestError::Boundary { .. }))
+}
+
 const fn notify(interrupt: bool) -> Notify {
     if interrupt {
         Notify::Interrupt
@@ -219,7 +223,9 @@ impl<R: RegisterIo, M: RingMemory, C: Clock, O: Observer> CopyChannel for PtdmaQ
             first: Some(submitted.first),
             count: submitted.count,
             bytes: submitted.bytes,
-            error: submitted.error.map(prep_error),
+            // A copy across a multiple of 4 GiB is not refused for good: offered again, at the
+            // beginning of a walk, it is cut.
+            error: submitted.error.filter(|e| !is_boundary(e)).map(prep_error),
         }
     }
 

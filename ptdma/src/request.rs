@@ -19,6 +19,9 @@ pub const DEFAULT_MAX_LEN_BYTES: u32 = 2 << 20;
 /// have made silicon cross one.
 pub const BOUNDARY_LEN_BYTES: u64 = 1 << 32;
 
+// An address has its place between two boundaries in its low half.
+const _: () = assert!(BOUNDARY_LEN_BYTES == 1 << u32::BITS);
+
 /// What a channel accepts in one descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -164,11 +167,11 @@ impl CopyRequest {
         let span = len_bytes.wrapping_sub(1);
         let len_fits = span < limits.max_len_bytes as u64;
         // What a span that fits and crosses no boundary begins within reach ends there, too.
-        let crossed = Self::crossed(src, span) | Self::crossed(dst, span);
-        let beyond = (src.get() | dst.get()) >> DMA_ADDR_BITS;
+        let crosses = Self::crosses(src, span) || Self::crosses(dst, span);
+        let in_reach = (src.get() | dst.get()) >> DMA_ADDR_BITS == 0;
         // |src - dst| > span, of a span that fits.
         let shifted = src.get().wrapping_sub(dst.get()).wrapping_add(span);
-        let is_plain = len_fits && crossed | beyond == 0 && shifted > span.wrapping_mul(2);
+        let is_plain = len_fits && !crosses && in_reach && shifted > span.wrapping_mul(2);
         if !is_plain && let Some(e) = Self::refusal(src, dst, len_bytes, limits) {
             return Err(e);
         }
@@ -180,11 +183,11 @@ impl CopyRequest {
         })
     }
 
-    /// The boundaries, by number, that lie between an address and the one `span` further on: 0 for
-    /// none.
+    /// Whether a boundary lies between an address and the one `span` further on, less than 2^32:
+    /// whether the low halves carry.
     #[inline(always)]
-    const fn crossed(start: DmaAddr, span: u64) -> u64 {
-        (start.get() ^ start.get().wrapping_add(span)) / BOUNDARY_LEN_BYTES
+    const fn crosses(start: DmaAddr, span: u64) -> bool {
+        start.low().overflowing_add(span as u32).1
     }
 
     /// The same checks, one after the other, each with its error; and those of wider limits.
@@ -217,7 +220,7 @@ impl CopyRequest {
             });
         }
         let span = len_bytes.wrapping_sub(1);
-        if !limits.may_cross && Self::crossed(src, span) | Self::crossed(dst, span) != 0 {
+        if !limits.may_cross && (Self::crosses(src, span) || Self::crosses(dst, span)) {
             return Some(RequestError::Boundary {
                 src,
                 dst,

@@ -4,7 +4,7 @@ use batch_copy::{
     BadInput, Batch, Engines, Folio, Host, Options, Outcome, OverlapCheck, Port, PtdmaQueue, Wait,
     WaitFor, Wake,
 };
-use ptdma::{Channel, ChannelConfig, Signalling};
+use ptdma::{Channel, ChannelConfig, ErrorHead, Restart, Signalling};
 
 use crate::plain::{PlainRegisters, PlainRing};
 use crate::published::{self, STOCK_ENTRIES, StockQueue};
@@ -120,6 +120,9 @@ impl Contest {
             } else {
                 let config = ChannelConfig {
                     signalling: strategy.signalling(),
+                    // What the plain functions are like, and the likeliest silicon.
+                    error_head: ErrorHead::AtFailing,
+                    restart: Restart::ByTail,
                     ..ChannelConfig::default()
                 };
                 let ring = registers.ring(ENTRIES);
