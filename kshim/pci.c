@@ -45,7 +45,9 @@ static irqreturn_t ptdma_irq(int irq, void *data)
 {
 	struct ptdma_chan *chan = data;
 
-	ptdma_rs_interrupt(ptdma_system, chan->index);
+	/* No batch may come any more that would notice. */
+	if (unlikely(!ptdma_rs_interrupt(ptdma_system, chan->index)))
+		ptdma_chan_rescue(chan);
 	WRITE_ONCE(chan->event, atomic64_inc_return(&ptdma_events));
 	/* Orders the event before the look at who sleeps. */
 	if (wq_has_sleeper(&chan->wq))

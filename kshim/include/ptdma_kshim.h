@@ -344,7 +344,7 @@ bool ptdma_rs_channel_engine(const struct ptdma_system *system, u32 chan,
 bool ptdma_rs_was_reset(u8 *bar);
 void ptdma_rs_channel_stats(const struct ptdma_system *system, u32 chan,
 			    struct ptdma_channel_stats *stats);
-void ptdma_rs_interrupt(const struct ptdma_system *system, u32 chan);
+bool ptdma_rs_interrupt(const struct ptdma_system *system, u32 chan);
 
 u64 ptdma_rs_min_bytes(const struct ptdma_system *system);
 s32 ptdma_rs_batch_run(const struct ptdma_system *system,

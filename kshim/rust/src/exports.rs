@@ -156,10 +156,12 @@ pub extern "C" fn ptdma_rs_channel_stats(system: &System, chan: u32, stats: &mut
     *stats = system.stats(chan as usize);
 }
 
-/// The interrupt of a channel. Any context.
+/// The interrupt of a channel. Whether the channel is in service after it. Any context.
 #[unsafe(no_mangle)]
-pub extern "C" fn ptdma_rs_interrupt(system: &System, chan: u32) {
-    system.engines().interrupt(chan as usize, kernel::now_ns());
+pub extern "C" fn ptdma_rs_interrupt(system: &System, chan: u32) -> bool {
+    let engines = system.engines();
+    engines.interrupt(chan as usize, kernel::now_ns());
+    engines.is_active(chan as usize)
 }
 
 /// Bytes below which a batch is left to the CPU; all of them if no channel is in service.
