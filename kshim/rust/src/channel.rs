@@ -44,10 +44,12 @@ impl Clock for KernelClock {
 
 /// Whether the queue has lost the size of its ring, which is written at bring-up and is never 0.
 pub(crate) fn was_reset(registers: &Mmio<'_>) -> bool {
-    let control = registers.read(Register::Control);
-    let smallest = QueueControl::empty().with_size(1).bits();
-    let size = control & (smallest.wrapping_mul(0x1f));
-    control != ALL_ONES && size == 0 && control & QueueControl::RUN.bits() == 0
+    has_lost_ring(registers.read(Register::Control))
+}
+
+const fn has_lost_ring(control: u32) -> bool {
+    let set_up = QueueControl::SIZE.bits() | QueueControl::RUN.bits();
+    control != ALL_ONES && control & set_up == 0
 }
 
 /// A channel of the system.
@@ -149,4 +151,25 @@ fn fault_code(fault: Fault) -> u64 {
 /// A bus address.
 pub(crate) const fn bus(addr: u64) -> DmaAddr {
     DmaAddr::new(addr)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_queue_without_a_size_was_reset() {
+        for log2_entries in 5..=13 {
+            let set_up = QueueControl::empty()
+                .with_size(log2_entries)
+                .with_base_high(3);
+            assert!(!has_lost_ring(set_up.bits()), "2^{log2_entries}");
+            assert!(!has_lost_ring((set_up | QueueControl::HALT).bits()));
+        }
+        assert!(has_lost_ring(0));
+        // Out of reset an engine may say that it stands.
+        assert!(has_lost_ring(QueueControl::HALT.bits()));
+        assert!(!has_lost_ring(QueueControl::RUN.bits()));
+        assert!(!has_lost_ring(ALL_ONES), "nobody answers");
+    }
 }
