@@ -2,8 +2,8 @@
 //!
 //! A PTDMA function copies memory by itself: software fills a ring with 32-byte descriptors and
 //! moves a tail pointer. This crate keeps that ring full. A burst of descriptors, however many,
-//! costs one fence, one tail write and one control write; finding out that it is done costs one
-//! register read. Nothing is allocated, nothing is global, and every wait is bounded.
+//! costs one fence and one tail write, and a read and a write of control on an engine that needs
+//! them; finding out that it is done costs one register read, or two. Nothing is allocated, nothing is global, and every wait is bounded.
 //!
 //! # Layers
 //!
@@ -22,7 +22,7 @@
 //! by [`poll`](Channel::poll) or one of its relatives, or until [`terminate`](Channel::terminate),
 //! [`recover`](Channel::recover) or [`shutdown`](Channel::shutdown) has dropped it. An error from
 //! any of these gives nothing back. The crate deals in bus addresses, so the borrow checker cannot
-//! see this; it is the caller's to keep. The ring's memory belongs to the channel and comes back
+//! see this; whoever made the registers has promised it ([`Mmio::new`]). The ring's memory belongs to the channel and comes back
 //! from a successful shutdown only; a dropped channel leaks it on purpose.
 //!
 //! **What is guaranteed.** A retired cookie was copied unless a [`Failure`] names it. Failures
@@ -39,7 +39,7 @@
 //! `Channel` is [`Send`] if its registers and memory are.
 //!
 //! **Time.** [`poll`](Channel::poll) and [`handle_interrupt`](Channel::handle_interrupt) do not
-//! wait. What waits takes a [`Deadline`] on the caller's [`Clock`], and ends after a number of
+//! wait, except for a bounded number of reads while a failed engine comes to rest. What waits takes a [`Deadline`] on the caller's [`Clock`], and ends after a number of
 //! polls even if that clock stands still.
 //!
 //! **Panics.** None: no function of this crate panics, whatever the device does.
@@ -64,12 +64,15 @@
 //! }
 //!
 //! # fn example(bar2: NonNull<u8>, ring: NonNull<u8>) -> Result<(), &'static str> {
-//! // SAFETY: `bar2` maps the function's BAR 2 uncached, and nobody else drives it.
+//! // SAFETY: `bar2` maps the function's BAR 2 uncached, nobody else drives it, and what is copied
+//! // below is ours and unused meanwhile.
 //! let regs = unsafe { Mmio::new(bar2) };
 //! // SAFETY: 32 * 32 bytes at `ring`, ours alone, identity mapped for the device.
 //! let memory = unsafe { CoherentRing::new(ring, DmaAddr::new(0x10_0000), 32) };
 //! let mut channel = Channel::bring_up(regs, memory, ChannelConfig::default())
 //!     .map_err(|_| "no PTDMA here")?;
+//! let traits = channel.find_out(&Tsc, Deadline::after(&Tsc, 1_000_000_000));
+//! traits.map_err(|_| "its engine does nothing")?;
 //!
 //! // Two copies, one doorbell.
 //! let a = channel.prep_copy(DmaAddr::new(0x20_0000), DmaAddr::new(0x40_0000), 4096);
@@ -169,21 +172,20 @@
 //!
 //! # What is known of the hardware, and how
 //!
-//! Registers and descriptors come from two drivers that run on silicon (Linux and DPDK); that a
-//! head which has passed a descriptor means that it was copied, from DPDK, which completes by
-//! nothing else. Inferred, and seen on an emulated device only, is
+//! `HARDWARE.md` beside this crate lists facts, their sources, and the questions that no public
+//! source answers. The driver is right on each answer; a wrong guess costs accesses, or a copy that
+//! is made twice. [`Channel::find_out`] has an engine show what can be shown by harmless copies,
+//! [`EngineTraits`] is what it has shown.
 //!
-//! - that the head stays at a failing descriptor. [`Channel::probe_error_head`] finds out with one
-//!   that the engine refuses; that one which fails while it moves data leaves the head in the same
-//!   place is inferred all the same. If it does not, a failed copy would pass for a good one, and
-//!   the one behind it for failed.
-//! - that HALT reads 1 once an engine has stopped after RUN was taken away. If it does not, every
-//!   stop ends in [`NotStopped`], which is safe, and recovery needs a function reset.
-//! - that the interrupt status latches errors while the interrupt is off. If not, failures are
-//!   still found by the halted engine, later, where the head stays at them.
-//! - that clearing the interrupt status is enough for the next interrupt to come. Linux switches
-//!   the enable register off and on for every one. If it is not, waiters find completions late,
-//!   by [`Channel::check_lost_interrupt`].
+//! What is left to believe, because nothing that a driver can do would prove it:
+//!
+//! - A head that has passed a descriptor, without an error in the interrupt status read after it,
+//!   means that the descriptor was copied. DPDK completes by the head alone.
+//! - An error is latched, while its interrupt is enabled at the device, no later than the head
+//!   moves past what failed.
+//! - An engine that has reported an error does not go on by itself (the manual of the sibling).
+//! - HALT, if it has fallen since RUN was written and reads 1 after RUN was taken away, means that
+//!   the engine has stopped.
 
 #![no_std]
 #![deny(missing_docs, clippy::undocumented_unsafe_blocks)]
@@ -216,6 +218,7 @@ pub mod group;
 pub mod io;
 mod lifecycle;
 mod lock;
+#[cfg(target_arch = "x86_64")]
 pub mod mmio;
 pub mod regs;
 mod request;
@@ -237,6 +240,7 @@ pub use group::{ChannelGroup, GroupError, SgEntry, Ticket};
 pub use io::{Clock, RegisterIo, RingMemory};
 pub use lifecycle::{FunctionQuiesced, Terminated};
 pub use lock::Lock;
+#[cfg(target_arch = "x86_64")]
 pub use mmio::Mmio;
 pub use request::{
     BOUNDARY_LEN_BYTES, CopyRequest, DEFAULT_MAX_LEN_BYTES, Limits, Notify, RequestError,

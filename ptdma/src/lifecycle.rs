@@ -40,10 +40,12 @@ pub struct FunctionQuiesced(());
 impl FunctionQuiesced {
     /// States that the function can touch no memory until it is brought up again.
     ///
-    /// This is the owner's word, on which memory is given back. It is a constructor with a name
-    /// rather than a flag so that it can be found in a review.
+    /// # Safety
+    ///
+    /// It is so, by one of the ways that the type names. On this word memory is given back: the
+    /// ring's, and that of all copies that are outstanding.
     #[must_use]
-    pub const fn by_owner() -> Self {
+    pub const unsafe fn by_owner() -> Self {
         Self(())
     }
 }

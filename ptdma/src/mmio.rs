@@ -1,10 +1,12 @@
 //! Real registers: the one place that knows `volatile-register`.
 //!
+//! For `x86_64` alone, the only machines with the engine: there the order of uncached accesses and
+//! ordinary ones is what [`crate::io::RegisterIo`] asks for, without a fence.
+//!
 //! The register block is never made into a Rust reference as a whole: a device's register file
 //! may change or have side effects under any read that the compiler would like to invent. Each
 //! access goes from a raw pointer to one field.
 
-use core::marker::PhantomData;
 use core::mem::{offset_of, size_of};
 use core::ptr::NonNull;
 use core::sync::atomic::{Ordering, fence};
@@ -75,36 +77,39 @@ const _: () = {
 
 /// The registers of a function, mapped into this address space.
 #[derive(Debug)]
-pub struct Mmio<'bar> {
+pub struct Mmio {
     block: NonNull<RegisterBlock>,
-    bar: PhantomData<&'bar ()>,
 }
 
 // SAFETY: the pointer is to device registers, which belong to no thread: an access is one
 // self-contained bus transaction from any CPU. The constructor's contract keeps them mapped.
-unsafe impl Send for Mmio<'_> {}
+unsafe impl Send for Mmio {}
 // SAFETY: as for Send; concurrent accesses are ordered by the bus, there is no cached state here.
-unsafe impl Sync for Mmio<'_> {}
+unsafe impl Sync for Mmio {}
 
-impl<'bar> Mmio<'bar> {
+impl Mmio {
     /// Takes BAR 2 of a PTDMA function, mapped uncached at `bar`.
     ///
     /// # Safety
     ///
-    /// The caller promises, for the whole of `'bar`:
+    /// The caller promises, for as long as this value exists:
     ///
     /// - `bar` is 4-byte aligned and maps at least [`BAR_LEN_BYTES`] bytes of BAR 2 of a PTDMA
     ///   function (PCI 1022:1498), as uncached device memory. Memory that merely looks like
-    ///   registers is fine too, for tests: nothing but volatile accesses is made.
+    ///   registers is fine too, for tests: nothing but volatile accesses is made. Then one thread
+    ///   alone uses it, for a volatile access to memory is not atomic.
     /// - Nobody else drives the function's queue.
+    /// - **What the engine does to memory.** Of every copy that is submitted to a channel on these
+    ///   registers, the source may be read and the destination overwritten, at any time until its
+    ///   cookie is retired, or the channel has proved its engine stopped and has dropped it. Nobody
+    ///   uses that memory otherwise meanwhile, and its type takes any bytes. (A channel's other
+    ///   methods are safe on the strength of this promise: bus addresses are numbers, and no
+    ///   borrow follows them.)
     ///
     /// The driver promises to access only the registers of [`Register`], 32 bits at a time.
     #[must_use]
     pub unsafe fn new(bar: NonNull<u8>) -> Self {
-        Self {
-            block: bar.cast(),
-            bar: PhantomData,
-        }
+        Self { block: bar.cast() }
     }
 }
 
@@ -205,7 +210,7 @@ macro_rules! for_field {
     };
 }
 
-impl RegisterIo for Mmio<'_> {
+impl RegisterIo for Mmio {
     #[inline]
     fn read(&self, register: Register) -> u32 {
         let value = for_field!(self, register, cell!(self, version).read(), |cell| cell
@@ -220,8 +225,7 @@ impl RegisterIo for Mmio<'_> {
     fn write(&self, register: Register, value: u32) {
         for_field!(self, register, (), |cell| {
             // SAFETY: any value may be written to these registers without breaking Rust's rules;
-            // what the engine then does to memory is governed by the channel's contract with its
-            // owner (see the crate documentation).
+            // what the engine then does to memory, the caller of `new` has promised to allow.
             unsafe { cell.write(value) }
         });
     }

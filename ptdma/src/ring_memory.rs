@@ -1,6 +1,5 @@
 //! Real ring memory: DMA-coherent memory behind a raw pointer.
 
-use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::{Ordering, fence};
 
@@ -13,42 +12,44 @@ const QUADS: usize = DESCRIPTOR_LEN_BYTES / 8;
 
 /// A ring in DMA-coherent memory that this CPU sees at one address and the device at another.
 #[derive(Debug)]
-pub struct CoherentRing<'mem> {
+pub struct CoherentRing {
     slots: NonNull<[u64; QUADS]>,
     base: DmaAddr,
     entries: usize,
-    memory: PhantomData<&'mem mut ()>,
 }
 
 // SAFETY: the memory is owned through this value alone (constructor's contract), so it may move
 // to another thread with it. There is no interior mutability behind `&self`.
-unsafe impl Send for CoherentRing<'_> {}
+unsafe impl Send for CoherentRing {}
 // SAFETY: `&self` only reads the two constants.
-unsafe impl Sync for CoherentRing<'_> {}
+unsafe impl Sync for CoherentRing {}
 
-impl<'mem> CoherentRing<'mem> {
+impl CoherentRing {
     /// Takes `entries` descriptors' worth of memory at `virt`, which the device reaches at `base`.
     ///
     /// Whether `entries` and `base` suit the engine is checked when a channel is brought up.
     ///
     /// # Safety
     ///
-    /// The caller promises, for the whole of `'mem`:
+    /// The caller promises, until this value comes back from
+    /// [`shutdown`](crate::Channel::shutdown), [`shutdown_quiesced`](crate::Channel::shutdown_quiesced)
+    /// or a [`bring_up`](crate::Channel::bring_up) that failed, and for ever if it does not:
     ///
     /// - `virt` is 8-byte aligned and valid for writes of `entries * 32` bytes, and nobody else in
     ///   this address space uses that memory.
     /// - The memory is coherent with the device (what `dma_alloc_coherent` gives, or ordinary
-    ///   memory on a machine whose devices snoop) and mapped for it at `base`, at least readable.
+    ///   memory on a machine whose devices snoop) and mapped for it at `base`, to read and to write:
+    ///   [`find_out`](crate::Channel::find_out) has the engine copy one slot to another.
     ///
     /// In return a channel never gives the memory back before the engine was proved stopped: a
     /// channel that is dropped without [`shutdown`](crate::Channel::shutdown) forgets it instead.
+    /// No borrow can say so much, for a channel may be dropped with its engine at work.
     #[must_use]
     pub unsafe fn new(virt: NonNull<u8>, base: DmaAddr, entries: usize) -> Self {
         Self {
             slots: virt.cast(),
             base,
             entries,
-            memory: PhantomData,
         }
     }
 
@@ -59,7 +60,7 @@ impl<'mem> CoherentRing<'mem> {
     }
 }
 
-impl RingMemory for CoherentRing<'_> {
+impl RingMemory for CoherentRing {
     fn base(&self) -> DmaAddr {
         self.base
     }
@@ -99,7 +100,7 @@ impl RingMemory for CoherentRing<'_> {
     #[inline]
     fn publish(&mut self) {
         // Ordinary stores before the uncached store of the doorbell: x86 keeps that order by
-        // itself, so this only has to hold the compiler; other machines fence in `RegisterIo`.
+        // itself, so this only has to hold the compiler. (The crate's registers are of x86.)
         fence(Ordering::Release);
     }
 }

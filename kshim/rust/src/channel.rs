@@ -43,7 +43,7 @@ impl Clock for KernelClock {
 }
 
 /// Whether the queue has lost the size of its ring, which is written at bring-up and is never 0.
-pub(crate) fn was_reset(registers: &Mmio<'_>) -> bool {
+pub(crate) fn was_reset(registers: &Mmio) -> bool {
     has_lost_ring(registers.read(Register::Control))
 }
 
@@ -53,15 +53,14 @@ const fn has_lost_ring(control: u32) -> bool {
 }
 
 /// A channel of the system.
-pub(crate) type KernelQueue =
-    PtdmaQueue<Mmio<'static>, CoherentRing<'static>, KernelClock, Reports>;
+pub(crate) type KernelQueue = PtdmaQueue<Mmio, CoherentRing, KernelClock, Reports>;
 
 /// Brings a channel up on registers and ring memory. The error is a negative error number, see
 /// [`ptdma_rs_channel_up`](crate::exports::ptdma_rs_channel_up).
 pub(crate) fn bring_up(
     number: usize,
-    registers: Mmio<'static>,
-    ring: CoherentRing<'static>,
+    registers: Mmio,
+    ring: CoherentRing,
     setup: &ChannelSetup,
     first_cookie: Cookie,
 ) -> Result<KernelQueue, i32> {

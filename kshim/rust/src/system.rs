@@ -293,8 +293,9 @@ impl System {
             Err(NotIdle::InService) => return 0,
             Err(_) => return -errno::ENODEV,
         };
-        // The caller has cut it off or reset it, or it has halted.
-        let recovered = channel.channel().recover(FunctionQuiesced::by_owner());
+        // SAFETY: the caller has cut the function off or reset it, or it has proved that it stands.
+        let proof = unsafe { FunctionQuiesced::by_owner() };
+        let recovered = channel.channel().recover(proof);
         let works = recovered.is_ok();
         if !works {
             kernel::report(number, Event::Retired, 0);

@@ -29,8 +29,8 @@ const STOP_MS: u64 = 100;
 /// functions that stop after a while, come to light.
 const ROUNDS: u64 = 8;
 
-type Ring = CoherentRing<'static>;
-type Regs = Mmio<'static>;
+type Ring = CoherentRing;
+type Regs = Mmio;
 type Driver = Channel<Regs, Ring>;
 type Group = ChannelGroup<Regs, Ring, spin::Mutex<Member<Regs, Ring>>, MAX_FUNCTIONS>;
 
@@ -182,7 +182,9 @@ impl Bench {
             // It may do the copy later. Only a reset makes the ring ours again.
             Err(error) => match self.reset(number) {
                 Ok(()) => {
-                    let _ = channel.shutdown_quiesced(FunctionQuiesced::by_owner());
+                    // SAFETY: its function was reset just now, and nothing has started it since.
+                    let proof = unsafe { FunctionQuiesced::by_owner() };
+                    let _ = channel.shutdown_quiesced(proof);
                     Err(Lost::Silent(error))
                 }
                 Err(why) => Err(Lost::Unproved(why)),
@@ -331,7 +333,9 @@ impl Bench {
             let stopped = match channel.shutdown(&self.ticks, self.ticks.after(STOP_MS)) {
                 Ok(_) => Ok(()),
                 Err((_, channel)) => self.reset(number).map(|()| {
-                    let _ = channel.shutdown_quiesced(FunctionQuiesced::by_owner());
+                    // SAFETY: its function was reset just now, and nothing has started it since.
+                    let proof = unsafe { FunctionQuiesced::by_owner() };
+                    let _ = channel.shutdown_quiesced(proof);
                 }),
             };
             match stopped {
@@ -463,7 +467,8 @@ impl Watch<'_> {
         }
         let lost = match self.bench.reset(number) {
             Ok(()) => {
-                let proof = FunctionQuiesced::by_owner();
+                // SAFETY: its function was reset just now, and nothing has started it since.
+                let proof = unsafe { FunctionQuiesced::by_owner() };
                 match self.group.recover(channel, proof) {
                     Some(Err(error)) => Lost::BringUp(error),
                     _ => return,

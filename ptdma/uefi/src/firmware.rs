@@ -111,7 +111,7 @@ impl Machine {
         &self,
         location: Location,
         saved: &Saved,
-        registers: &Mmio<'_>,
+        registers: &Mmio,
     ) -> Result<(), Unproved> {
         let control = || registers.read(Register::Control);
         self.config(location, |config| {
@@ -147,7 +147,7 @@ impl Config for Space<'_> {
 }
 
 /// Registers at a bus address.
-pub(crate) fn registers(at: u64) -> Option<Mmio<'static>> {
+pub(crate) fn registers(at: u64) -> Option<Mmio> {
     let at = NonNull::new(at as *mut u8)?;
     // SAFETY: the address is that of the function's BAR 2, which the firmware has mapped one to
     // one and uncached, as all memory of devices. No driver of the firmware is for such functions.

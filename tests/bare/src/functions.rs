@@ -24,8 +24,8 @@ const RING_ENTRIES: usize = 128;
 /// its turn on a busy host.
 const FIND_OUT_NS: u64 = 1_000_000_000;
 
-pub(crate) type Regs = Mmio<'static>;
-pub(crate) type Ring = CoherentRing<'static>;
+pub(crate) type Regs = Mmio;
+pub(crate) type Ring = CoherentRing;
 
 /// Address and data ports of configuration space: one access at a time.
 static PORTS: Mutex<(Port<u32>, u16)> = Mutex::new((Port::new(0xcf8), 0xcfc));

@@ -204,7 +204,7 @@ fn options_follow_the_decision() {
 /// 16 channels and 8 batches at the same time: everything but ring memory, under 64 KiB.
 #[test]
 fn state_is_small() {
-    type Real = PtdmaQueue<Mmio<'static>, CoherentRing<'static>>;
+    type Real = PtdmaQueue<Mmio, CoherentRing>;
     let engines = size_of::<Engines<Real, spin::Mutex<Port<Real>>, 16>>();
     let batch = size_of::<Batch<16>>();
     let all = engines + 8 * batch;

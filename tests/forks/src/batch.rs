@@ -7,7 +7,7 @@ use batch_copy::{
     Batch, CpuCopier, Engines, Host, Options, Outcome, OverlapCheck, Piece, Port, PtdmaQueue,
     Rescue, Service, SkipReason, Wait, WaitFor, Wake,
 };
-use ptdma::{FunctionQuiesced, Signalling};
+use ptdma::Signalling;
 use ptdma_batch_tests::memory::{GAP_LEN_BYTES, Layout, Memory, UNTOUCHED};
 use ptdma_model::fault::StallFor;
 use ptdma_model::{BusRing, BusSpace, Fault, FaultKind, Side, Trigger};
@@ -373,7 +373,7 @@ impl Lab {
                 .map_err(|e| format!("channel {channel}: {e}"))?;
             let _dropped = queue
                 .channel()
-                .recover(FunctionQuiesced::by_owner())
+                .recover(crate::quiesced())
                 .map_err(|(e, _)| format!("LOST CHANNEL after a reset: {e}"))?;
             if self.engines.put(channel, queue).is_err() {
                 return Err("the place is taken".to_owned());

@@ -5,8 +5,7 @@ use std::collections::BTreeSet;
 use ptdma::io::RegisterIo;
 use ptdma::regs::Register;
 use ptdma::{
-    Channel, Cookie, Deadline, Fault, FunctionQuiesced, Notify, Progress, Signalling, SubmitError,
-    Terminated,
+    Channel, Cookie, Deadline, Fault, Notify, Progress, Signalling, SubmitError, Terminated,
 };
 use ptdma_model::fault::StallFor;
 use ptdma_model::{BusRing, BusSpace, Fault as Injected, FaultKind, Side, Trigger};
@@ -466,7 +465,7 @@ impl Lab {
 
     /// The engine was not proved stopped: what a platform can do. The channel may be gone then.
     fn rescue(&mut self) -> Verdict {
-        let proof = FunctionQuiesced::by_owner();
+        let proof = crate::quiesced();
         if crate::reset(self.stepper.model()) {
             let terminated = match self.channel()?.recover(proof) {
                 Ok(terminated) => terminated,

@@ -20,8 +20,8 @@ const COPY_LEN_BYTES: u64 = 4096;
 
 /// A channel on plain memory. The memory is leaked: benchmarks make a handful.
 pub struct FakeFunction {
-    channel: Channel<Mmio<'static>, CoherentRing<'static>>,
-    registers: Mmio<'static>,
+    channel: Channel<Mmio, CoherentRing>,
+    registers: Mmio,
     entries: u64,
     issued: u64,
 }

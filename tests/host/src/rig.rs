@@ -1,8 +1,8 @@
 //! One channel on one modelled function, with memory to copy and a memory of what was asked.
 
 use ptdma::{
-    Channel, ChannelConfig, Cookie, Deadline, ErrorHead, Notify, Progress, Restart, Signalling,
-    SubmitError,
+    Channel, ChannelConfig, Cookie, Deadline, ErrorHead, FunctionQuiesced, Notify, Progress,
+    Restart, Signalling, SubmitError,
 };
 use ptdma_model::forks::{self, Forks};
 use ptdma_model::{Access, BusBuffer, BusRing, BusSpace, Model, ModelConfig, Timing};
@@ -67,6 +67,15 @@ impl Setup {
         }
         all
     }
+}
+
+/// The word that a modelled function can touch no memory.
+#[allow(unsafe_code)]
+#[must_use]
+pub fn quiesced() -> FunctionQuiesced {
+    // SAFETY: the model reaches the memory of its bus alone, which takes any bytes at any time. A
+    // word that is not true makes a test fail, and nothing worse.
+    unsafe { FunctionQuiesced::by_owner() }
 }
 
 /// A channel, its function, and pairs of buffers, one pair per copy.

@@ -4,10 +4,10 @@
 //! failure is there, a dropped one is not claimed.
 
 use ptdma::{
-    Anomaly, BringUpError, Channel, ChannelConfig, DmaAddr, ErrorHead, Failure, Fault,
-    FunctionQuiesced, KnownError, Notify, Signalling,
+    Anomaly, BringUpError, Channel, ChannelConfig, DmaAddr, ErrorHead, Failure, Fault, KnownError,
+    Notify, Signalling,
 };
-use ptdma_host_tests::rig::{Rig, Setup};
+use ptdma_host_tests::rig::{Rig, Setup, quiesced};
 use ptdma_model::fault::StallFor;
 use ptdma_model::{
     Access, BusRing, BusSpace, Fault as Injected, FaultKind, Model, ModelConfig, Side, Trigger,
@@ -204,7 +204,7 @@ fn an_engine_that_does_not_halt_keeps_its_memory() {
             let _ = rig.channel.poll();
             let before = rig.channel.outstanding();
             assert!(rig.model.function_reset());
-            let terminated = rig.channel.recover(FunctionQuiesced::by_owner()).unwrap();
+            let terminated = rig.channel.recover(quiesced()).unwrap();
             assert_eq!(terminated.dropped, before);
             assert_eq!(terminated.retired, 0, "nothing is claimed after a reset");
             let again = rig.burst(2, Notify::Silent);
@@ -234,7 +234,7 @@ fn shutdown_of_an_engine_that_does_not_halt_keeps_the_ring() {
     };
     assert_eq!(not_stopped.count, 2);
     assert!(model.function_reset());
-    let (_, _, terminated) = channel.shutdown_quiesced(FunctionQuiesced::by_owner());
+    let (_, _, terminated) = channel.shutdown_quiesced(quiesced());
     assert_eq!((terminated.retired, terminated.dropped), (0, 2));
 }
 
@@ -343,16 +343,13 @@ fn a_device_that_is_gone_is_named_wherever_it_is_noticed() {
                 .unwrap_err();
             assert_eq!((error.control, error.count), (u32::MAX, BURST as u64));
             // The owner's word gives the memory back, but the function still does not answer.
-            let (e, terminated) = rig
-                .channel
-                .recover(FunctionQuiesced::by_owner())
-                .unwrap_err();
+            let (e, terminated) = rig.channel.recover(quiesced()).unwrap_err();
             assert_eq!(e, BringUpError::DeviceGone);
             assert_eq!((terminated.retired, terminated.dropped), (0, BURST as u64));
             // It comes back (a link that was down): reset, and on with it.
             rig.model.clear_faults();
             assert!(rig.model.function_reset());
-            let _ = rig.channel.recover(FunctionQuiesced::by_owner()).unwrap();
+            let _ = rig.channel.recover(quiesced()).unwrap();
             let again = rig.burst(3, Notify::Silent);
             rig.drain();
             assert!(again.iter().all(|c| rig.pair(*c).copied()));
@@ -552,7 +549,7 @@ fn a_reset_behind_the_drivers_back_completes_nothing() {
         assert!(model.function_reset());
         assert_eq!(channel.poll(), Err(Fault::BadHead { raw: 0 }), "{done}");
         assert_eq!(channel.outstanding(), (ENTRIES - 1) as u64);
-        let terminated = channel.recover(FunctionQuiesced::by_owner()).unwrap();
+        let terminated = channel.recover(quiesced()).unwrap();
         assert_eq!((terminated.retired, terminated.dropped), (0, 3));
 
         // Slot 0 is still a slot for an engine that gets there by working.

@@ -8,9 +8,9 @@
 use std::collections::BTreeMap;
 
 use ptdma::{
-    Channel, ChannelConfig, Cookie, Deadline, ErrorHead, FunctionQuiesced, Notify, Progress,
-    Restart, Signalling,
+    Channel, ChannelConfig, Cookie, Deadline, ErrorHead, Notify, Progress, Restart, Signalling,
 };
+use ptdma_host_tests::rig::quiesced;
 use ptdma_model::fault::StallFor;
 use ptdma_model::forks::{self, Forks, RingLimit};
 use ptdma_model::{
@@ -335,10 +335,7 @@ fn a_stop_claims_and_gives_back_only_what_is_certain() {
                         if !machine.model.answers() {
                             continue;
                         }
-                        let _ = machine
-                            .channel
-                            .recover(FunctionQuiesced::by_owner())
-                            .unwrap();
+                        let _ = machine.channel.recover(quiesced()).unwrap();
                     }
                 }
                 while let Some((_, copy)) = machine.copies.pop_first() {

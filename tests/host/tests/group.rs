@@ -8,6 +8,7 @@ use ptdma::{
     Channel, ChannelConfig, Clock, Deadline, DmaAddr, ErrorHead, Fault, GroupError, Notify,
     RequestError, Restart, Signalling, Ticket,
 };
+use ptdma_host_tests::rig::quiesced;
 use ptdma_model::fault::StallFor;
 use ptdma_model::{
     Access, BusBuffer, BusRing, BusSpace, EngineThread, Fault as Injected, FaultKind, Model,
@@ -380,7 +381,7 @@ fn a_dead_channel_is_left_out() {
     assert!(after.copied());
     // The ticket is not done while the dead channel may still write.
     let ticket = bed.group.abandon(ticket).unwrap_err();
-    let proof = ptdma::FunctionQuiesced::by_owner();
+    let proof = quiesced();
     assert!(bed.group.recover(2, proof).unwrap().is_err());
     let mut ticket = ticket;
     let failures = wait(&bed, &mut ticket);

@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use ptdma::{Cookie, Failure, FunctionQuiesced, Notify, Progress, Signalling};
-use ptdma_host_tests::rig::{Rig, Setup};
+use ptdma::{Cookie, Failure, Notify, Progress, Signalling};
+use ptdma_host_tests::rig::{Rig, Setup, quiesced};
 use ptdma_model::fault::StallFor;
 use ptdma_model::{Fault as Injected, FaultKind};
 
@@ -247,7 +247,7 @@ fn run(setup: Setup, ops: Vec<Op>) {
             }
             Op::Reset => {
                 if rig.model.function_reset() {
-                    match rig.channel.recover(FunctionQuiesced::by_owner()) {
+                    match rig.channel.recover(quiesced()) {
                         Ok(terminated) | Err((_, terminated)) => {
                             reference.terminated(&rig, terminated);
                         }
@@ -267,7 +267,7 @@ fn run(setup: Setup, ops: Vec<Op>) {
     rig.model.clear_faults();
     if rig.channel.fault().is_some() {
         assert!(rig.model.function_reset());
-        match rig.channel.recover(FunctionQuiesced::by_owner()) {
+        match rig.channel.recover(quiesced()) {
             Ok(terminated) => reference.terminated(&rig, terminated),
             Err((e, _)) => panic!("a healthy function was not brought up: {e}"),
         }
