@@ -17,8 +17,9 @@ use crate::kernel;
 const HALT_NS: u64 = 300_000;
 
 /// How long an engine gets to show at bring-up what it is like, in nanoseconds. Silicon takes
-/// microseconds. An emulated engine is a thread, which a busy host was seen not to run for 50 ms.
-const FIND_OUT_NS: u64 = 1_000_000_000;
+/// microseconds. An emulated engine is a thread, which a host with eight times more to do than
+/// processors was seen not to run for a second.
+const FIND_OUT_NS: u64 = 3_000_000_000;
 
 /// The kernel's clock. One type for all waits: each would have code of its own.
 #[derive(Clone, Copy, Debug)]
