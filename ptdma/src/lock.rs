@@ -11,8 +11,10 @@
 ///
 /// # What the crate promises
 ///
-/// Closures are short and bounded, never call back into the same lock, and only one lock is held
-/// at a time, so that no order between locks is needed.
+/// Closures are bounded, never call the caller's code nor back into the same lock, and only one
+/// lock is held at a time, so that no order between locks is needed. They are short, but for
+/// [`ChannelGroup::terminate`](crate::ChannelGroup::terminate), which lasts up to the deadline that
+/// it is given.
 pub trait Lock<T> {
     /// Runs `f` with the value, waiting for the lock if it is held.
     fn with<U>(&self, f: impl FnOnce(&mut T) -> U) -> U;

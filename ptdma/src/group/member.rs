@@ -1,5 +1,7 @@
 //! One channel of a group, with what its users must learn of each other.
 
+use core::ops::Range;
+
 use heapless::{Deque, Vec};
 
 use super::GroupError;
@@ -10,6 +12,7 @@ use crate::clock::Deadline;
 use crate::completion::Progress;
 use crate::cookie::Cookie;
 use crate::error::{Anomaly, BringUpError, Failure, Fault, NotStopped, SubmitError};
+use crate::error_code::ErrorCode;
 use crate::io::{Clock, RegisterIo, RingMemory};
 use crate::lifecycle::{FunctionQuiesced, Terminated};
 use crate::request::{CopyRequest, Notify};
@@ -18,6 +21,12 @@ use crate::request::{CopyRequest, Notify};
 /// polled, so that the engine stands at the next failed descriptor instead of one getting lost;
 /// each ticket's next poll makes room. 16 entries are 256 bytes.
 const FAILURE_LOG: usize = 16;
+
+/// How often a channel may be asked in vain, for want of room in its log, before it takes the
+/// tickets that have not asked meanwhile to be forgotten: then their failures leave the log, and a
+/// ticket that asks after all is told of more failures than there were, never of fewer. Whoever
+/// waits for a ticket polls it far more often; 20,000 polls are 2 ms at the very least.
+const PATIENCE: u32 = 20_000;
 
 /// Stops that a channel remembers, for tickets that have not polled since. One older than that
 /// is told that all of its share was dropped, which is safe.
@@ -28,6 +37,39 @@ const STOP_LOG: usize = 4;
 struct Stop {
     epoch: u32,
     first_dropped: Cookie,
+}
+
+/// What a look at a channel has to tell a ticket, by the pieces of its part. Kept until the
+/// channel's lock is free again: the owner's closure may use the group.
+#[derive(Default)]
+pub(crate) struct News {
+    /// Failures that left the log before they were told, and what lies between them.
+    untold: Range<u64>,
+    /// Failures, with their codes. A look finds one, on top of those in the log.
+    failed: Vec<(u64, ErrorCode), { FAILURE_LOG + 1 }>,
+    /// Dropped, or never submitted.
+    lost: Range<u64>,
+}
+
+impl News {
+    /// Tells it.
+    pub(crate) fn tell(self, part: &Part, on_failure: &mut impl FnMut(PieceFailure)) {
+        let failure = |ordinal, code| PieceFailure {
+            channel: part.channel,
+            share: part.share,
+            ordinal,
+            code,
+        };
+        for ordinal in self.untold {
+            on_failure(failure(ordinal, None));
+        }
+        for (ordinal, code) in self.failed {
+            on_failure(failure(ordinal, Some(code)));
+        }
+        for ordinal in self.lost {
+            on_failure(failure(ordinal, None));
+        }
+    }
 }
 
 /// Where a ticket's part stands.
@@ -42,6 +84,10 @@ pub struct Member<R, M> {
     channel: Channel<R, M>,
     reserved: u64,
     failures: Vec<Failure, FAILURE_LOG>,
+    /// Polls in a row that the full log has kept from the channel.
+    blocked: u32,
+    /// From the first to behind the last descriptor whose failure has left the log untold.
+    untold: Option<(Cookie, Cookie)>,
     epoch: u32,
     stops: Deque<Stop, STOP_LOG>,
 }
@@ -54,6 +100,8 @@ impl<R: RegisterIo, M: RingMemory> Member<R, M> {
             channel,
             reserved: 0,
             failures: Vec::new(),
+            blocked: 0,
+            untold: None,
             epoch: 0,
             stops: Deque::new(),
         }
@@ -121,25 +169,16 @@ impl<R: RegisterIo, M: RingMemory> Member<R, M> {
         self.channel.issue_pending(notify);
     }
 
-    pub(crate) fn poll_part(
-        &mut self,
-        part: &mut Part,
-        on_failure: &mut impl FnMut(PieceFailure),
-    ) -> PartState {
-        let failure = |ordinal, code| PieceFailure {
-            channel: part.channel,
-            share: part.share,
-            ordinal,
-            code,
-        };
+    /// Looks at the channel for a part. What there is to tell goes to `news`, each failure once.
+    pub(crate) fn poll_part(&mut self, part: &mut Part, news: &mut News) -> PartState {
         // The log may be what keeps the channel from being polled: make room first.
-        self.take_failures(part, on_failure);
+        self.take_failures(part, news);
         let mut fault = None;
-        if part.epoch == self.epoch && !self.retired(part) && !self.failures.is_full() {
+        if part.epoch == self.epoch && !self.retired(part) && self.has_room() {
             match self.channel.poll() {
                 Ok(progress) => {
                     self.log(progress);
-                    self.take_failures(part, on_failure);
+                    self.take_failures(part, news);
                 }
                 Err(e) => fault = Some(e),
             }
@@ -148,21 +187,37 @@ impl<R: RegisterIo, M: RingMemory> Member<R, M> {
         if first_dropped.is_none() && !self.retired(part) {
             return fault.map_or(PartState::Pending, PartState::Faulted);
         }
-        // The ordinals from the first dropped on were dropped, or retired before the stop.
-        if let Some(first_dropped) = first_dropped {
-            let kept = if first_dropped.is_before(part.first) {
-                0
-            } else {
-                first_dropped.since(part.first).min(part.submitted())
-            };
-            for ordinal in kept..part.submitted() {
-                on_failure(failure(ordinal, None));
-            }
-        }
-        for ordinal in part.submitted()..part.count {
-            on_failure(failure(ordinal, None));
-        }
+        // The ordinals from the first dropped on were dropped, or retired before the stop. What
+        // was told before is before those.
+        let submitted = part.submitted();
+        let kept = match first_dropped {
+            None => submitted,
+            Some(cookie) if cookie.is_before(part.first) => 0,
+            Some(cookie) => cookie.since(part.first).min(submitted),
+        };
+        let from = kept.max(part.told);
+        news.lost = from.min(part.count)..part.count;
+        part.told = part.count;
         PartState::Finished
+    }
+
+    /// Whether the log has room for one more failure. After a long time without, it is made.
+    fn has_room(&mut self) -> bool {
+        if !self.failures.is_full() {
+            self.blocked = 0;
+            return true;
+        }
+        self.blocked = self.blocked.saturating_add(1);
+        if self.blocked < PATIENCE {
+            return false;
+        }
+        self.blocked = 0;
+        if let (Some(oldest), Some(newest)) = (self.failures.first(), self.failures.last()) {
+            let from = self.untold.map_or(oldest.cookie, |(from, _)| from);
+            self.untold = Some((from, newest.cookie.after(1)));
+        }
+        self.failures.clear();
+        true
     }
 
     fn retired(&self, part: &Part) -> bool {
@@ -186,18 +241,32 @@ impl<R: RegisterIo, M: RingMemory> Member<R, M> {
         Some(stop.unwrap_or(part.first))
     }
 
-    /// Hands out and forgets the logged failures of a part.
-    fn take_failures(&mut self, part: &Part, on_failure: &mut impl FnMut(PieceFailure)) {
+    /// Hands out and forgets the logged failures of a part. Those that left the log untold come
+    /// first: they are older.
+    fn take_failures(&mut self, part: &mut Part, news: &mut News) {
+        if let Some((from, to)) = self.untold {
+            let end = part.first.after(part.submitted());
+            let behind = |cookie: Cookie| match cookie.is_before(part.first) {
+                true => 0,
+                false => cookie.since(part.first).min(part.submitted()),
+            };
+            if from.is_before(end) && part.first.is_before(to) {
+                let first = behind(from).max(part.told);
+                let last = behind(to).max(first);
+                if first < last {
+                    news.untold = first..last;
+                    part.told = last;
+                }
+            }
+        }
         self.failures.retain(|logged| {
             let Some(ordinal) = part.ordinal(logged.cookie) else {
                 return true;
             };
-            on_failure(PieceFailure {
-                channel: part.channel,
-                share: part.share,
-                ordinal,
-                code: Some(logged.code),
-            });
+            // The log holds as many as the news at the most, and the news of one look at a channel
+            // are at most one more.
+            let _ = news.failed.push((ordinal, logged.code));
+            part.told = part.told.max(ordinal.saturating_add(1));
             false
         });
     }
@@ -210,7 +279,7 @@ impl<R: RegisterIo, M: RingMemory> Member<R, M> {
     }
 
     pub(crate) fn handle_interrupt(&mut self) -> Result<(), Fault> {
-        if self.failures.is_full() {
+        if !self.has_room() {
             return Ok(());
         }
         let progress = self.channel.handle_interrupt()?;
@@ -219,7 +288,7 @@ impl<R: RegisterIo, M: RingMemory> Member<R, M> {
     }
 
     pub(crate) fn check_lost_interrupt(&mut self) -> bool {
-        if self.failures.is_full() {
+        if !self.has_room() {
             return false;
         }
         let Ok(progress) = self.channel.check_lost_interrupt() else {

@@ -30,7 +30,7 @@ use crate::stats::Stats;
 use cut::Cut;
 pub use cut::{PAGE_LEN_BYTES, Piece};
 pub use member::Member;
-use member::PartState;
+use member::{News, PartState};
 use ticket::{Part, PartEnd};
 pub use ticket::{PieceFailure, Status, Ticket};
 
@@ -247,7 +247,7 @@ where
         let Some(cut) = Cut::new(total_bytes, working.len(), max_len_bytes) else {
             return Err(GroupError::NoChannel);
         };
-        let mut ticket = Ticket::new(cut);
+        let mut ticket = Ticket::new(cut, fingerprint(list));
         for (share, channel) in working.into_iter().take(cut.shares()).enumerate() {
             let needed = cut.pieces(list, share).count() as u64;
             let reserved = match self.members.get(channel) {
@@ -280,14 +280,20 @@ where
     /// Looks once at every channel on which the ticket has work: at most one MMIO read each.
     ///
     /// Descriptors of this ticket that failed, or that were dropped when somebody terminated
-    /// their channel, are handed to `on_failure`, once each.
+    /// their channel, are handed to `on_failure`, once each, with no lock held. A ticket that is
+    /// not polled while others are kept waiting by its failures, for thousands of their polls, is
+    /// taken to be forgotten; if it is polled after all it is told of more failures than there
+    /// were. A ticket of another group is not noticed, and means nothing here.
     pub fn poll(&self, ticket: &mut Ticket<N>, mut on_failure: impl FnMut(PieceFailure)) -> Status {
         let mut status = Status::Done;
         for part in ticket.parts_mut().filter(|part| part.end.is_none()) {
             let Some(lock) = self.members.get(part.channel) else {
                 continue;
             };
-            match lock.with(|m| m.poll_part(part, &mut on_failure)) {
+            let mut news = News::default();
+            let state = lock.with(|m| m.poll_part(part, &mut news));
+            news.tell(part, &mut on_failure);
+            match state {
                 PartState::Finished => part.end = Some(PartEnd::Finished),
                 PartState::Pending => status = status.and(Status::Pending),
                 PartState::Faulted(fault) => {
@@ -421,6 +427,16 @@ where
     ) -> Option<U> {
         Some(self.members.get(channel)?.with(|m| f(m.channel_mut())))
     }
+}
+
+/// Tells lists apart: FNV-1a over their numbers.
+fn fingerprint(list: &[SgEntry]) -> u64 {
+    const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0100_0000_01b3;
+    let numbers = list
+        .iter()
+        .flat_map(|entry| [entry.src.get(), entry.dst.get(), entry.len_bytes]);
+    numbers.fold(OFFSET, |sum, number| (sum ^ number).wrapping_mul(PRIME))
 }
 
 /// Checks every entry and adds up the lengths.

@@ -24,6 +24,8 @@ pub(crate) struct Part {
     pub(crate) count: u64,
     /// How often the channel had been stopped when this was submitted, see `member.rs`.
     pub(crate) epoch: u32,
+    /// Pieces up to which everything was told that there is to tell: failures come in order.
+    pub(crate) told: u64,
     /// Pieces that never reached the ring, counted from the end.
     pub(crate) unsubmitted: u64,
     pub(crate) end: Option<PartEnd>,
@@ -37,6 +39,7 @@ impl Part {
             first: Cookie::new(0),
             count,
             epoch: 0,
+            told: 0,
             unsubmitted: 0,
             end: None,
         }
@@ -61,6 +64,8 @@ impl Part {
 #[must_use = "the engines own the list's memory until the ticket is done"]
 pub struct Ticket<const N: usize> {
     cut: Cut,
+    /// Of the list that was submitted.
+    fingerprint: u64,
     parts: Vec<Part, N>,
 }
 
@@ -106,9 +111,10 @@ pub struct PieceFailure {
 }
 
 impl<const N: usize> Ticket<N> {
-    pub(crate) fn new(cut: Cut) -> Self {
+    pub(crate) fn new(cut: Cut, fingerprint: u64) -> Self {
         Self {
             cut,
+            fingerprint,
             parts: Vec::new(),
         }
     }
@@ -150,6 +156,9 @@ impl<const N: usize> Ticket<N> {
     /// another.
     #[must_use]
     pub fn piece(&self, list: &[SgEntry], failure: &PieceFailure) -> Option<Piece> {
+        if super::fingerprint(list) != self.fingerprint {
+            return None;
+        }
         let ordinal = usize::try_from(failure.ordinal).ok()?;
         self.cut.pieces(list, failure.share).nth(ordinal)
     }

@@ -478,3 +478,130 @@ fn many_threads_share_the_channels() {
     assert_eq!(reported.load(Ordering::Relaxed), errors);
     assert!(errors > 0, "nothing was injected");
 }
+
+/// A ticket that is dropped, as safe code may do, leaves failures that nobody asks for.
+#[test]
+fn a_forgotten_ticket_stops_nobody_for_ever() {
+    let bed = polled(1);
+    bed.models[0].inject(Injected::new(Trigger::Always, FaultKind::Error { code: 20 }).times(20));
+    let jobs: Vec<Job> = (0..3).map(|n| job(&bed.bus, &[PAGE; 20], n)).collect();
+    drop(bed.group.submit(&jobs[0].list, Notify::Silent).unwrap());
+    let mut second = bed.group.submit(&jobs[1].list, Notify::Silent).unwrap();
+    let mut polls = 0;
+    let mut failures = Vec::new();
+    while bed.group.poll(&mut second, |f| failures.push(f)) != Status::Done {
+        polls += 1;
+        assert!(polls < 100_000, "stopped by a ticket that is gone");
+    }
+    assert_eq!(failures, []);
+    jobs[1].check(&second, &failures);
+    let mut third = bed.group.submit(&jobs[2].list, Notify::Silent).unwrap();
+    let failures = wait(&bed, &mut third);
+    assert_eq!(failures, []);
+}
+
+/// One that was only slow is told of every piece that failed, each once, and of some too many.
+#[test]
+fn a_ticket_that_was_taken_for_forgotten_is_told_too_much() {
+    let bed = polled(1);
+    bed.models[0].inject(
+        Injected::new(
+            Trigger::Every { n: 2, offset: 0 },
+            FaultKind::Error { code: 20 },
+        )
+        .times(18),
+    );
+    let jobs: Vec<Job> = (0..2).map(|n| job(&bed.bus, &[PAGE; 30], n)).collect();
+    let mut first = bed.group.submit(&jobs[0].list, Notify::Silent).unwrap();
+    let mut second = bed.group.submit(&jobs[1].list, Notify::Silent).unwrap();
+    let mut polls = 0;
+    while bed.group.poll(&mut second, |_| ()) != Status::Done {
+        polls += 1;
+        assert!(polls < 100_000);
+    }
+    let failures = wait(&bed, &mut first);
+    let mut entries: Vec<usize> = failures
+        .iter()
+        .map(|failure| first.piece(&jobs[0].list, failure).unwrap().entry)
+        .collect();
+    let told = entries.len();
+    entries.dedup();
+    assert_eq!(entries.len(), told, "told twice");
+    let failed: Vec<usize> = (0..30).filter(|entry| entry % 2 == 0).collect();
+    assert!(
+        failed.iter().all(|entry| entries.contains(entry)),
+        "{entries:?}"
+    );
+}
+
+/// A failure that was told is not told again as dropped, however often the channel was stopped.
+#[test]
+fn a_failure_is_told_once_over_any_number_of_stops() {
+    for stops in 1..8 {
+        let bed = polled(1);
+        bed.models[0].inject(Injected::at(0, FaultKind::Error { code: 20 }));
+        let stall = FaultKind::Stall {
+            duration: StallFor::Ever,
+            haltable: true,
+        };
+        bed.models[0].inject(Injected::at(2, stall));
+        let job = job(&bed.bus, &[PAGE; 3], 1);
+        let mut ticket = bed.group.submit(&job.list, Notify::Silent).unwrap();
+        let mut entries = Vec::new();
+        let poll = |ticket: &mut _, entries: &mut Vec<usize>| {
+            let mut failures = Vec::new();
+            let status = bed.group.poll(ticket, |f| failures.push(f));
+            entries.extend(
+                failures
+                    .iter()
+                    .map(|f| ticket.piece(&job.list, f).unwrap().entry),
+            );
+            status
+        };
+        for _ in 0..100 {
+            assert_eq!(poll(&mut ticket, &mut entries), Status::Pending);
+        }
+        assert_eq!(entries, [0]);
+        for _ in 0..stops {
+            let clock = clock();
+            let deadline = Deadline::after(&clock, 1_000_000);
+            let _ = bed.group.terminate(0, &clock, deadline).unwrap().unwrap();
+        }
+        assert_eq!(poll(&mut ticket, &mut entries), Status::Done);
+        let once: std::collections::BTreeSet<usize> = entries.iter().copied().collect();
+        assert_eq!(once.len(), entries.len(), "{stops}: {entries:?}");
+        assert!(once.contains(&2));
+    }
+}
+
+#[test]
+fn a_piece_of_another_list_is_none() {
+    let bed = polled(1);
+    bed.models[0].inject(Injected::at(0, FaultKind::Error { code: 20 }));
+    let jobs: Vec<Job> = (0..2).map(|n| job(&bed.bus, &[PAGE; 3], n)).collect();
+    let mut ticket = bed.group.submit(&jobs[0].list, Notify::Silent).unwrap();
+    let failures = wait(&bed, &mut ticket);
+    assert!(ticket.piece(&jobs[0].list, &failures[0]).is_some());
+    assert!(ticket.piece(&jobs[1].list, &failures[0]).is_none());
+    assert!(ticket.piece(&jobs[0].list[..2], &failures[0]).is_none());
+}
+
+/// The closure that hears of failures may use the group: no lock is held.
+#[test]
+fn who_hears_of_a_failure_may_ask_the_group() {
+    let bed = polled(1);
+    bed.models[0].inject(Injected::at(0, FaultKind::Error { code: 20 }));
+    let job = job(&bed.bus, &[PAGE; 3], 1);
+    let mut ticket = bed.group.submit(&job.list, Notify::Silent).unwrap();
+    let mut heard = 0;
+    for _ in 0..1000 {
+        let status = bed.group.poll(&mut ticket, |failure| {
+            heard += 1;
+            assert_eq!(bed.group.stats(failure.channel).unwrap().failed, 1);
+        });
+        if status == Status::Done {
+            break;
+        }
+    }
+    assert_eq!(heard, 1);
+}
