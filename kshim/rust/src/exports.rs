@@ -117,12 +117,17 @@ pub extern "C" fn ptdma_rs_channel_forget(system: &System, chan: u32) {
     system.channel_forget(chan as usize);
 }
 
-/// Brings a channel back that is up but not in service, with the ring that it has. Its engine
-/// touches no memory, on the caller's word. 0; -EAGAIN: batches have yet to take note of what it
-/// lost; -ENODEV: it is not up; another negative error number: it does not come up.
+/// Brings a channel back that is up but not in service, with the ring that it has. 0; -EAGAIN:
+/// batches have yet to take note of what it lost; -ENODEV: it is not up; another negative error
+/// number: it does not come up.
+///
+/// # Safety
+///
+/// The function was cut off from memory or reset, or the channel's service is `Stopped`.
 #[unsafe(no_mangle)]
-pub extern "C" fn ptdma_rs_channel_revive(system: &System, chan: u32) -> i32 {
-    system.revive(chan as usize)
+pub unsafe extern "C" fn ptdma_rs_channel_revive(system: &System, chan: u32) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe { system.revive(chan as usize) }
 }
 
 /// Whether batches use a channel.

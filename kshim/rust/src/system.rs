@@ -284,7 +284,11 @@ impl System {
     }
 
     /// Brings a channel back whose engine touches no memory.
-    pub(crate) fn revive(&self, number: usize) -> i32 {
+    ///
+    /// # Safety
+    ///
+    /// The function was cut off from memory or reset, or the engine has shown that it stands.
+    pub(crate) unsafe fn revive(&self, number: usize) -> i32 {
         self.engines.confirm_stopped(number);
         let mut channel = match self.engines.take(number) {
             Ok(channel) => channel,
@@ -293,7 +297,7 @@ impl System {
             Err(NotIdle::InService) => return 0,
             Err(_) => return -errno::ENODEV,
         };
-        // SAFETY: the caller has cut the function off or reset it, or it has proved that it stands.
+        // SAFETY: the caller's promise.
         let proof = unsafe { FunctionQuiesced::by_owner() };
         let recovered = channel.channel().recover(proof);
         let works = recovered.is_ok();
