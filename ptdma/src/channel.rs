@@ -152,6 +152,9 @@ pub struct Channel<R, M> {
     pub(crate) armed: bool,
     /// Whether the head alone does not say what was copied.
     pub(crate) cautious: bool,
+    /// Whether the engine was set walking over slots that count as nobody's, and was not seen to
+    /// arrive.
+    pub(crate) walking: bool,
 }
 
 // What the channel holds besides its ring memory must stay small: issue and design budget 1 KiB,
@@ -232,6 +235,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             raced: false,
             armed: false,
             cautious: false,
+            walking: false,
         };
         match channel.take_over() {
             Ok(()) => Ok(channel),
@@ -295,6 +299,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         self.restarts = 0;
         self.replay_left = 0;
         self.started = false;
+        self.walking = false;
         self.run_taken = false;
         self.halt_fell = false;
         self.run_seen = false;

@@ -342,6 +342,14 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         Ok(true)
     }
 
+    /// Moves the tail to a slot of a ring of `entries`, a power of two, and says which.
+    fn end_walk_at(&self, slot: usize, entries: usize) -> usize {
+        let slot = slot & entries.wrapping_sub(1);
+        self.regs
+            .write(Register::Tail, self.ring.slot_register_value(slot));
+        slot
+    }
+
     /// Whether the engine goes from the slot before `end` to that slot. Nothing if the copy there
     /// failed. The engine stands before and after, and RUN is off.
     fn walk_over<C: Clock + ?Sized>(
@@ -354,37 +362,48 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         let to = self.ring.slot_register_value(end);
         self.regs.write(Register::Tail, to);
         self.regs.write(Register::Head, from);
+        self.walking = true;
         self.start();
-        let mut has_wrapped = false;
+        // Where the walk ends, if the engine walks the shorter ring, and whether the engine was
+        // seen elsewhere since the tail was put there.
+        let mut detour: Option<(usize, bool)> = None;
         loop {
             let last = deadline.expired(clock);
             let head = self.regs.read(Register::Head);
             if self.error_pending()? {
                 self.traits.failed_copies = self.traits.failed_copies.saturating_add(1);
                 self.come_to_rest(ErrorCode::from_status(0))?;
+                self.walking = false;
                 let all = Interrupts::KNOWN.bits();
                 self.regs.write(Register::InterruptStatus, all);
                 return Ok(None);
             }
-            let target = if has_wrapped {
-                self.ring.slot_register_value(0)
-            } else {
-                to
+            let Some(slot) = self.ring.slot_of(head) else {
+                return Err(self.bad_head(head).into());
             };
-            if head == target {
-                self.take_run();
-                return Ok(Some(!has_wrapped));
-            }
-            match self.ring.slot_of(head) {
-                Some(slot) if slot < end => {
-                    if !has_wrapped && head != from {
-                        // It walks the shorter ring, and would for ever: end that.
-                        has_wrapped = true;
-                        let first = self.ring.slot_register_value(0);
-                        self.regs.write(Register::Tail, first);
-                    }
+            match &mut detour {
+                None if head == to => {
+                    self.walking = false;
+                    self.take_run();
+                    return Ok(Some(true));
                 }
-                _ => return Err(self.bad_head(head).into()),
+                Some((target, true)) if slot == *target => {
+                    self.walking = false;
+                    self.take_run();
+                    return Ok(Some(false));
+                }
+                _ if slot >= end => return Err(self.bad_head(head).into()),
+                None if head == from => {}
+                // It walks the shorter ring, and would for ever: end that. Not at its slot, nor at
+                // one that it was in when the tail moved there: it may be in a descriptor.
+                None => {
+                    let target = self.end_walk_at(slot.wrapping_add(end / 2), end);
+                    detour = Some((target, false));
+                }
+                Some((target, false)) if slot == *target => {
+                    *target = self.end_walk_at(slot.wrapping_add(1), end);
+                }
+                Some((_, seen_elsewhere)) => *seen_elsewhere = true,
             }
             if last {
                 return Err(self.nothing_moves());

@@ -268,7 +268,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             }
             // An engine that was never started, or that has shown all of its work to be done, has
             // nothing left to touch.
-            if !self.started || self.ring.in_flight() == 0 {
+            if !self.started || self.ring.in_flight() == 0 && !self.walking {
                 return Ok(Stop::Stands);
             }
             if has_halted(control) && self.halt_fell || self.is_drained() {
