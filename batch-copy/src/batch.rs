@@ -25,7 +25,7 @@ use crate::overlap::OverlapCheck;
 use crate::plan::{CutRules, Plan, Stretch};
 use crate::source::FolioSource;
 use crate::stats::Report;
-use crate::sum::Sum;
+use crate::sum::{Covered, Sum};
 use crate::survey::{BadInput, Bounds, Survey};
 use crate::wait::{Wait, WaitFor, Wake};
 
@@ -172,7 +172,7 @@ impl<const N: usize> Batch<N> {
             phase: Phase::Running,
             phase_end_ns: start_ns.saturating_add(options.budget_ns),
             cpu: Share::default(),
-            dma: Sum::NOTHING,
+            dma: Covered::NOTHING,
             others: Sum::NOTHING,
             clock_ns: start_ns,
             still: 0,
@@ -217,7 +217,7 @@ where
     phase_end_ns: u64,
     cpu: Share,
     /// What engines copied.
-    dma: Sum,
+    dma: Covered,
     /// What is in any other column of the books.
     others: Sum,
     /// The latest time that the clock said.
@@ -282,7 +282,7 @@ where
 
     fn abandon_burst(&mut self, channel: usize, mut share: RingShare, span: &Span, now_ns: u64) {
         let unproven = self.engines.abandon(channel, &mut share, now_ns);
-        self.engines.sub_load(channel, span.sum.bytes);
+        self.engines.sub_load(channel, span.bytes());
         if unproven && !self.is_proved_stopped(channel) {
             let stretch = Stretch {
                 start: span.start.position,

@@ -109,8 +109,8 @@ pub(crate) struct Walked {
     pub(crate) ended: Ended,
     /// Of so many parts of folios do the descriptors consist.
     pub(crate) pieces: u64,
-    /// What the descriptors copy.
-    pub(crate) sum: Sum,
+    /// What was left out on the way: refused before.
+    pub(crate) left_out: Sum,
     pub(crate) digest: Digest,
 }
 
@@ -189,7 +189,7 @@ where
                 None => Ended::Enough,
             },
             pieces: whole.wrapping_add((place.offset_bytes != 0) as u64),
-            sum: Sum::of(self.begin.position, place.position).minus(self.skipped),
+            left_out: self.skipped,
             digest: self.digest,
         }
     }

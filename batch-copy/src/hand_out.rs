@@ -94,7 +94,7 @@ impl Order {
                     Ended::Enough
                 },
                 pieces: count as u64,
-                sum: Sum::of(begin.position, position),
+                left_out: Sum::NOTHING,
                 digest: Digest::of_folios(begin.folio, count),
             }
         };

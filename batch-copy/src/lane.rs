@@ -2,7 +2,7 @@
 
 use crate::cursor::Place;
 use crate::engines::{Cause, Motion, Share};
-use crate::gather::Digest;
+use crate::gather::{Digest, Walked};
 use crate::sum::Sum;
 
 /// Descriptors after which a burst is not continued. To trace one that failed back to its bytes,
@@ -17,10 +17,30 @@ pub(crate) struct Span {
     pub(crate) start: Place,
     /// Where in the stream they end.
     pub(crate) end_position: u64,
-    /// What they copy, without what was accounted for as lost.
-    pub(crate) sum: Sum,
+    /// What of that they do not copy: it was refused before, or was accounted for as lost.
+    pub(crate) left_out: Sum,
     /// A second walk has to come to the same.
     pub(crate) digest: Digest,
+}
+
+impl Span {
+    /// Of descriptors that a walk from `start` came to.
+    #[inline(always)]
+    pub(crate) const fn of(start: Place, walked: &Walked) -> Self {
+        Self {
+            start,
+            end_position: walked.place.position,
+            left_out: walked.left_out,
+            digest: walked.digest,
+        }
+    }
+
+    /// Bytes that they copy.
+    #[inline]
+    pub(crate) const fn bytes(&self) -> u64 {
+        let all = self.end_position.wrapping_sub(self.start.position);
+        all.wrapping_sub(self.left_out.bytes)
+    }
 }
 
 /// Such descriptors, and what became of them so far.
@@ -50,6 +70,16 @@ pub(crate) enum Doubt {
 }
 
 impl Burst {
+    /// Descriptors that were accepted a moment ago.
+    #[inline(always)]
+    pub(crate) const fn new(share: Share, span: Span) -> Self {
+        Self {
+            share,
+            span,
+            doubt: None,
+        }
+    }
+
     fn is_continued_by(&self, next: &Self) -> bool {
         self.share.is_continued_by(&next.share)
             && self.span.end_position == next.span.start.position
@@ -136,7 +166,7 @@ impl Bursts {
                 newest.share.join(burst.share);
                 let (span, more) = (&mut newest.span, burst.span);
                 span.end_position = more.end_position;
-                span.sum = span.sum.plus(more.sum);
+                span.left_out = span.left_out.plus(more.left_out);
                 span.digest = span.digest.plus(more.digest);
             } else {
                 self.waiting = Some(burst);

@@ -44,6 +44,46 @@ impl Sum {
     }
 }
 
+/// Stretches, added up. Those that follow each other cost next to nothing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Covered {
+    sum: Sum,
+    /// The last ones, which are one stretch, and not in the sum yet.
+    start: u64,
+    end: u64,
+}
+
+impl Covered {
+    pub(crate) const NOTHING: Self = Self {
+        sum: Sum::NOTHING,
+        start: 0,
+        end: 0,
+    };
+
+    /// Adds the stream from `start` to `end` without `left_out`.
+    #[inline(always)]
+    pub(crate) const fn add(&mut self, start: u64, end: u64, left_out: Sum) {
+        if left_out.bytes != 0 {
+            self.sum = self.sum.minus(left_out);
+        }
+        if end == self.start {
+            self.start = start;
+        } else if start == self.end {
+            self.end = end;
+        } else {
+            self.sum = self.sum();
+            self.start = start;
+            self.end = end;
+        }
+    }
+
+    /// All of it.
+    #[inline(always)]
+    pub(crate) const fn sum(&self) -> Sum {
+        self.sum.plus(Sum::of(self.start, self.end))
+    }
+}
+
 /// A number for a place, so that differences of such numbers do not meet by accident.
 #[inline(always)]
 const fn scrambled(position: u64) -> u64 {

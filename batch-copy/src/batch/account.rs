@@ -142,8 +142,9 @@ where
     /// that was not: the books also say which parts they are about.
     pub(super) fn finish(mut self) -> Report {
         let report = &mut self.report;
-        report.dma_bytes = self.dma.bytes;
-        let known = self.dma.plus(self.others);
+        let dma = self.dma.sum();
+        report.dma_bytes = dma.bytes;
+        let known = dma.plus(self.others);
         let balanced = known == Sum::of(0, report.bytes);
         report.unaccounted_bytes = match report.bytes.abs_diff(known.bytes) {
             // As many bytes as there should be, but not those.

@@ -8,7 +8,7 @@ use super::refill::Serviced;
 use crate::channel::CopyChannel;
 use crate::engines::{Glance, Look, Losses, Port, Watch};
 use crate::host::{CpuCopier, Rescue};
-use crate::lane::{Burst, Lane};
+use crate::lane::Lane;
 use crate::map::Mapper;
 use crate::source::FolioSource;
 use crate::wait::{Wait, Wake};
@@ -122,11 +122,12 @@ where
         let mut may_ask = poll;
         while let Some((lane, before)) = lanes.split_last_mut() {
             if !lane.is_done() {
-                let usual = |burst: &&Burst| burst.doubt.is_none();
-                let burst = lane.bursts.only().filter(usual);
-                let Some(burst) = burst.filter(|_| lane.rest() == 0) else {
+                let Some(burst) = lane.bursts.only() else {
                     break;
                 };
+                if lane.rest() != 0 || burst.doubt.is_some() {
+                    break;
+                }
                 if lane.quiet && !may_ask {
                     if before.iter().any(Lane::announced) {
                         break;
@@ -144,13 +145,14 @@ where
                         now_ns,
                         hang_ns,
                     },
-                    || burst.span.sum.bytes,
+                    || burst.span.bytes(),
                 );
                 if glance != Glance::Over {
                     swept.glance = Some(glance);
                     break;
                 }
-                dma = dma.plus(burst.span.sum);
+                let span = &burst.span;
+                dma.add(span.start.position, span.end_position, span.left_out);
                 lane.bursts.pop_only();
                 swept.moved = true;
             }

@@ -98,7 +98,7 @@ where
                 span: Span {
                     start,
                     end_position: end.position,
-                    sum: Sum::of(start.position, end.position),
+                    left_out: Sum::NOTHING,
                     digest: Digest::of_start(start),
                 },
                 doubt: None,

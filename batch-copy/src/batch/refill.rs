@@ -7,9 +7,9 @@ use super::{Batch, Run, Unfiled};
 
 use crate::channel::{CopyChannel, Limits, PrepError};
 use crate::cursor::{Cursor, Place};
-use crate::engines::{Look, Losses, Motion, Port, Share as RingShare, Watch};
+use crate::engines::{Accepted, Look, Losses, Motion, Port, Watch};
 use crate::folio::SkipReason;
-use crate::gather::{CHUNK, Ended, Gather};
+use crate::gather::{CHUNK, Ended, Gather, Walked};
 use crate::hand_out::Order;
 use crate::host::{CpuCopier, Rescue};
 use crate::lane::{Burst, Doubt, Lane, Span};
@@ -96,11 +96,13 @@ where
             };
             moved = true;
             if let Some(burst) = lane.bursts.pop_front() {
-                self.engines.sub_load(channel, burst.span.sum.bytes);
+                self.engines.sub_load(channel, burst.span.bytes());
                 if let Some(doubt) = burst.doubt {
                     self.give_up(index, &burst, doubt);
                 } else {
-                    self.dma = self.dma.plus(burst.span.sum);
+                    let span = &burst.span;
+                    self.dma
+                        .add(span.start.position, span.end_position, span.left_out);
                 }
             }
             if self.state.lanes.get(index).is_some_and(Lane::is_done) {
@@ -160,14 +162,13 @@ where
         let mut submitted: usize = 0;
         let mut bytes: u64 = 0;
         let mut rang_for: usize = 0;
-        let mut going = true;
         if let Some(lane) = self.state.lanes.get_mut(index)
             && lane.bursts.is_empty()
         {
             // Until now it had no reason to move.
             lane.motion = Motion::since(now_ns);
         }
-        while going {
+        loop {
             let Batch {
                 lanes,
                 refused,
@@ -200,7 +201,7 @@ where
                 quiet_from: lane.spoken_for.then_some(lane.end),
                 now_ns,
             };
-            let (accepted, mut walked, all) = if M::TRIVIAL
+            let (accepted, walked, all) = if M::TRIVIAL
                 && S::IN_MEMORY
                 && refused.is_empty()
                 && order.suits(self.source, lane)
@@ -211,93 +212,35 @@ where
                 order.give_gathered(self.engines, self.source, lane, mapper, refused, chunk)
             };
             let taken = accepted.count;
-            let mut span = Span {
-                start,
-                end_position: walked.place.position,
-                sum: walked.sum,
-                digest: walked.digest,
-            };
-            let mut share = accepted.share;
-            let mut rejected = None;
-            if !all {
-                let (channel, end) = (lane.channel, lane.end);
-                let target = order.target(lane);
-                // Whoever is asked now may panic: what is in the ring has to be known by then.
-                self.state.unfiled = Some(Unfiled {
-                    channel,
-                    share,
-                    span,
-                });
-                let mut gather = Gather::new(
-                    self.source,
-                    start,
-                    (end, start.folio),
-                    target,
-                    &mut self.host.mapper,
-                    &self.state.refused,
-                );
-                gather.by_ref().take(taken).for_each(drop);
-                walked = gather.walked();
-                span.end_position = walked.place.position;
-                span.sum = walked.sum;
-                span.digest = walked.digest;
-                going = accepted.error == Some(PrepError::Rejected);
-                if going {
-                    rejected = gather.next().map(|segment| {
-                        let end = gather.walked().place.position;
-                        Stretch {
-                            start: end.saturating_sub(segment.len_bytes),
-                            end,
-                        }
-                    });
-                    going = rejected.is_some();
-                }
-                share = match self.state.unfiled.take() {
-                    Some(unfiled) => unfiled.share,
-                    None => RingShare::empty(),
-                };
-            }
-            let Some(lane) = self.state.lanes.get_mut(index) else {
-                break;
-            };
-            lane.next = walked.place;
-            // The channel has other copies than the mapper or the source names now. They may
-            // reach to the end of the lane.
-            let doubt = (span.sum.bytes != accepted.bytes).then_some(Doubt::Unmapped);
-            if doubt.is_some() {
-                rejected = None;
-                going = false;
-                span.end_position = lane.end;
-                lane.next.position = lane.end;
-            }
-            let lane_done = lane.rest() == 0;
-            if taken != 0 {
-                let burst = Burst { share, span, doubt };
-                lane.bursts.add(burst, lane.seam);
-            }
+            let offered = walked.place.position.wrapping_sub(start.position);
             bytes = bytes.wrapping_add(accepted.bytes);
-            let coalesced = walked.pieces.saturating_sub(taken as u64);
-            self.report.coalesced = self.report.coalesced.wrapping_add(coalesced);
             submitted = submitted.saturating_add(taken);
             if accepted.rang {
                 rang_for = submitted;
                 self.report.doorbells = self.report.doorbells.wrapping_add(1);
             }
-            if let Some(stretch) = rejected {
-                self.refuse(index, stretch, SkipReason::Rejected);
-            } else if let Ended::Refused(stretch) = walked.ended
-                && all
-                && doubt.is_none()
-            {
+            if !all || offered.wrapping_sub(walked.left_out.bytes) != accepted.bytes {
+                if self.take_part(index, &order, accepted, walked) {
+                    continue;
+                }
+                break;
+            }
+            lane.next = walked.place;
+            let lane_done = lane.rest() == 0;
+            if taken != 0 {
+                let span = Span::of(start, &walked);
+                lane.bursts.add(Burst::new(accepted.share, span), lane.seam);
+            }
+            let coalesced = walked.pieces.saturating_sub(taken as u64);
+            self.report.coalesced = self.report.coalesced.wrapping_add(coalesced);
+            if let Ended::Refused(stretch) = walked.ended {
                 self.refuse(index, stretch, SkipReason::Unmapped);
-            } else if matches!(accepted.error, Some(PrepError::Full | PrepError::Faulted)) {
-                going = false;
-            } else if lane_done {
+            } else if lane_done || accepted.error.is_some() {
                 break;
             } else if taken == 0 {
                 // Nothing to offer and nothing refused, though a rest is left: the list of folios
                 // has become shorter. Its end is in no book, so nothing will be claimed.
-                lane_ends_here(self.state.lanes.get_mut(index));
+                lane.end_at(walked.place);
                 break;
             }
         }
@@ -321,6 +264,76 @@ where
         submitted != 0
     }
 
+    /// The channel did not take what it was offered: finds out by a second walk what it took, and
+    /// what of the stream it rejected. Says whether there may be more to hand out.
+    #[cold]
+    #[inline(never)]
+    fn take_part(
+        &mut self,
+        index: usize,
+        order: &Order,
+        accepted: Accepted,
+        walked: Walked,
+    ) -> bool {
+        let Some(lane) = self.state.lanes.get(index) else {
+            return false;
+        };
+        let (channel, end, start) = (lane.channel, lane.end, lane.next);
+        let target = order.target(lane);
+        // Whoever is asked now may panic: what is in the ring has to be known by then.
+        self.state.unfiled = Some(Unfiled {
+            channel,
+            share: accepted.share,
+            span: Span::of(start, &walked),
+        });
+        let mut gather = Gather::new(
+            self.source,
+            start,
+            (end, start.folio),
+            target,
+            &mut self.host.mapper,
+            &self.state.refused,
+        );
+        gather.by_ref().take(accepted.count).for_each(drop);
+        let mut walked = gather.walked();
+        let mut doubt = None;
+        let mut rejected = None;
+        if Span::of(start, &walked).bytes() != accepted.bytes {
+            // The channel has other copies than the mapper or the source names now. They may
+            // reach to the end of the lane.
+            doubt = Some(Doubt::Unmapped);
+            walked.place.position = end;
+        } else if accepted.error == Some(PrepError::Rejected) {
+            rejected = gather.next().map(|segment| {
+                let end = gather.walked().place.position;
+                Stretch {
+                    start: end.saturating_sub(segment.len_bytes),
+                    end,
+                }
+            });
+        }
+        let unfiled = self.state.unfiled.take();
+        if let Some(lane) = self.state.lanes.get_mut(index) {
+            lane.next = walked.place;
+            if let Some(Unfiled { share, .. }) = unfiled
+                && accepted.count != 0
+            {
+                let mut burst = Burst::new(share, Span::of(start, &walked));
+                burst.doubt = doubt;
+                lane.bursts.add(burst, lane.seam);
+            }
+        }
+        let coalesced = walked.pieces.saturating_sub(accepted.count as u64);
+        self.report.coalesced = self.report.coalesced.wrapping_add(coalesced);
+        match rejected {
+            Some(stretch) => {
+                self.refuse(index, stretch, SkipReason::Rejected);
+                true
+            }
+            None => false,
+        }
+    }
+
     /// A part of a lane's rest cannot be given to an engine: remembers and accounts for it.
     pub(super) fn refuse(&mut self, index: usize, stretch: Stretch, reason: SkipReason) {
         let Some(lane) = self.state.lanes.get_mut(index) else {
@@ -341,13 +354,6 @@ where
             self.settle(given_up, near, fate);
             let _ = self.state.refused.push(stretch);
         }
-    }
-}
-
-/// A lane has nothing more, whatever was cut for it.
-fn lane_ends_here(lane: Option<&mut Lane>) {
-    if let Some(lane) = lane {
-        lane.end_at(lane.next);
     }
 }
 

@@ -172,7 +172,7 @@ where
             .get_mut(index)
             .and_then(|lane| lane.bursts.front_mut())
         {
-            burst.span.sum = burst.span.sum.minus(lost);
+            burst.span.left_out = burst.span.left_out.plus(lost);
             self.engines.sub_load(channel, lost.bytes);
         }
         self.rehome(index, stretch, from, cause);

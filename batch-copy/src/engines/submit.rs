@@ -53,49 +53,45 @@ impl<C: CopyChannel> Port<C> {
         now_ns: u64,
         prepare: impl FnOnce(&mut C) -> (Prepared, Announce),
     ) -> Accepted {
-        let mut accepted = Accepted {
-            share: Share::empty(),
-            count: 0,
-            bytes: 0,
-            error: Some(PrepError::Faulted),
-            rang: false,
-        };
         let (Some(channel), Service::Active) = (&mut self.channel, self.service) else {
-            return accepted;
+            return Accepted::nothing(Some(PrepError::Faulted));
         };
         let (prepared, announce) = prepare(channel);
-        accepted.error = prepared.error;
         // Cookies that are not the next ones would make every later report a guess; what has them
         // is not known to any batch, so it must not run.
-        let known = prepared.count == 0
-            || (prepared.first == Some(self.books.next()) && u32::try_from(prepared.count).is_ok());
-        if !known {
-            accepted.error = Some(PrepError::Faulted);
-        } else {
-            let count = prepared.count as u64;
-            accepted.count = prepared.count;
-            accepted.bytes = prepared.bytes;
-            // Looked at above.
-            accepted.share = self.books.issue(prepared.count as u32);
-            let stats = &mut self.stats;
-            stats.submitted = stats.submitted.wrapping_add(count);
-            stats.bytes = stats.bytes.wrapping_add(prepared.bytes);
-            if accepted.count == announce.offered {
-                stats.coalesced = stats.coalesced.wrapping_add(announce.coalesced);
+        let known = prepared.count == 0 || prepared.first == Some(self.books.next());
+        let count = match u32::try_from(prepared.count) {
+            Ok(count) if known => count,
+            _ => {
+                self.stop(now_ns, true);
+                return Accepted::nothing(Some(PrepError::Faulted));
             }
+        };
+        let stats = &mut self.stats;
+        stats.submitted = stats.submitted.wrapping_add(u64::from(count));
+        stats.bytes = stats.bytes.wrapping_add(prepared.bytes);
+        if prepared.count == announce.offered {
+            stats.coalesced = stats.coalesced.wrapping_add(announce.coalesced);
         }
         // What was accepted has to run, too, if not all of it was.
-        if known && (announce.ring || accepted.error.is_some()) {
-            channel.issue_pending(announce.interrupt || accepted.error.is_some());
-            accepted.rang = accepted.count != 0;
-            self.unrung = false;
-            self.stats.doorbells = self.stats.doorbells.wrapping_add(1);
+        let failed = prepared.error.is_some();
+        let ring = announce.ring || failed;
+        if ring {
+            channel.issue_pending(announce.interrupt || failed);
+            stats.doorbells = stats.doorbells.wrapping_add(1);
         }
-        self.unrung |= known && accepted.count != 0 && !accepted.rang;
-        if accepted.error == Some(PrepError::Faulted) {
+        self.unrung = !ring && (self.unrung || count != 0);
+        let share = self.books.issue(count);
+        if prepared.error == Some(PrepError::Faulted) {
             self.stop(now_ns, true);
         }
-        accepted
+        Accepted {
+            share,
+            count: prepared.count,
+            bytes: prepared.bytes,
+            error: prepared.error,
+            rang: ring && count != 0,
+        }
     }
 
     /// [`submit`](Self::submit) for one copy, announced at once. `None` if it was not accepted;

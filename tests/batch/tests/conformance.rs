@@ -2,7 +2,9 @@
 //! model, polled and by interrupt, and the CPU.
 #![allow(missing_docs)]
 
-use batch_copy::{CopyChannel, CpuChannel, Health, PrepError, Progress, PtdmaQueue, Segment};
+use batch_copy::{
+    CPU_CHUNK_BYTES, CopyChannel, CpuChannel, Health, PrepError, Progress, PtdmaQueue, Segment,
+};
 use ptdma::{Channel, ChannelConfig, Cookie, DmaAddr, Signalling};
 use ptdma_batch_tests::memory::{Cpu, Layout, Memory};
 use ptdma_model::{BusRing, BusSpace, Model, ModelConfig};
@@ -160,7 +162,7 @@ impl<C: CopyChannel> AnyChannel for C {
     }
     fn slots(&self) -> (usize, Option<u16>) {
         let limits = self.limits();
-        assert!(limits.align_bytes.is_power_of_two() && limits.max_len_bytes >= 2 << 20);
+        assert!(limits.align_bytes.is_power_of_two() && limits.max_len_bytes >= CPU_CHUNK_BYTES);
         (limits.ring_slots, limits.node)
     }
 }
