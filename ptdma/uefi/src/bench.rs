@@ -21,8 +21,9 @@ const RING_ENTRIES: usize = 128;
 /// The longest share of a list, 1 MiB, takes 250 us at 4 GB/s, the slowest that was published. An
 /// emulated engine may wait seconds for its turn on a busy machine.
 const COPY_MS: u64 = 3_000;
-/// An engine shows what it is like within microseconds; an emulated one as above.
-const FIND_OUT_MS: u64 = 1_000;
+/// An engine shows what it is like within microseconds; an emulated one as above: one second was
+/// seen to be too short.
+const FIND_OUT_MS: u64 = 3_000;
 /// An engine halts when its descriptor is done, within the same 250 us.
 const STOP_MS: u64 = 100;
 /// How often the list of pages is copied by all together: so that failures that are rare, and
@@ -123,8 +124,13 @@ impl Bench {
     /// Brings every function's channel up.
     pub(crate) fn bring_up(&mut self) {
         for number in 0..self.functions.len() {
-            let opened = self.open(number);
-            match opened.and_then(|channel| self.find_out(number, channel)) {
+            let mut found = self.open_and_find_out(number);
+            if matches!(found, Err(Lost::Silent(_))) {
+                // It was reset: a new start, which is what helps if anything does.
+                self.give_back(number);
+                found = self.open_and_find_out(number);
+            }
+            match found {
                 Ok(channel) => {
                     self.functions[number].capacity = channel.capacity();
                     self.channels.push((number, channel));
@@ -137,6 +143,11 @@ impl Bench {
                 }
             }
         }
+    }
+
+    fn open_and_find_out(&mut self, number: usize) -> Result<Driver, Lost> {
+        let channel = self.open(number)?;
+        self.find_out(number, channel)
     }
 
     fn open(&mut self, number: usize) -> Result<Driver, Lost> {

@@ -21,8 +21,8 @@ use crate::time::{self, Nanoseconds};
 const RING_ENTRIES: usize = 128;
 
 /// How long an engine gets to show what it is like: microseconds would do; an emulated one waits for
-/// its turn on a busy host.
-const FIND_OUT_NS: u64 = 1_000_000_000;
+/// its turn on a busy host, for more than a second.
+const FIND_OUT_NS: u64 = 3_000_000_000;
 
 pub(crate) type Regs = Mmio;
 pub(crate) type Ring = CoherentRing;

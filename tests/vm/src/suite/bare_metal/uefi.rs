@@ -44,10 +44,10 @@ pub(super) const CHECKS: &[Check] = &[
         run: kinds,
     },
     Check {
-        name: "uefi/no-reset",
-        about: "a function that hangs and cannot be reset stays off the bus, and its memory is kept",
+        name: "uefi/no-help",
+        about: "a function that cannot be reset stays off the bus, its memory is kept; one that never starts is told",
         set: Set::Rest,
-        run: no_reset,
+        run: no_help,
     },
     Check {
         name: "uefi/no-function",
@@ -311,15 +311,23 @@ fn engines(text: &str) -> Vec<String> {
     engines
 }
 
-fn no_reset(logs: &Path) -> Result<String> {
+fn no_help(logs: &Path) -> Result<String> {
     let shown = show(2, logs, |server| {
         server.machine(Some(0), "no_reset")?;
         let stall = json!({"stall": {"for": "ever", "haltable": false}});
-        server.fault(Some(0), &json!({"trigger": {"at": 90}, "kind": stall}))
+        server.fault(
+            Some(0),
+            &json!({"trigger": {"at": 90}, "kind": stall.clone()}),
+        )?;
+        // This one never does anything, and a reset does not help.
+        server.fault(Some(1), &json!({"trigger": "always", "kind": stall}))
     })?;
     let text = &shown.text;
     let verdicts: Vec<&str> = shown.rows.iter().map(|row| row.verdict.as_str()).collect();
-    ensure!(verdicts == ["no reset; off the bus; ~", "right"], "{text}");
+    ensure!(
+        verdicts == ["no reset; off the bus; ~", "does not start"],
+        "{text}"
+    );
     ensure!(
         text.contains("bytes are kept from whatever starts next"),
         "{text}"
