@@ -182,7 +182,7 @@ pub trait CopyChannel {
     fn issue_pending(&mut self, interrupt: bool);
 
     /// Looks how far the engine is, and lets it go on behind a failed descriptor. `now_ns` is the
-    /// time on the clock of the batch.
+    /// time on the clock of whoever looks; batches may have different ones.
     fn poll(&mut self, now_ns: u64) -> Progress;
 
     /// What [`poll`](Self::poll) would answer, if that is no more than how far the engine is: all

@@ -175,7 +175,8 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
 
     /// The interrupt handler's entry point: call it for every interrupt of channel `number`, then
     /// wake whoever waits. It acknowledges the interrupt and records what the engine has done, so
-    /// that waiters need not ask. Takes the channel's lock.
+    /// that waiters need not ask. Takes the channel's lock. `now_ns` is for the channel; batches go by
+    /// clocks of their own.
     pub fn interrupt(&self, number: usize, now_ns: u64) {
         self.with(number, |port| {
             port.stats.interrupts = port.stats.interrupts.wrapping_add(1);

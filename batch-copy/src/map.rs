@@ -36,9 +36,10 @@ pub struct MapError;
 /// # What an implementer promises
 ///
 /// As long as the batch runs, the same question has the same answer: the executor asks again when
-/// it has to find out which bytes a failed descriptor covered. (It notices if the answers differ,
-/// and then reports more failed than strictly was.) It is called without any lock held. Undoing
-/// the mapping is the caller's, after the batch returned.
+/// it has to find out which bytes a failed descriptor covered. It notices if the answers then come
+/// to other descriptors, in number, beginning or end, and reports all of them as lost, or as not
+/// mapped. It is called without any lock held. Undoing the mapping is the caller's, after the
+/// batch returned.
 pub trait Mapper {
     /// Whether [`map`](Self::map) changes no address, like [`Identity`]'s: then it need not even
     /// be called.

@@ -246,8 +246,7 @@ impl Policy {
         high.saturating_mul(PAGE)
     }
 
-    /// The mission's `should_batch`: whether batches for the kernel's migration reason `reason`
-    /// may use engines.
+    /// Whether batches for the kernel's migration reason `reason` may use engines.
     #[must_use]
     #[inline]
     pub const fn should_batch(&self, reason: u32) -> bool {

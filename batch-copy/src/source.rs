@@ -12,8 +12,9 @@ use crate::folio::Folio;
 /// # What an implementer promises
 ///
 /// The same index gives the same folio as long as the batch runs, and there are no gaps. (A
-/// source that breaks this cannot corrupt memory that it did not name; its folios are then
-/// reported as [`Unaccounted`](crate::FailReason::Unaccounted).)
+/// source that breaks this cannot corrupt memory that it did not name. If the books do not balance
+/// for it, every folio that would be reported as copied is
+/// [`Unaccounted`](crate::FailReason::Unaccounted) instead.)
 pub trait FolioSource {
     /// Whether a folio is found by reading memory, with nothing called that could wait, lock,
     /// panic or come back into the batch: then it may be read with a channel's lock held, which

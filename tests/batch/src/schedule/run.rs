@@ -545,7 +545,10 @@ fn verify(
         }
         return;
     }
-    if columns.iter().sum::<u64>() != report.bytes || report.unaccounted_bytes != 0 {
+    let known = columns
+        .iter()
+        .fold(0_u64, |sum, part| sum.wrapping_add(*part));
+    if known != report.bytes || report.unaccounted_bytes != 0 {
         world.is_wrong(|| format!("the books do not balance\n{}", context()));
     }
     let memory = world.memory.borrow();
