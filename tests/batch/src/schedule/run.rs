@@ -211,14 +211,12 @@ impl Tally {
 fn all_sleep<const N: usize>(world: &Rc<World>, engines: &FuzzEngines<N>, beds: &[Rc<Bed>]) {
     world.count_event();
     deliver(world, engines);
-    if world
-        .engines
-        .iter()
-        .any(|engine| engine.borrow().is_at_work())
-        && !world.one_in(16)
-    {
+    let mut engines = world.engines.iter();
+    if engines.any(|engine| engine.borrow().is_at_work()) {
         world.step_an_engine();
-        world.now_ns.set(world.now_ns.get() + 20);
+        // Now and then an engine takes its time, though never so long that it seems to hang.
+        let lasts_ns = if world.one_in(16) { 2000 } else { 20 };
+        world.now_ns.set(world.now_ns.get() + lasts_ns);
         return;
     }
     let soonest = beds.iter().filter_map(|bed| bed.until_ns.get()).min();
