@@ -19,32 +19,36 @@ pub const DEFAULT_MAX_LEN_BYTES: u32 = 2 << 20;
 /// have made silicon cross one.
 pub const BOUNDARY_LEN_BYTES: u64 = 1 << 32;
 
-// An address has its place between two boundaries in its low half.
-const _: () = assert!(BOUNDARY_LEN_BYTES == 1 << u32::BITS);
+// The bits above an address's place between two boundaries are those of a mask.
+const _: () = assert!(BOUNDARY_LEN_BYTES.is_power_of_two());
 
 /// What a channel accepts in one descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     max_len_bytes: u32,
-    may_cross: bool,
+    /// Bits of two addresses that differ if a boundary lies between them; none if a copy may
+    /// cross one.
+    boundary: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             max_len_bytes: DEFAULT_MAX_LEN_BYTES,
-            may_cross: false,
+            boundary: Self::BOUNDARY,
         }
     }
 }
 
 impl Limits {
+    const BOUNDARY: u64 = BOUNDARY_LEN_BYTES.wrapping_neg();
+
     /// Limits with another longest copy; 0 is taken as 1.
     #[must_use]
     pub const fn with_max_len_bytes(max_len_bytes: u32) -> Self {
         Self {
             max_len_bytes: if max_len_bytes == 0 { 1 } else { max_len_bytes },
-            may_cross: false,
+            boundary: Self::BOUNDARY,
         }
     }
 
@@ -53,7 +57,7 @@ impl Limits {
     #[must_use]
     pub const fn crossing_boundaries(self) -> Self {
         Self {
-            may_cross: true,
+            boundary: 0,
             ..self
         }
     }
@@ -61,7 +65,7 @@ impl Limits {
     /// Whether a copy may cross a multiple of [`BOUNDARY_LEN_BYTES`].
     #[must_use]
     pub const fn may_cross(self) -> bool {
-        self.may_cross
+        self.boundary == 0
     }
 
     /// Longest copy in bytes, at least 1.
@@ -162,18 +166,60 @@ impl CopyRequest {
         len_bytes: u64,
         limits: Limits,
     ) -> Result<Self, RequestError> {
-        // Few comparisons, for the way that every copy goes; which of them failed, and on what, is
-        // found out in the other.
+        // The usual copy, with few instructions: of a power of two, both sides aligned to it. Two
+        // such blocks are one or apart, and none crosses a boundary of a longer one.
         let span = len_bytes.wrapping_sub(1);
-        let len_fits = span < limits.max_len_bytes as u64;
-        // What a span that fits and crosses no boundary begins within reach ends there, too.
-        let crosses = Self::crosses(src, span) || Self::crosses(dst, span);
+        let aligned = (src.get() | dst.get() | len_bytes) & span == 0;
         let in_reach = (src.get() | dst.get()) >> DMA_ADDR_BITS == 0;
-        // |src - dst| > span, of a span that fits.
-        let shifted = src.get().wrapping_sub(dst.get()).wrapping_add(span);
-        let is_plain = len_fits && !crosses && in_reach && shifted > span.wrapping_mul(2);
-        if !is_plain && let Some(e) = Self::refusal(src, dst, len_bytes, limits) {
-            return Err(e);
+        if aligned && in_reach && src.get() != dst.get() && span < limits.max_len_bytes as u64 {
+            return Ok(Self {
+                src,
+                dst,
+                // In range: at most a u32 was allowed.
+                len_bytes: len_bytes as u32,
+            });
+        }
+        Self::one_by_one(src, dst, len_bytes, limits)
+    }
+
+    /// Any copy: the checks one after the other, each with its error.
+    #[inline(never)]
+    const fn one_by_one(
+        src: DmaAddr,
+        dst: DmaAddr,
+        len_bytes: u64,
+        limits: Limits,
+    ) -> Result<Self, RequestError> {
+        let source = match DmaRange::new(src, len_bytes) {
+            Ok(range) => range,
+            Err(e) => return Err(RequestError::Source(e)),
+        };
+        let destination = match DmaRange::new(dst, len_bytes) {
+            Ok(range) => range,
+            Err(e) => return Err(RequestError::Destination(e)),
+        };
+        if len_bytes > limits.max_len_bytes as u64 {
+            return Err(RequestError::TooLong {
+                len_bytes,
+                max_len_bytes: limits.max_len_bytes,
+            });
+        }
+        if source.overlaps(destination) {
+            return Err(RequestError::Overlap {
+                src,
+                dst,
+                len_bytes,
+            });
+        }
+        let span = len_bytes.wrapping_sub(1);
+        let crossed =
+            (src.get() ^ src.get().wrapping_add(span)) | (dst.get() ^ dst.get().wrapping_add(span));
+        if crossed & limits.boundary != 0 {
+            return Err(RequestError::Boundary {
+                src,
+                dst,
+                len_bytes,
+            });
         }
         Ok(Self {
             src,
@@ -181,53 +227,6 @@ impl CopyRequest {
             // In range: at most a u32 was allowed.
             len_bytes: len_bytes as u32,
         })
-    }
-
-    /// Whether a boundary lies between an address and the one `span` further on, less than 2^32:
-    /// whether the low halves carry.
-    #[inline(always)]
-    const fn crosses(start: DmaAddr, span: u64) -> bool {
-        start.low().overflowing_add(span as u32).1
-    }
-
-    /// The same checks, one after the other, each with its error; and those of wider limits.
-    #[cold]
-    const fn refusal(
-        src: DmaAddr,
-        dst: DmaAddr,
-        len_bytes: u64,
-        limits: Limits,
-    ) -> Option<RequestError> {
-        let source = match DmaRange::new(src, len_bytes) {
-            Ok(range) => range,
-            Err(e) => return Some(RequestError::Source(e)),
-        };
-        let destination = match DmaRange::new(dst, len_bytes) {
-            Ok(range) => range,
-            Err(e) => return Some(RequestError::Destination(e)),
-        };
-        if len_bytes > limits.max_len_bytes as u64 {
-            return Some(RequestError::TooLong {
-                len_bytes,
-                max_len_bytes: limits.max_len_bytes,
-            });
-        }
-        if source.overlaps(destination) {
-            return Some(RequestError::Overlap {
-                src,
-                dst,
-                len_bytes,
-            });
-        }
-        let span = len_bytes.wrapping_sub(1);
-        if !limits.may_cross && (Self::crosses(src, span) || Self::crosses(dst, span)) {
-            return Some(RequestError::Boundary {
-                src,
-                dst,
-                len_bytes,
-            });
-        }
-        None
     }
 
     /// Source address.

@@ -509,9 +509,11 @@ fn a_ticket_that_was_taken_for_forgotten_is_told_too_much() {
             Trigger::Every { n: 2, offset: 0 },
             FaultKind::Error { code: 20 },
         )
-        .times(18),
+        .times(20),
     );
-    let jobs: Vec<Job> = (0..2).map(|n| job(&bed.bus, &[PAGE; 30], n)).collect();
+    // More failures than the log holds.
+    let lens: [&[usize]; 2] = [&[PAGE; 40], &[PAGE; 20]];
+    let jobs: Vec<Job> = (0..2).map(|n| job(&bed.bus, lens[usize::from(n)], n)).collect();
     let mut first = bed.group.submit(&jobs[0].list, Notify::Silent).unwrap();
     let mut second = bed.group.submit(&jobs[1].list, Notify::Silent).unwrap();
     let mut polls = 0;
@@ -527,7 +529,7 @@ fn a_ticket_that_was_taken_for_forgotten_is_told_too_much() {
     let told = entries.len();
     entries.dedup();
     assert_eq!(entries.len(), told, "told twice");
-    let failed: Vec<usize> = (0..30).filter(|entry| entry % 2 == 0).collect();
+    let failed: Vec<usize> = (0..40).filter(|entry| entry % 2 == 0).collect();
     assert!(
         failed.iter().all(|entry| entries.contains(entry)),
         "{entries:?}"
