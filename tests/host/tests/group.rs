@@ -513,7 +513,9 @@ fn a_ticket_that_was_taken_for_forgotten_is_told_too_much() {
     );
     // More failures than the log holds.
     let lens: [&[usize]; 2] = [&[PAGE; 40], &[PAGE; 20]];
-    let jobs: Vec<Job> = (0..2).map(|n| job(&bed.bus, lens[usize::from(n)], n)).collect();
+    let jobs: Vec<Job> = (0..2)
+        .map(|n| job(&bed.bus, lens[usize::from(n)], n))
+        .collect();
     let mut first = bed.group.submit(&jobs[0].list, Notify::Silent).unwrap();
     let mut second = bed.group.submit(&jobs[1].list, Notify::Silent).unwrap();
     let mut polls = 0;
