@@ -295,7 +295,7 @@ static void ptdma_print(struct ptdma_chan *chan, u32 event, u64 code)
 		break;
 	case PTDMA_EVENT_NOTHING_MOVES:
 		dev_err(dev,
-			"channel %u: the engine does not copy 32 bytes (control %#x, interrupt status %#x)\n",
+			"channel %u: the engine does not copy 32 bytes (head %#x, tail %#x)\n",
 			chan->index, upper_32_bits(code), lower_32_bits(code));
 		break;
 	}

@@ -285,8 +285,8 @@ struct ptdma_engine {
  *	register.
  * @PTDMA_EVENT_REVIVED: The channel is in use again.
  * @PTDMA_EVENT_RETIRED: The channel does not come up again; a reset may help.
- * @PTDMA_EVENT_NOTHING_MOVES: At bring-up the engine did not start; its control
- *	register in the upper half, its interrupt status in the lower one.
+ * @PTDMA_EVENT_NOTHING_MOVES: At bring-up the engine did not start; its head
+ *	register in the upper half, its tail register in the lower one.
  */
 enum ptdma_event {
 	PTDMA_EVENT_ERROR = 0,

@@ -275,8 +275,8 @@ pub enum Event {
     Revived = 6,
     /// The channel does not come up again; a reset may help.
     Retired = 7,
-    /// At bring-up the engine did not start; its control register in the upper half, its interrupt
-    /// status in the lower one.
+    /// At bring-up the engine did not start; its head register in the upper half, its tail register
+    /// in the lower one.
     NothingMoves = 8,
 }
 

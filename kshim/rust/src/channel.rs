@@ -80,11 +80,13 @@ pub(crate) fn bring_up(
     if let Err(e) = engine.find_out(&KernelClock::YIELDING, deadline) {
         if let ProbeError::NothingMoves {
             control,
-            interrupts,
+            head,
+            tail,
             ..
         } = e
         {
-            let seen = u64::from(control).wrapping_shl(32) | u64::from(interrupts);
+            kernel::report(number, Event::NotStopped, u64::from(control));
+            let seen = u64::from(head).wrapping_shl(32) | u64::from(tail);
             kernel::report(number, Event::NothingMoves, seen);
         }
         // It knows the ring by now.
