@@ -122,18 +122,15 @@ fn what_was_refused_once_is_accounted_for_once() {
         let engines = Puppet::engines::<2>(&puppets);
         let folios = [apart(0, 1, 128 << 10), apart(8, 1, 64 << 10)].concat();
         let now_ns = Cell::new(0);
-        let waits = Cell::new(0);
-        let wait = turn(&now_ns, |_| {
-            if waits.replace(1) == 0 {
-                puppets[0].strings.borrow_mut().faulted = true;
-            }
-            willing(&puppets[0]);
-        });
+        let wait = turn(&now_ns, |_| willing(&puppets[0]));
         let mapper = Maps(|channel: usize, piece: &Piece| {
             let end = piece.offset_bytes + piece.len_bytes;
             let rear = piece.folio == 0 && end > 96 << 10;
             if channel == 1 && rear {
+                // Both channels lose what they have, in the same turn.
                 engines.retire(1, 0);
+                puppets[0].strings.borrow_mut().faulted = true;
+                engines.interrupt(0, 0);
             }
             (rear && (by_all || channel == 1)).then_some(Err(MapError))
         });
