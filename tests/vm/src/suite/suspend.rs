@@ -188,16 +188,11 @@ fn healthy(guest: &mut Guest, how: How) -> Result<String> {
         report.number("/quarantined")? == 0,
         "folios are in quarantine: {report:?}"
     );
-    // Suspending and resuming took the channels down and up, not recovery; and each bring-up has
-    // its engine refuse a descriptor, to see where the head stays.
-    let brought_up = (devices * how.times()) as u64;
+    // Suspending and resuming took the channels down and up, not recovery; and no bring-up has its
+    // engine refuse a descriptor.
     ensure!(
-        report.number("/recoveries")? == 0 && refused == brought_up,
-        "{refused} descriptors refused, {brought_up} wanted: {report:?}"
-    );
-    ensure!(
-        report.number("/stays")? == devices as u64,
-        "it is not known of every engine where its head stays: {report:?}"
+        report.number("/recoveries")? == 0 && refused == 0,
+        "{refused} descriptors failed: {report:?}"
     );
     guest.expect_clean_console()?;
     let times = how.times();
