@@ -81,9 +81,9 @@ fn fill(guest: &mut Guest, node: usize) -> Result<()> {
     ensure!(count > 0, "node {node} has {free} MiB free");
     guest.ok_within(
         &format!(
-            "mkdir -p /tmp/fill{node} && mount -t tmpfs -o size=100%,mpol=bind:{node} none \
-             /tmp/fill{node} && dd if=/dev/urandom of=/tmp/megabyte bs=1M count=1 2> /dev/null && \
-             for i in $(seq {count}); do cat /tmp/megabyte || exit 1; done > /tmp/fill{node}/f"
+            "mkdir -p /fill{node} && mount -t tmpfs -o size=100%,mpol=bind:{node} none \
+             /fill{node} && dd if=/dev/urandom of=/tmp/megabyte bs=1M count=1 2> /dev/null && \
+             for i in $(seq {count}); do cat /tmp/megabyte || exit 1; done > /fill{node}/f"
         ),
         PROGRAM_LIMIT,
     )?;
@@ -169,7 +169,7 @@ fn late_write(guest: &mut Guest, how: Stuck) -> Result<Late> {
         refused: seen.errors,
     };
     fill(guest, 1)?;
-    guest.ok("umount /tmp/fill0 /tmp/fill1 && rmdir /tmp/fill0 /tmp/fill1")?;
+    guest.ok("umount /fill0 /fill1 && rmdir /fill0 /fill1")?;
     Ok(late)
 }
 
@@ -259,7 +259,7 @@ fn absent(guest: &mut Guest) -> Result<String> {
     );
     // Memory that was freed comes into use, and the kernel looks at it.
     fill(guest, 1)?;
-    guest.ok("umount /tmp/fill1 && rmdir /tmp/fill1")?;
+    guest.ok("umount /fill1 && rmdir /fill1")?;
     stop_after_faults(guest)?;
     Ok(format!(
         "{held} folios held while {} KiB were written to them",

@@ -82,7 +82,7 @@ fn ring_size_beside_resets(guest: &mut Guest) -> Result<String> {
     wait_to_grow(guest, MIGRATED)?;
     let sizes = guest.start(
         &format!(
-            "rm -f /tmp/no-more-resets; until [ -e /tmp/no-more-resets ]; do \
+            "rm -f /no-more-resets; until [ -e /no-more-resets ]; do \
              for n in 64 8192 128 4096; do echo $n > {RING}; usleep 20000; done; done"
         ),
         2 * PROGRAM_LIMIT,
@@ -92,7 +92,7 @@ fn ring_size_beside_resets(guest: &mut Guest) -> Result<String> {
         &format!(
             "n=0; for i in $(seq {TIMES}); do for f in {}; do \
              echo 1 > /sys/bus/pci/devices/$f/reset && n=$((n + 1)); done; done; \
-             touch /tmp/no-more-resets; echo $n",
+             touch /no-more-resets; echo $n",
             functions.join(" ")
         ),
         PROGRAM_LIMIT,
@@ -101,8 +101,8 @@ fn ring_size_beside_resets(guest: &mut Guest) -> Result<String> {
     load.end(guest)?;
     // What was freed is used again, and looked at.
     guest.ok(
-        "mkdir -p /tmp/fill && mount -t tmpfs -o size=100% none /tmp/fill && \
-         dd if=/dev/zero of=/tmp/fill/f bs=1M count=256 2> /dev/null && umount /tmp/fill",
+        "mkdir -p /fill && mount -t tmpfs -o size=100% none /fill && \
+         dd if=/dev/zero of=/fill/f bs=1M count=256 2> /dev/null && umount /fill",
     )?;
     guest.expect_clean_dmesg()?;
     set(guest, RING, "1024")?;
