@@ -82,8 +82,8 @@ fn fill(guest: &mut Guest, node: usize) -> Result<()> {
     guest.ok_within(
         &format!(
             "mkdir -p /fill{node} && mount -t tmpfs -o size=100%,mpol=bind:{node} none \
-             /fill{node} && dd if=/dev/urandom of=/tmp/megabyte bs=1M count=1 2> /dev/null && \
-             for i in $(seq {count}); do cat /tmp/megabyte || exit 1; done > /fill{node}/f"
+             /fill{node} && dd if=/dev/urandom of=/megabyte bs=1M count=1 2> /dev/null && \
+             for i in $(seq {count}); do cat /megabyte || exit 1; done > /fill{node}/f"
         ),
         PROGRAM_LIMIT,
     )?;
