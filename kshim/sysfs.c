@@ -37,6 +37,7 @@ PTDMA_COUNT(interrupts);
 PTDMA_COUNT(polls);
 PTDMA_COUNT(spurious_interrupts);
 PTDMA_COUNT(lost_interrupts);
+PTDMA_COUNT(replays);
 PTDMA_COUNT(restarts);
 PTDMA_COUNT(stops);
 PTDMA_COUNT(hangs);
@@ -163,6 +164,7 @@ static struct attribute *ptdma_chan_attrs[] = {
 	&dev_attr_polls.attr,
 	&dev_attr_spurious_interrupts.attr,
 	&dev_attr_lost_interrupts.attr,
+	&dev_attr_replays.attr,
 	&dev_attr_restarts.attr,
 	&dev_attr_stops.attr,
 	&dev_attr_hangs.attr,

@@ -197,6 +197,7 @@ enum ptdma_service {
  * @polls: Looks at the engine by waiting batches.
  * @spurious_interrupts: Interrupts without a cause.
  * @lost_interrupts: Completions whose interrupt never came.
+ * @replays: Errors that did not say which descriptor had failed.
  * @restarts: Times that a halted engine was started again.
  * @stops: Times that the engine was stopped by force.
  * @hangs: Times that it stood still for too long.
@@ -214,6 +215,7 @@ struct ptdma_channel_stats {
 	u64 polls;
 	u64 spurious_interrupts;
 	u64 lost_interrupts;
+	u64 replays;
 	u64 restarts;
 	u64 stops;
 	u64 hangs;

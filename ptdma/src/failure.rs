@@ -152,10 +152,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         }
         // At most the ring's entries.
         self.replay_left = self.ring.handed_out() as u16;
-        self.stats.replayed = self
-            .stats
-            .replayed
-            .wrapping_add(u64::from(self.replay_left));
+        self.stats.replays = self.stats.replays.wrapping_add(1);
         self.ring.rewind();
         self.go_on_from_oldest()?;
         Ok(self.progress(0, None, Some(Anomaly::Replay)))

@@ -18,9 +18,11 @@ use crate::traits::{EngineTraits, Restart, Seen};
 
 /// How often a copy that failed is tried again. One failure may be chance, four are not.
 const TRIES: u32 = 4;
-/// Looks for an engine that goes on by the tail, at the least: 200 us. The sibling's boot loader
-/// counts on some time between the start and the first byte; more only makes bring-up longer.
-const TAIL_LOOKS: u32 = 2_000;
+/// Looks for an engine that goes on by the tail, at the least: 100 us, as a look is two reads of
+/// 100 ns or more each. The sibling's boot loader counts on some time between the start and the
+/// first byte. More makes bring-up longer for every engine that needs RUN: an emulated one of a
+/// virtual machine takes 0.1 ms for a look.
+const TAIL_LOOKS: u32 = 500;
 /// How many times longer than with RUN an engine may take to go on by the tail before it is taken
 /// not to. An emulated engine is a thread, which may wait for its turn; to be wrong costs a read
 /// and a write for each burst.

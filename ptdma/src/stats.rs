@@ -22,8 +22,8 @@ pub struct Stats {
     pub spurious_interrupts: u64,
     /// Completions whose interrupt never came.
     pub lost_interrupts: u64,
-    /// Descriptors that were run again, alone, to find which of them had failed.
-    pub replayed: u64,
+    /// Errors after which the head did not say which descriptor had failed.
+    pub replays: u64,
     /// Times that a halted engine with work to do was started again.
     pub restarts: u64,
 }

@@ -193,6 +193,8 @@ pub struct ChannelStats {
     pub spurious_interrupts: u64,
     /// Completions whose interrupt never came.
     pub lost_interrupts: u64,
+    /// Errors that did not say which descriptor had failed.
+    pub replays: u64,
     /// Times that a halted engine was started again.
     pub restarts: u64,
     /// Times that the engine was stopped by force.

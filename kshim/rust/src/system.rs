@@ -22,6 +22,7 @@ pub(crate) type SystemEngines = Engines<KernelQueue, KernelLock<Port<KernelQueue
 struct EngineCounts {
     spurious_interrupts: u64,
     lost_interrupts: u64,
+    replays: u64,
     restarts: u64,
 }
 
@@ -31,6 +32,7 @@ impl EngineCounts {
         Self {
             spurious_interrupts: stats.spurious_interrupts,
             lost_interrupts: stats.lost_interrupts,
+            replays: stats.replays,
             restarts: stats.restarts,
         }
     }
@@ -41,6 +43,7 @@ impl EngineCounts {
                 .spurious_interrupts
                 .wrapping_add(more.spurious_interrupts),
             lost_interrupts: self.lost_interrupts.wrapping_add(more.lost_interrupts),
+            replays: self.replays.wrapping_add(more.replays),
             restarts: self.restarts.wrapping_add(more.restarts),
         }
     }
@@ -344,6 +347,7 @@ impl System {
             polls: since(shared.polls, seat.zero.polls),
             spurious_interrupts: engine.spurious_interrupts,
             lost_interrupts: engine.lost_interrupts,
+            replays: engine.replays,
             restarts: engine.restarts,
             stops: since(shared.stops, seat.zero.stops),
             hangs: since(shared.hangs, seat.zero.hangs),

@@ -84,9 +84,12 @@ pub(crate) fn table(bench: &Bench) {
         if let Some(code) = function.first_code {
             println!("first failure of {}: {code}", function.location);
         }
-        if function.stats.replayed > 0 {
-            let runs = function.stats.replayed;
-            println!("run again by {}: {runs} descriptor(s)", function.location);
+        if function.stats.replays > 0 {
+            let replays = function.stats.replays;
+            println!(
+                "unclear errors of {}: {replays}, copied again",
+                function.location
+            );
         }
     }
     engines(bench);

@@ -276,8 +276,12 @@ pub(super) fn statistics(guest: &mut Guest) -> Result<String> {
 
     guest.ok(&format!("echo > {TRACE}; echo 1 > {EVENTS}/enable"))?;
     set(guest, TIMEOUT, "300")?;
-    let failing: Value = json!({"trigger": {"at": 1}, "kind": {"error": {"code": 19}}});
-    guest.server()?.fault(Some(2), &failing)?;
+    // The first error does not say which descriptor it is of. The second one is of a descriptor
+    // that runs alone for that reason, and so is a failure.
+    for at in [1, 2] {
+        let failing: Value = json!({"trigger": {"at": at}, "kind": {"error": {"code": 19}}});
+        guest.server()?.fault(Some(2), &failing)?;
+    }
     let hanging = json!({
         "trigger": {"at": 1},
         "kind": {"stall": {"for": "ever", "haltable": false}},

@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::kshim::{
-    OFFLOADING, QUARANTINED, RING, TIMEOUT, expect_rings_mapped, hide_transactions, start,
-    stop_after_faults,
+    OFFLOADING, QUARANTINED, RING, TIMEOUT, expect_none_held, expect_rings_mapped,
+    hide_transactions, start, stop_after_faults,
 };
 use super::kshim_load::{NTH, STRUCK};
 use super::mover::{PROGRAM_LIMIT, get, mover, run, set};
@@ -248,8 +248,7 @@ fn absent(guest: &mut Guest) -> Result<String> {
     // The wait before a channel is tried again grows from a tenth of a second.
     guest.ok("sleep 1")?;
     run(guest, &mover(4, "--bytes 4M", &[]))?;
-    let left = get(guest, QUARANTINED)?;
-    ensure!(left == 0, "{left} of {held} folios are still in quarantine");
+    expect_none_held(guest)?;
     guest.server()?.reset_counters()?;
     run(guest, &mover(4, "--bytes 8M --rounds 2", &[]))?;
     let each = guest.server()?.counters_by_device()?;
@@ -299,8 +298,7 @@ fn given_up(guest: &mut Guest) -> Result<String> {
         ensure!(out.code != 0, "the channel came back without its function");
         guest.server()?.clear_faults(None)?;
         guest.ok(&way)?;
-        let left = get(guest, QUARANTINED)?;
-        ensure!(left == 0, "{left} of {held} folios are still in quarantine");
+        expect_none_held(guest)?;
         expect_rings_mapped(guest)?;
         guest.server()?.reset_counters()?;
         run(guest, &mover(4, "--bytes 8M --rounds 2", &[]))?;

@@ -394,7 +394,7 @@ fn faults(logs: &Path) -> Result<String> {
     );
     for line in [
         // What has failed once does not when it is run again, alone.
-        "run again by 0000:21:00.0: ",
+        "unclear errors of 0000:21:00.0: ",
         "first failure of 0000:51:00.0: error 19",
         "first failure of 0000:53:00.0: error 39",
         "NOT OK: 1 of 6 function(s) are in order; 1 wrong byte(s)",
