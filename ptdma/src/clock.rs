@@ -37,6 +37,16 @@ impl Deadline {
         }
     }
 
+    /// A deadline of the same length, from now on.
+    #[must_use]
+    pub fn again<C: Clock + ?Sized>(self, clock: &C) -> Self {
+        Self {
+            start: clock.now(),
+            polls_left: MAX_POLLS,
+            ..self
+        }
+    }
+
     /// Counts a poll; true once the wait is over.
     pub fn expired<C: Clock + ?Sized>(&mut self, clock: &C) -> bool {
         match self.polls_left.checked_sub(1) {

@@ -110,6 +110,10 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// few more than twice the binary logarithm of its entries. They take cookies. A ring that the
     /// engine walks only in part is shortened, see [`capacity`](Self::capacity).
     ///
+    /// Each copy may take as long as the deadline says, from its own start on: a machine on which
+    /// registers are slow has slow waits for what an engine does not do, too, and is none whose
+    /// engine is dead. The first copy that takes longer ends the whole.
+    ///
     /// If the copies fail, again and again, the channel comes up all the same, with what is right
     /// on every engine, and with a ring of 32 entries at the most.
     ///
@@ -142,7 +146,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         if !self.find_restart(clock, deadline)? {
             return self.use_proven_ring();
         }
-        self.find_control(clock, deadline)?;
+        self.find_control(clock, deadline.again(clock))?;
         if self.find_length(clock, deadline)? {
             Ok(())
         } else {
@@ -176,13 +180,13 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         self.traits.restart = Restart::Unknown;
         self.armed = false;
         for _ in 0..TRIES {
-            let looks = match self.copy_by_run(clock, deadline)? {
+            let looks = match self.copy_by_run(clock, deadline.again(clock))? {
                 Outcome::Done { looks } => looks,
                 Outcome::Failed => continue,
                 Outcome::Silent => return Err(self.nothing_moves()),
             };
             let patience = looks.saturating_mul(TAIL_PATIENCE).max(TAIL_LOOKS);
-            let short = deadline.with_poll_limit(patience);
+            let short = deadline.again(clock).with_poll_limit(patience);
             match self.copy_by_tail(clock, short, deadline)? {
                 Outcome::Done { .. } => return Ok(true),
                 Outcome::Failed => {}
@@ -236,7 +240,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             Outcome::Failed => Ok(Outcome::Failed),
             Outcome::Silent => {
                 self.start();
-                let outcome = self.await_copy(clock, deadline)?;
+                let outcome = self.await_copy(clock, deadline.again(clock))?;
                 if matches!(outcome, Outcome::Done { .. }) {
                     self.traits.restart = Restart::ByRun;
                 }
@@ -326,7 +330,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         while length < whole {
             let mut tries = 0;
             let walked = loop {
-                match self.walk_over(length, clock, deadline)? {
+                match self.walk_over(length, clock, deadline.again(clock))? {
                     None if tries < TRIES => tries = tries.saturating_add(1),
                     walked => break walked,
                 }

@@ -231,6 +231,24 @@ fn both() -> [Signalling; 2] {
     [Signalling::Polled, Signalling::Interrupts]
 }
 
+/// The wait for an engine that goes on by the tail takes longer than a copy may on a machine with
+/// slow registers. Those that need RUN are not dead for that.
+#[test]
+fn slow_registers_make_no_engine_a_dead_one() {
+    // 250 looks of two reads; a copy takes a few.
+    const SHORT_NS: u64 = 50_000;
+    for forks in machines() {
+        let mut machine = Machine::new(forks, Signalling::Polled);
+        let deadline = Deadline::after(&machine.model, SHORT_NS);
+        let found = machine.channel.find_out(&machine.model, deadline);
+        let by_run = forks.restart == forks::Restart::Run;
+        assert!(
+            found.is_ok_and(|t| by_run == (t.restart == Restart::ByRun)),
+            "{forks}: {found:?}"
+        );
+    }
+}
+
 #[test]
 fn what_can_be_known_is_found_out() {
     for forks in machines() {
