@@ -12,12 +12,14 @@ use crate::image::MODULES;
 use crate::kernel::{self, Kernel, Variant};
 use crate::qemu::Qemu;
 use crate::step::{self, Step};
-use crate::{groups, image, paths};
+use crate::{groups, image, paths, toolchain};
 
 const SERVER_LIMIT: Duration = Duration::from_secs(600);
 
 /// Makes everything ready and says what there is.
 pub(crate) fn run(only: Option<Variant>, update: bool) -> Result<bool> {
+    let modules: Vec<&str> = MODULES.iter().map(|module| module.name).collect();
+    toolchain::require_for_modules(&modules)?;
     if update {
         kernel::forget_source()?;
     }

@@ -6,6 +6,7 @@ use comfy_table::{Table, presets};
 use crate::kernel::{Kernel, Variant};
 use crate::machine::kvm_obstacle;
 use crate::qemu::{self, Qemu};
+use crate::toolchain::{Pinned, Toolchain};
 use crate::{paths, tools};
 
 /// A kernel's build folders, sources and results together.
@@ -26,12 +27,16 @@ enum State {
     Good,
     /// Not there, and `cargo vm build` makes it.
     WillBuild,
+    /// Not there, and one check is left out for want of it.
+    LeftOut,
     Bad,
 }
 
 /// Prints the report; `false` if something has to be done by hand.
 pub(crate) fn run() -> Result<bool> {
-    let mut lines = packages();
+    let mut lines = toolchain();
+    lines.extend(packages());
+    lines.extend(checkers());
     lines.push(emulator());
     lines.push(mirror());
     lines.push(acceleration());
@@ -47,7 +52,7 @@ pub(crate) fn run() -> Result<bool> {
     for line in &lines {
         let mark = match line.state {
             State::Good => "ok",
-            State::WillBuild => "-",
+            State::WillBuild | State::LeftOut => "-",
             State::Bad => "LACKS",
         };
         table.add_row([mark, &line.what, &line.found, &line.fix]);
@@ -58,6 +63,53 @@ pub(crate) fn run() -> Result<bool> {
         println!("ready: `cargo vm test`");
     }
     Ok(good)
+}
+
+/// The pinned version, and each component and target that is pinned with it.
+fn toolchain() -> Vec<Line> {
+    let what = || "Rust toolchain".to_owned();
+    let (pinned, toolchain) = match (Pinned::read(), Toolchain::find()) {
+        (Ok(pinned), Ok(toolchain)) => (pinned, toolchain),
+        (Err(error), _) | (_, Err(error)) => {
+            return vec![Line {
+                what: what(),
+                state: State::Bad,
+                found: format!("{error:#}"),
+                fix: "install rustup (https://rustup.rs) and run it in this tree: rustup show"
+                    .into(),
+            }];
+        }
+    };
+    let right = toolchain.version == pinned.channel;
+    let mut lines = vec![Line {
+        what: what(),
+        state: if right { State::Good } else { State::Bad },
+        found: toolchain.version.clone(),
+        fix: if right {
+            String::new()
+        } else {
+            format!("rustup toolchain install {}", pinned.channel)
+        },
+    }];
+    lines.extend(toolchain.missing(&pinned).iter().map(|part| Line {
+        what: part.name().to_owned(),
+        state: State::Bad,
+        found: "not in the toolchain".into(),
+        fix: format!("{} (in this tree)", part.fix()),
+    }));
+    lines
+}
+
+fn checkers() -> Vec<Line> {
+    tools::missing_checkers()
+        .into_iter()
+        .map(|(package, left_out)| Line {
+            what: format!("package {package}"),
+            state: State::LeftOut,
+            found: format!("not installed: {left_out}"),
+            fix: format!("apt-get install --no-install-recommends {package} (as root)"),
+        })
+        .collect()
 }
 
 fn packages() -> Vec<Line> {

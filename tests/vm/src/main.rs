@@ -28,6 +28,7 @@ mod server;
 mod shell;
 mod step;
 mod suite;
+mod toolchain;
 mod tools;
 
 use std::process::ExitCode;

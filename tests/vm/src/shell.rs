@@ -6,13 +6,14 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::machine::{Guest, Options};
-use crate::{build, run_dir};
+use crate::{build, run_dir, toolchain};
 
 /// A command typed by hand may take its time.
 const COMMAND_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
 /// Boots, runs one command or a loop of them, powers off.
 pub(crate) fn run(options: Options, command: Option<&str>) -> Result<bool> {
+    toolchain::require_for_modules(&options.modules)?;
     if options.devices > 0 {
         build::server()?;
     }

@@ -23,6 +23,8 @@ enum Sign {
     Program(&'static str),
     /// A C header that the compiler finds.
     Header(&'static str),
+    /// Perl with the modules that the kernel's checkpatch loads: `perl-base` alone has not all.
+    CheckpatchPerl,
 }
 
 /// A Debian package and what is used of it.
@@ -59,9 +61,31 @@ const COMPILER: &[Tool] = &[
     },
 ];
 
+/// What some check needs, and what is left out without it. Nothing else fails.
+const CHECKERS: &[(Tool, &str)] = &[
+    (
+        program("sparse", "sparse"),
+        "kernel modules are built without sparse's checks",
+    ),
+    (
+        Tool {
+            package: "perl",
+            sign: Sign::CheckpatchPerl,
+        },
+        "`cargo vm patches` leaves checkpatch out",
+    ),
+    (
+        program("python3", "python3"),
+        "`cargo vm patches` leaves kernel-doc comments unchecked",
+    ),
+    (
+        program("valgrind", "valgrind"),
+        "`cargo bench` counts no instructions on the host",
+    ),
+];
+
 /// Debian packages to install on a machine where one is root; CI installs these. The
-/// static busybox is for the guest, the keyring for apt to check what it fetches, sparse for the
-/// modules of this tree: without it they are built unchecked.
+/// static busybox is for the guest, the keyring for apt to check what it fetches.
 pub(crate) const PACKAGES: &[&str] = &[
     "bc",
     "bison",
@@ -75,7 +99,10 @@ pub(crate) const PACKAGES: &[&str] = &[
     "libnuma-dev",
     "make",
     "patch",
+    "perl",
+    "python3",
     "sparse",
+    "valgrind",
     "xz-utils",
 ];
 
@@ -95,6 +122,7 @@ impl Tool {
         match self.sign {
             Sign::Program(name) => find_program(name).is_some(),
             Sign::Header(name) => has_header(name),
+            Sign::CheckpatchPerl => perl_takes_checkpatch(),
         }
     }
 }
@@ -108,6 +136,15 @@ pub(crate) fn missing() -> Vec<(&'static str, bool)> {
             .map(move |tool| (tool.package, private))
     };
     lacks(COMPILER, false).chain(lacks(TOOLS, true)).collect()
+}
+
+/// Packages of checkers that the machine lacks: (package, what is left out without it).
+pub(crate) fn missing_checkers() -> Vec<(&'static str, &'static str)> {
+    CHECKERS
+        .iter()
+        .filter(|(tool, _)| !tool.present())
+        .map(|(tool, left_out)| (tool.package, *left_out))
+        .collect()
 }
 
 /// Gives a command the private tools, if any are needed.
@@ -254,6 +291,17 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     })
 }
 
+/// Whether perl is there, with the modules that checkpatch loads.
+pub(crate) fn perl_takes_checkpatch() -> bool {
+    let perl = Command::new("perl")
+        .args(["-MPOSIX", "-MTerm::ANSIColor", "-MEncode", "-e", "1"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    perl.is_ok_and(|status| status.success())
+}
+
 fn has_header(name: &str) -> bool {
     let compiler = Command::new("gcc")
         .args(["-E", "-include", name, "-x", "c", "/dev/null"])
@@ -277,7 +325,8 @@ mod tests {
 
     #[test]
     fn everything_needed_is_in_the_list_to_install() {
-        for tool in TOOLS.iter().chain(COMPILER) {
+        let checkers = CHECKERS.iter().map(|(tool, _)| tool);
+        for tool in TOOLS.iter().chain(COMPILER).chain(checkers) {
             assert!(PACKAGES.contains(&tool.package), "{}", tool.package);
         }
     }

@@ -4,11 +4,12 @@
 use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table, presets};
 
+use super::MODULES;
 use super::measure::{self, Migrator};
 use crate::kernel::{Kernel, Variant};
 use crate::machine::{Guest, Options};
 use crate::suite::mover;
-use crate::{build, run_dir, step};
+use crate::{build, run_dir, step, toolchain};
 
 /// PTDMA functions: as many as the machine of the published tables has.
 const CHANNELS: usize = 16;
@@ -21,6 +22,7 @@ const FOLIO_KIB: [u64; 3] = [4, 64, 2048];
 
 /// Runs it; an error unless every byte was where it had to be.
 pub(crate) fn run() -> Result<bool> {
+    toolchain::require_for_modules(MODULES)?;
     Kernel::get(Variant::Fast)?;
     build::server()?;
     let logs = run_dir::logs()?;
@@ -47,7 +49,7 @@ fn moves(logs: &std::path::Path) -> Result<Table> {
         Options {
             devices: CHANNELS,
             node_memory_mib: 640,
-            modules: vec!["dcbm", "kshim"],
+            modules: MODULES.to_vec(),
             ..Options::default()
         },
         logs,

@@ -1,5 +1,6 @@
 //! The machine of the benchmark.
 
+use super::MODULES;
 use crate::machine::Options;
 
 /// Room for the kernel and the image beside what is moved.
@@ -14,7 +15,7 @@ pub(super) fn options(channels: usize, moved_mib: u64, compacted_mib: u64) -> Op
         // 2^0: one instruction is one nanosecond of the guest's time.
         icount: Some(0),
         node_memory_mib: BASE_MIB + moved_mib.max(compacted_mib * 3 / 4),
-        modules: vec!["dcbm", "kshim"],
+        modules: MODULES.to_vec(),
         ..Options::default()
     }
 }

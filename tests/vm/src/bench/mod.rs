@@ -23,9 +23,12 @@ pub(crate) use measure::Migrator;
 
 use crate::kernel::{Kernel, Variant};
 use crate::machine::Guest;
-use crate::{build, run_dir, step};
+use crate::{build, run_dir, step, toolchain};
 use measure::{Cell, Compaction};
 use targets::Target;
+
+/// The modules of the migrators that are compared, as `image::MODULES` names them.
+const MODULES: &[&str] = &["dcbm", "kshim"];
 
 /// What to measure.
 #[derive(Debug, Clone, clap::Args)]
@@ -141,6 +144,7 @@ struct Results {
 /// Measures and prints.
 pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     let sizes = Sizes::of(arguments)?;
+    toolchain::require_for_modules(MODULES)?;
     let kernel = Kernel::get(Variant::Fast)?;
     build::server()?;
     let logs = run_dir::logs()?;

@@ -13,7 +13,7 @@ use super::report::{self, Outcome};
 use super::selection::{Entry, Plan, Selection, select};
 use crate::kernel::Variant;
 use crate::machine::{Guest, Options};
-use crate::{build, run_dir, step};
+use crate::{build, run_dir, step, toolchain};
 
 /// How a run is made.
 #[derive(Debug, Clone, Copy, Default)]
@@ -35,6 +35,13 @@ pub(crate) fn run(selection: &Selection, manner: Manner) -> Result<bool> {
     if plans.is_empty() && bare.is_empty() {
         bail!("no check matches; `cargo vm test --set all --soak --list` names them");
     }
+    let modules: Vec<&str> = plans
+        .iter()
+        .flat_map(|plan| (plan.suite.machine)().modules)
+        .collect();
+    let mut parts = toolchain::parts_for_modules(&modules).to_vec();
+    parts.extend(bare_metal::toolchain_parts(&bare));
+    toolchain::require(&parts)?;
     let mut kernels: Vec<Variant> = plans.iter().map(|plan| plan.kernel).collect();
     kernels.dedup();
     let with_server = plans.iter().any(|plan| (plan.suite.machine)().devices > 0);

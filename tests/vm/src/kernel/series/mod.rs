@@ -290,8 +290,8 @@ impl Work {
 
     fn style(&self, patch: &Path) -> Result<Verdict> {
         let script = self.twin.tree().join("scripts/checkpatch.pl");
-        if tools::find_program("perl").is_none() {
-            return Ok(Verdict::Skipped("perl is missing".into()));
+        if !tools::perl_takes_checkpatch() {
+            return Ok(Verdict::Skipped("the package perl is missing".into()));
         }
         let mut command = Command::new("perl");
         command

@@ -19,6 +19,7 @@ use super::report::Outcome;
 use super::selection::{Selection, Set};
 use crate::kernel::Variant;
 use crate::qemu::Qemu;
+use crate::toolchain::{self, Part};
 use crate::{build, step};
 
 /// One named check.
@@ -36,6 +37,8 @@ pub(super) struct Check {
 /// What has checks, and how it is made ready.
 struct Program {
     checks: &'static [Check],
+    /// The target that it is built for.
+    target: Part<'static>,
     /// Builds the program and fetches what it starts in.
     prepare: fn() -> Result<()>,
 }
@@ -43,10 +46,12 @@ struct Program {
 const PROGRAMS: &[Program] = &[
     Program {
         checks: uefi::CHECKS,
+        target: toolchain::UEFI,
         prepare: uefi::prepare,
     },
     Program {
         checks: bare::CHECKS,
+        target: toolchain::BARE,
         prepare: bare::prepare,
     },
 ];
@@ -81,6 +86,19 @@ pub(super) fn listed(check: &Check) -> serde_json::Value {
     })
 }
 
+/// The programs that have one of these checks.
+fn programs(checks: &[&Check]) -> impl Iterator<Item = &'static Program> {
+    let is_of = |check: &Check| checks.iter().any(|one| one.name == check.name);
+    PROGRAMS
+        .iter()
+        .filter(move |program| program.checks.iter().any(is_of))
+}
+
+/// What the checks' programs need of the toolchain.
+pub(super) fn toolchain_parts(checks: &[&Check]) -> impl Iterator<Item = Part<'static>> {
+    programs(checks).map(|program| program.target)
+}
+
 /// Makes ready what the checks need, so that a missing network is told before anything runs.
 pub(super) fn prepare(checks: &[&Check]) -> Result<()> {
     if checks.is_empty() {
@@ -88,11 +106,8 @@ pub(super) fn prepare(checks: &[&Check]) -> Result<()> {
     }
     Qemu::get()?;
     build::server()?;
-    for program in PROGRAMS {
-        let is_of = |check: &Check| checks.iter().any(|one| one.name == check.name);
-        if program.checks.iter().any(is_of) {
-            (program.prepare)()?;
-        }
+    for program in programs(checks) {
+        (program.prepare)()?;
     }
     Ok(())
 }
