@@ -73,6 +73,9 @@ pub struct Progress {
     pub done_before: Cookie,
     /// A descriptor that failed, at most one per answer; before `done_before`, never told twice.
     pub failure: Option<Failure>,
+    /// Whether the engine has begun again with descriptors that are not over, to find one that
+    /// failed. Nothing more is over yet, but the engine does not hang.
+    pub begun_again: bool,
     /// Whether the channel can go on.
     pub health: Health,
 }
@@ -84,6 +87,7 @@ impl Progress {
         Self {
             done_before,
             failure: None,
+            begun_again: false,
             health: Health::Alive,
         }
     }

@@ -102,6 +102,7 @@ impl<K: CpuCopier, const SLOTS: usize> CopyChannel for CpuChannel<K, SLOTS> {
         Progress {
             done_before: self.done_before,
             failure,
+            begun_again: false,
             health: Health::Alive,
         }
     }

@@ -3,7 +3,7 @@
 use core::fmt;
 
 use ptdma::{
-    Channel, Clock, Cookie, Deadline, Fault, MAX_POLLS, NotStopped, Notify, RegisterIo,
+    Anomaly, Channel, Clock, Cookie, Deadline, Fault, MAX_POLLS, NotStopped, Notify, RegisterIo,
     RequestError, RingMemory, SubmitError, Terminated,
 };
 
@@ -141,6 +141,7 @@ impl<R: RegisterIo, M: RingMemory, C: Clock, O: Observer> PtdmaQueue<R, M, C, O>
                         cookie: failure.cookie,
                         code: failure.code.raw(),
                     }),
+                    begun_again: progress.anomaly == Some(Anomaly::Replay),
                     health: Health::Alive,
                 }
             }
@@ -149,6 +150,7 @@ impl<R: RegisterIo, M: RingMemory, C: Clock, O: Observer> PtdmaQueue<R, M, C, O>
                 Progress {
                     done_before: self.channel.done_before(),
                     failure: None,
+                    begun_again: false,
                     health: Health::Faulted,
                 }
             }

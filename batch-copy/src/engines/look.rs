@@ -1,7 +1,5 @@
 //! Looking at a channel on behalf of the owner of some of its descriptors.
 
-use ptdma::Cookie;
-
 use super::ownership::Share;
 use super::port::{Losses, Port, Service};
 
@@ -22,8 +20,8 @@ pub(crate) enum Look {
 /// those of others need not have begun at the same moment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Motion {
-    /// How far it was.
-    done_before: Cookie,
+    /// What its [`moves`](Port::moves) were.
+    moves: u64,
     /// When that was seen first.
     since_ns: u64,
 }
@@ -32,7 +30,7 @@ impl Motion {
     /// Not seen yet.
     pub(crate) const fn since(now_ns: u64) -> Self {
         Self {
-            done_before: Cookie::new(0),
+            moves: 0,
             since_ns: now_ns,
         }
     }
@@ -42,11 +40,11 @@ impl Motion {
         now_ns.saturating_sub(self.since_ns)
     }
 
-    /// Whether it is where it was for `hang_ns`, now that it is at `done_before`.
-    fn stands(&mut self, done_before: Cookie, now_ns: u64, hang_ns: u64) -> bool {
-        if self.done_before != done_before {
+    /// Whether it has stood still for `hang_ns`, now that its moves are `moves`.
+    fn stands(&mut self, moves: u64, now_ns: u64, hang_ns: u64) -> bool {
+        if self.moves != moves {
             *self = Self {
-                done_before,
+                moves,
                 since_ns: now_ns,
             };
         }
@@ -164,7 +162,7 @@ impl<C: CopyChannel> Port<C> {
 
     /// Whether the engine has work and has not been seen to move for `hang_ns`.
     fn stands(&self, motion: &mut Motion, now_ns: u64, hang_ns: u64) -> bool {
-        motion.stands(self.books.done_before(), now_ns, hang_ns)
+        motion.stands(self.moves(), now_ns, hang_ns)
             && self.service == Service::Active
             && self.books.in_flight() != 0
             && self.books.has_room()

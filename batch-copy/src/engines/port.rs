@@ -45,6 +45,10 @@ pub struct Port<C> {
     pub(super) channel: Option<C>,
     pub(super) service: Service,
     pub(super) books: Ownership<LOG_SLOTS>,
+    /// How often the engine has begun again, each time with another oldest descriptor.
+    begun_again: u32,
+    /// The oldest descriptor that it began again with, the last time.
+    begun_again_at: Option<Cookie>,
     /// Whether something was prepared that the engine was not told of.
     pub(super) unrung: bool,
     pub(super) stops: u32,
@@ -63,6 +67,8 @@ impl<C: CopyChannel> Port<C> {
             channel: Some(channel),
             service: Service::Active,
             books,
+            begun_again: 0,
+            begun_again_at: None,
             unrung: false,
             stops: 0,
             good: 0,
@@ -80,6 +86,8 @@ impl<C: CopyChannel> Port<C> {
             channel: None,
             service: Service::Retired,
             books: Ownership::new(Cookie::new(0)),
+            begun_again: 0,
+            begun_again_at: None,
             unrung: false,
             stops: 0,
             good: 0,
@@ -155,7 +163,8 @@ impl<C: CopyChannel> Port<C> {
         let over = progress.done_before.since(self.books.done_before());
         // A channel must not take back what it said, nor finish what it was not given.
         let known = over <= self.books.in_flight();
-        if !known || progress.failure.is_some() || progress.health != Health::Alive {
+        let usual = progress.failure.is_none() && !progress.begun_again;
+        if !known || !usual || progress.health != Health::Alive {
             self.absorb_trouble(progress, known, now_ns);
         } else if over != 0 {
             self.advance(over, over);
@@ -209,9 +218,29 @@ impl<C: CopyChannel> Port<C> {
                 self.stop(now_ns, true);
             }
         }
+        if progress.begun_again {
+            self.begin_again();
+        }
         if progress.health == Health::Faulted && self.service == Service::Active {
             self.stop(now_ns, true);
         }
+    }
+
+    /// The engine has begun again with what is in flight. That counts once for each oldest
+    /// descriptor: an engine that begins again with the same one for ever hangs.
+    fn begin_again(&mut self) {
+        let oldest = Some(self.books.done_before());
+        if self.begun_again_at != oldest {
+            self.begun_again_at = oldest;
+            self.begun_again = self.begun_again.wrapping_add(1);
+        }
+    }
+
+    /// Changes whenever the engine moves: whenever a descriptor is over, and when it has begun
+    /// again. Neither count goes back, so their sum stands still only if both do.
+    pub(super) const fn moves(&self) -> u64 {
+        let over = self.books.done_before().number();
+        over.wrapping_add(self.begun_again as u64)
     }
 
     /// Stops the engine. What it had is lost; owners find out when they look.

@@ -16,6 +16,8 @@ pub enum Act {
     Copy,
     /// It fails with this code.
     Fail(u8),
+    /// The engine begins again with it, and nothing more is over.
+    BeginAgain,
 }
 
 /// The engine's side of a [`Puppet`].
@@ -129,10 +131,15 @@ impl CopyChannel for Puppet {
         let mut strings = self.strings.borrow_mut();
         strings.polls += 1;
         let mut failure = None;
-        while failure.is_none() && strings.issued != 0 && !strings.faulted {
+        let mut begun_again = false;
+        while failure.is_none() && !begun_again && strings.issued != 0 && !strings.faulted {
             let Some(act) = strings.acts.pop_front() else {
                 break;
             };
+            if act == Act::BeginAgain {
+                begun_again = true;
+                break;
+            }
             let copy = strings.ring.pop_front().expect("issued");
             strings.issued -= 1;
             match act {
@@ -143,12 +150,14 @@ impl CopyChannel for Puppet {
                         code,
                     });
                 }
+                Act::BeginAgain => {}
             }
             strings.done += 1;
         }
         Progress {
             done_before: Cookie::new(strings.done),
             failure,
+            begun_again,
             health: if std::mem::take(&mut strings.faulted) {
                 Health::Faulted
             } else {

@@ -212,6 +212,7 @@ impl CopyChannel for WrongCookies {
         Progress {
             done_before: Cookie::new(0),
             failure: None,
+            begun_again: false,
             health: Health::Alive,
         }
     }

@@ -419,3 +419,35 @@ fn one_percent_errors_lose_one_percent() {
         }
     }
 }
+
+/// The waiter sleeps longer than an engine may stand still, and finds an error. The channel then
+/// runs its descriptors one by one, each with the next look.
+#[test]
+fn an_engine_that_runs_its_descriptors_again_does_not_hang() {
+    for signalling in [Signalling::Polled, Signalling::Interrupts] {
+        let mut forks = Forks::TODAY;
+        forks.error_head = ptdma_model::forks::ErrorHead::Tail;
+        let model = ModelConfig {
+            forks,
+            ..ModelConfig::default()
+        };
+        let rig = Rig::new(Setup {
+            signalling,
+            entries: 16,
+            model,
+            ..Setup::default()
+        });
+        let memory = Memory::new(&rig.bus, &[4096; 12], Layout::Scattered, 5);
+        rig.models[0].inject(Fault::at(5, FaultKind::Error { code: 19 }));
+        let mut host = Host::new(rig.stepping());
+        host.wait.round_ns = 3_000_000;
+        let options = Options {
+            hang_ns: 2_000_000,
+            ..Options::default()
+        };
+        let (report, _) = rig.run(&memory, &options, &mut host);
+        assert!(report.is_complete(), "{report:?}");
+        let stats = rig.engines.channel_stats(0).unwrap();
+        assert_eq!((stats.hangs, stats.stops), (0, 0), "{stats:?}");
+    }
+}

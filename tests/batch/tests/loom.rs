@@ -79,6 +79,7 @@ impl CopyChannel for Scripted {
         Progress {
             done_before: Cookie::new(self.done),
             failure,
+            begun_again: false,
             health: Health::Alive,
         }
     }

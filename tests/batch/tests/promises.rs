@@ -178,6 +178,35 @@ fn each_batch_may_have_its_own_clock() {
     assert_eq!((stats.hangs, stats.stops), (0, 0), "{stats:?}");
 }
 
+/// Looks are as far apart as an engine may stand still. The engine begins again with each
+/// descriptor before it copies it, or with the first one for ever.
+#[test]
+fn an_engine_that_begins_again_moves_once() {
+    for for_ever in [false, true] {
+        let puppet = Puppet::new(8);
+        let engines = Puppet::engines::<1>(std::slice::from_ref(&puppet));
+        let folios = apart(0, 4, 4096);
+        let now_ns = Cell::new(0);
+        let turns = Cell::new(0);
+        let wait = turn(&now_ns, |_| {
+            turns.set(turns.get() + 1);
+            let copies = !for_ever && turns.get() % 2 == 0;
+            let act = if copies { Act::Copy } else { Act::BeginAgain };
+            puppet.strings.borrow_mut().acts.push_back(act);
+        });
+        let options = Options {
+            hang_ns: 1_000_000,
+            ..Options::default()
+        };
+        let (report, _) = run(&engines, &folios[..], &options, &mut Host::new(wait));
+        let stats = engines.channel_stats(0).expect("it is there");
+        assert_eq!(report.is_complete(), !for_ever, "{report:?}");
+        assert_eq!(stats.hangs != 0, for_ever, "{stats:?}");
+        let gone = engines.service(0) != Some(Service::Active);
+        assert_eq!(gone, for_ever, "{report:?}");
+    }
+}
+
 /// The list has fewer folios than at first.
 #[test]
 fn a_list_that_gets_shorter_ends_the_batch_and_claims_nothing() {

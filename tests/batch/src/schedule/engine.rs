@@ -195,6 +195,7 @@ impl Engine {
         Progress {
             done_before: Cookie::new(self.told),
             failure,
+            begun_again: false,
             health: if self.faulted {
                 Health::Faulted
             } else {
