@@ -59,6 +59,7 @@ $NM --defined-only -g "$work/out.o" 2>/dev/null | awk '{ print $3 }' |
 	sort -u >"$work/defined"
 missing=$(sort -u "$work/keep" | comm -23 - "$work/defined")
 if [ -n "$missing" ]; then
+	# shellcheck disable=SC2086 # one line, a word for each symbol
 	echo "error: not defined by the Rust library:" $missing >&2
 	exit 1
 fi
@@ -68,6 +69,7 @@ fi
 symbols "$imports" | sort -u >"$work/allowed"
 extra=$(comm -23 "$work/needed" "$work/allowed")
 if [ -n "$extra" ]; then
+	# shellcheck disable=SC2086 # one line, a word for each symbol
 	echo "error: the Rust object needs what no kernel has" \
 		"(ptdma_panic: code that can panic):" $extra >&2
 	exit 1

@@ -1,3 +1,4 @@
+# shellcheck shell=sh disable=SC3045 # of busybox, whose read has -t
 # Suspends the guest with a load at work, and looks at what is left of the module.
 #
 # Runs all by itself: after the first resume the host cannot reach the agent any more, so what
@@ -27,7 +28,7 @@ migrated() {
 # The load is under way: the engines copy for it. A batch of the debug kernel takes seconds.
 moving() {
 	before=$(migrated)
-	for tenth in $(seq 600); do
+	for _ in $(seq 600); do
 		[ "$(migrated)" -gt "$before" ] && return
 		sleep 0.1
 	done
@@ -77,13 +78,13 @@ woken=
 for suspend in $(seq "$TIMES"); do
 	moving "before suspend $suspend of $TIMES"
 	# Not earlier: the module would make use of it.
-	[ -z "$MAY_RESET" ] || echo default > $functions/$MAY_RESET/reset_method
+	[ -z "$MAY_RESET" ] || echo default > "$functions/$MAY_RESET/reset_method"
 	say "about to suspend $suspend of $TIMES"
 	told suspend
-	echo $state > /sys/power/state ||
+	echo "$state" > /sys/power/state ||
 		fail "suspend $suspend of $TIMES: $(grep . /sys/power/suspend_stats/last_* | tr '\n' ' ')"
 	say "awake from suspend $suspend of $TIMES"
-	if [ $HOW = idle ]; then
+	if [ "$HOW" = idle ]; then
 		told wake
 		irq=$(cat /sys/power/pm_wakeup_irq)
 		woken="$woken${woken:+,}$(grep -c "^ *$irq:.*$line" /proc/interrupts)"
@@ -109,9 +110,9 @@ stays=$(sum head_stays)
 resets=
 masters=
 for function in $WATCHED; do
-	channel=$(cat $functions/$function/ptdma/index)
+	channel=$(cat "$functions/$function/ptdma/index")
 	count=$(grep -c "chan=$channel step=reset rc=0" $tracing/trace)
-	command=$(od -An -tu1 -j4 -N1 $functions/$function/config)
+	command=$(od -An -tu1 -j4 -N1 "$functions/$function/config")
 	resets="$resets${resets:+,}$count"
 	masters="$masters${masters:+,}$((command >> 2 & 1))"
 done
