@@ -6,7 +6,7 @@
 
 use core::fmt;
 
-use crate::channel::{Channel, ErrorHead, State, has_halted, has_run};
+use crate::channel::{Channel, ErrorHead, REST_LOOKS, State, has_halted, has_run};
 use crate::clock::Deadline;
 use crate::descriptor::CommandWord;
 use crate::error::{BringUpError, Fault, NotStopped};
@@ -30,6 +30,29 @@ const TAIL_PATIENCE: u32 = 2;
 /// The longest ring that is used where the walk over a longer one could not be watched: Linux's,
 /// with which each of its users has run.
 const PROVEN_ENTRIES: usize = 32;
+
+/// How often in a row the engine has to be found at the tail, there for [`REST_LOOKS`] looks, before
+/// it is taken to have come to each of them. Once may be one long copy, four times is no chance.
+const ROUNDS: u32 = 4;
+
+/// A walk over a shorter ring that is to end.
+///
+/// The engine is moving when the tail is put in its way. It may just be in the copy of that slot:
+/// then it passes, and the head at the tail proves nothing. A head that was elsewhere since, and
+/// is at the tail, proves that the engine came there and stands. An engine may also be too fast to
+/// be seen elsewhere; it comes wherever the tail is put, again and again.
+struct Detour {
+    /// The slot of the tail.
+    target: usize,
+    /// Where the head was at the last look.
+    slot: usize,
+    /// Looks in a row that found it there.
+    looks: u32,
+    /// Whether the head was elsewhere since the tail was moved.
+    was_elsewhere: bool,
+    /// Tails in a row at which the engine was found, and nowhere else.
+    rounds: u32,
+}
 
 /// What became of a copy inside the ring.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -370,19 +393,25 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         self.regs.write(Register::Head, from);
         self.walking = true;
         self.start();
-        // Where the walk ends, if the engine walks the shorter ring, and whether the engine was
-        // seen elsewhere since the tail was put there.
-        let mut detour: Option<(usize, bool)> = None;
+        let all = Interrupts::KNOWN.bits();
+        let mut detour: Option<Detour> = None;
+        let mut failed = false;
         loop {
             let last = deadline.expired(clock);
             let head = self.regs.read(Register::Head);
             if self.error_pending()? {
                 self.traits.failed_copies = self.traits.failed_copies.saturating_add(1);
-                self.come_to_rest(ErrorCode::from_status(0))?;
-                self.walking = false;
-                let all = Interrupts::KNOWN.bits();
+                let goes_on = self.raced;
+                if !goes_on {
+                    self.come_to_rest(ErrorCode::from_status(0))?;
+                    self.walking = false;
+                }
                 self.regs.write(Register::InterruptStatus, all);
-                return Ok(None);
+                if !goes_on {
+                    return Ok(None);
+                }
+                // RUN may have set it going over the failure: it has yet to come to its tail.
+                failed = true;
             }
             let Some(slot) = self.ring.slot_of(head) else {
                 return Err(self.bad_head(head).into());
@@ -393,28 +422,65 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
                     self.take_run();
                     return Ok(Some(true));
                 }
-                Some((target, true)) if slot == *target => {
-                    self.walking = false;
-                    self.take_run();
-                    return Ok(Some(false));
-                }
                 _ if slot >= end => return Err(self.bad_head(head).into()),
                 None if head == from => {}
-                // It walks the shorter ring, and would for ever: end that. Not at its slot, nor at
-                // one that it was in when the tail moved there: it may be in a descriptor.
+                // It walks the shorter ring, and would for ever: end that.
                 None => {
-                    let target = self.end_walk_at(slot.wrapping_add(end / 2), end);
-                    detour = Some((target, false));
+                    detour = Some(Detour {
+                        target: self.end_walk_at(slot.wrapping_add(end / 2), end),
+                        slot,
+                        looks: 0,
+                        was_elsewhere: false,
+                        rounds: 0,
+                    });
                 }
-                Some((target, false)) if slot == *target => {
-                    *target = self.end_walk_at(slot.wrapping_add(1), end);
+                Some(detour) => {
+                    if self.has_ended(detour, slot, end)? {
+                        self.walking = false;
+                        self.take_run();
+                        return Ok((!failed).then_some(false));
+                    }
                 }
-                Some((_, seen_elsewhere)) => *seen_elsewhere = true,
             }
             if last {
                 return Err(self.nothing_moves());
             }
         }
+    }
+
+    /// Whether the engine, whose head is at `slot` of a ring of `end`, has come to the end of its
+    /// walk and stands. Sets it going on if it may have stopped before.
+    fn has_ended(&mut self, detour: &mut Detour, slot: usize, end: usize) -> Result<bool, Fault> {
+        let arrived = slot == detour.target;
+        if arrived && detour.was_elsewhere {
+            return Ok(true);
+        }
+        detour.was_elsewhere |= !arrived;
+        if slot != detour.slot {
+            detour.slot = slot;
+            detour.looks = 0;
+        }
+        detour.looks = detour.looks.saturating_add(1);
+        if detour.looks < REST_LOOKS {
+            return Ok(false);
+        }
+        detour.looks = 0;
+        if arrived {
+            detour.rounds = detour.rounds.saturating_add(1);
+            if detour.rounds >= ROUNDS {
+                return Ok(true);
+            }
+            // As far away as can be: the engine is most likely to be seen on its way there.
+            detour.target = self.end_walk_at(slot.wrapping_sub(1), end);
+        }
+        // It came to the tail before, or its counter knows the shorter ring's end as the tail.
+        if self.traits.restart == Restart::ByRun {
+            self.start_again();
+            if let State::Faulted(fault) = self.state {
+                return Err(fault);
+            }
+        }
+        Ok(false)
     }
 
     /// Goes on with a ring of that many entries. The engine stands, and RUN is off.
