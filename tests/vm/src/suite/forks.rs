@@ -236,8 +236,9 @@ fn summaries(log: &str) -> BTreeMap<String, (u64, u64)> {
     log.lines()
         .filter_map(|line| {
             // `dmatest: dma0chan0-copy0: summary 50 tests, 0 failures 812.21 iops ...`
-            let (head, rest) = line.split_once("-copy0: summary ")?;
-            let channel = head.rsplit(' ').next()?;
+            // A thread's name ends after 15 characters: `dma10chan0-copy: summary`.
+            let (thread, rest) = line.split_once(": summary ")?;
+            let (channel, _) = thread.rsplit(' ').next()?.split_once("-copy")?;
             let mut words = rest.split_whitespace();
             let tests = words.next()?.parse().ok()?;
             let failures = words.nth(1)?.parse().ok()?;
@@ -305,9 +306,9 @@ mod tests {
     #[test]
     fn channels_of_dmatest_are_told_apart() {
         let log = "[1.0] dmatest: dma0chan0-copy0: summary 50 tests, 0 failures 8.2 iops 6 KB/s (0)\n\
-                   [1.0] dmatest: dma1chan0-copy0: summary 50 tests, 2 failures 8.2 iops 6 KB/s (0)\n";
+                   [1.0] dmatest: dma10chan0-copy: summary 50 tests, 2 failures 8.2 iops 6 KB/s (0)\n";
         let found = summaries(log);
         assert_eq!(found.get("dma0chan0"), Some(&(50, 0)));
-        assert_eq!(found.get("dma1chan0"), Some(&(50, 2)));
+        assert_eq!(found.get("dma10chan0"), Some(&(50, 2)));
     }
 }

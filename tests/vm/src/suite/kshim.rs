@@ -357,18 +357,21 @@ fn contiguous(guest: &mut Guest) -> Result<String> {
 /// page arrives.
 pub(super) fn failed_descriptors(guest: &mut Guest) -> Result<String> {
     start(guest, 16)?;
-    let fault = json!({
-        "trigger": {"every": {"n": 100, "offset": 50}},
-        "kind": {"error": {"code": 19}},
-    });
-    // Enough for each channel to meet it.
-    guest.server()?.fault(None, &fault)?;
+    // Twice in a row: until a lone failure has shown where the head stays, what was in flight is
+    // done again after an error, and one that strikes by number does not strike the same descriptor
+    // then. The second one strikes the first of those that are done again, alone.
+    for offset in [50, 51] {
+        let fault = json!({
+            "trigger": {"every": {"n": 100, "offset": offset}},
+            "kind": {"error": {"code": 19}},
+        });
+        // Enough for each channel to meet it.
+        guest.server()?.fault(None, &fault)?;
+    }
     let report = run(guest, &mover(4, "--bytes 16M --rounds 6", &ALL))?;
     let errors = guest.server()?.counters()?.errors;
     let (moved, failures) = (report.folios_moved()?, report.counter(FAILURES)?);
     let (failed, replays) = (sum_of(guest, "failed")?, sum_of(guest, "replays")?);
-    // Until a lone failure has shown where the head stays, what was in flight is done again, and
-    // an error that strikes by number does not strike the same descriptor twice.
     ensure!(
         errors > 0 && errors == failed + replays,
         "{errors} errors of the devices, {failed} failed descriptors, {replays} replays"
