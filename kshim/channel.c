@@ -16,8 +16,8 @@ unsigned int ptdma_chans_end;
  * engine may still touch stays allocated, but its mapping goes with the function.
  * On x86 both are coherent.
  */
-static int ptdma_ring_alloc(struct ptdma_chan *chan, u32 entries,
-			    struct ptdma_ring *ring)
+static int ptdma_ring_map(struct ptdma_chan *chan, u32 entries,
+			  struct ptdma_ring *ring)
 {
 	struct device *dev = &chan->pdev->dev;
 	struct page *page;
@@ -57,6 +57,26 @@ static void ptdma_ring_free(struct ptdma_chan *chan, struct ptdma_ring *ring)
 	ptdma_ring_unmap(chan, ring);
 	free_pages((unsigned long)ring->mem, get_order(ring->bytes));
 	ring->mem = NULL;
+}
+
+/*
+ * Head and tail hold the low half of a bus address, and read 0 after a reset. A
+ * ring that begins where that half is 0 is refused by the library: take another,
+ * while the first is held.
+ */
+static int ptdma_ring_alloc(struct ptdma_chan *chan, u32 entries,
+			    struct ptdma_ring *ring)
+{
+	struct ptdma_ring first;
+	int rc;
+
+	rc = ptdma_ring_map(chan, entries, ring);
+	if (rc || lower_32_bits(ring->dma))
+		return rc;
+	first = *ring;
+	rc = ptdma_ring_map(chan, entries, ring);
+	ptdma_ring_free(chan, &first);
+	return rc;
 }
 
 /* The engine is to know the channel's ring, which is new. */

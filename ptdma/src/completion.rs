@@ -110,7 +110,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             return None;
         }
         let head = self.regs.read(Register::Head);
-        match self.locate(head) {
+        match self.ring.locate(head) {
             HeadPosition::Advanced(0) => self.idle_polls = self.idle_polls.saturating_add(1),
             HeadPosition::Advanced(count) => {
                 // Nothing is retired yet, so poll finds the failure where it is.
@@ -142,7 +142,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     #[inline]
     fn look(&mut self) -> Result<Progress, Fault> {
         let head = self.regs.read(Register::Head);
-        match self.locate(head) {
+        match self.ring.locate(head) {
             HeadPosition::Advanced(0) => {
                 self.idle_polls = self.idle_polls.saturating_add(1);
                 Ok(self.progress(0, None, None))
@@ -288,26 +288,6 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         fault
     }
 
-    /// What a head register value means.
-    ///
-    /// A function that was reset behind our back (by firmware, by its link) reads 0 as its head.
-    /// For most rings that is no slot; for one that begins at a multiple of 4 GiB it is slot 0,
-    /// and work would count as done that was lost. There the control register tells: it has
-    /// forgotten where the ring is and how long.
-    #[inline]
-    pub(crate) fn locate(&self, head: u32) -> HeadPosition {
-        if self.ring.is_slot_after_reset(head) && self.was_reset() {
-            return HeadPosition::Garbage;
-        }
-        self.ring.locate(head)
-    }
-
-    /// Whether the control register has forgotten what the queue was programmed with.
-    #[cold]
-    fn was_reset(&self) -> bool {
-        !self.knows_ring(self.regs.read(Register::Control))
-    }
-
     /// The head has passed `count` descriptors, none of which failed.
     #[inline]
     fn passed(&mut self, count: u64) {
@@ -344,7 +324,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         if self.error_pending()? {
             return self.take_failure();
         }
-        match self.locate(head) {
+        match self.ring.locate(head) {
             HeadPosition::Advanced(0) => {}
             HeadPosition::Advanced(count) => return self.passed_good(count),
             HeadPosition::Garbage => return Err(self.bad_head(head)),

@@ -56,7 +56,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         self.come_to_rest(code)?;
         // The engine stands still: the head is final.
         let head = self.regs.read(Register::Head);
-        let HeadPosition::Advanced(passed) = self.locate(head) else {
+        let HeadPosition::Advanced(passed) = self.ring.locate(head) else {
             return Err(self.bad_head(head));
         };
         let Some(good) = self.good_before_failure(passed) else {

@@ -290,7 +290,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
                 let _ = self.take_failure()?;
                 return Ok(Outcome::Failed);
             }
-            match self.locate(head) {
+            match self.ring.locate(head) {
                 HeadPosition::Advanced(0) => {}
                 HeadPosition::Advanced(count) => {
                     self.ring.retire(count);
@@ -583,7 +583,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         // The head may move after the error is shown. What counts is where it comes to rest.
         self.come_to_rest(ErrorCode::from_status(0))?;
         let head = self.regs.read(Register::Head);
-        match self.locate(head) {
+        match self.ring.locate(head) {
             HeadPosition::Advanced(0) if self.head_stays_at(head) => Ok(Some(ErrorHead::AtFailing)),
             HeadPosition::Advanced(1) if head != tail => Ok(Some(ErrorHead::PastFailing)),
             HeadPosition::Advanced(_) => Ok(Some(ErrorHead::Unknown)),

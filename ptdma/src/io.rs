@@ -59,7 +59,7 @@ impl<T: RegisterIo + ?Sized> RegisterIo for &T {
 /// It never reads the memory back, never stores to a slot that the engine may still read, and
 /// keeps `slot < entries()`; an implementation ignores a store beyond that.
 pub trait RingMemory {
-    /// Bus address of slot 0.
+    /// Bus address of slot 0: a multiple of the ring's size, and none of 4 GiB.
     fn base(&self) -> DmaAddr;
     /// Number of slots.
     fn entries(&self) -> usize;

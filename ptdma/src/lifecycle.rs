@@ -114,7 +114,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         let failed = matches!(self.error_pending(), Ok(true));
         let status = self.regs.read(Register::Status);
         let head = self.regs.read(Register::Head);
-        let passed = match self.locate(head) {
+        let passed = match self.ring.locate(head) {
             HeadPosition::Advanced(count) => count,
             // Nothing is known of what was done, so nothing is claimed.
             HeadPosition::Garbage => 0,
@@ -253,8 +253,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         clock: &C,
         mut deadline: Deadline,
     ) -> Result<Stop, NotStopped> {
-        // Before it is written: the write would give back what a reset has taken, and the head
-        // of a function that was reset would count as progress.
+        // Before it is written: the write would give back what a reset has taken.
         let control = self.read_control();
         if control != ALL_ONES && !self.knows_ring(control) {
             return Ok(Stop::Reset);

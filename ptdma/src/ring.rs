@@ -38,9 +38,12 @@ pub enum RingError {
         /// What it has to be a multiple of, in bytes.
         align_bytes: u64,
     },
-    /// A ring of two entries at bus address 0: its registers look like those of a function that
-    /// was reset, which could not be noticed.
-    LooksReset,
+    /// The base is a multiple of 4 GiB. A reset leaves 0 in head and tail, the low half of which
+    /// would name slot 0 there: work that was lost would count as done. Take other memory.
+    LooksReset {
+        /// The base that was given.
+        base: DmaAddr,
+    },
     /// The ring lies out of the engine's reach.
     Range(RangeError),
 }
@@ -55,8 +58,9 @@ impl fmt::Display for RingError {
             Self::Misaligned { base, align_bytes } => {
                 write!(f, "ring at {base} is not aligned to {align_bytes:#x} bytes")
             }
-            Self::LooksReset => f.write_str(
-                "two ring entries at address 0 cannot be told from a function that was reset",
+            Self::LooksReset { base } => write!(
+                f,
+                "ring at {base}, a multiple of 4 GiB: head and tail of a function that was reset would name a slot of it; take other memory"
             ),
             Self::Range(e) => write!(f, "ring: {e}"),
         }
@@ -108,8 +112,8 @@ impl<M: RingMemory> Ring<M> {
             let align_bytes = len_bytes;
             return Err((RingError::Misaligned { base, align_bytes }, memory));
         }
-        if base.get() == 0 && entries == MIN_ENTRIES {
-            return Err((RingError::LooksReset, memory));
+        if base.low() == 0 {
+            return Err((RingError::LooksReset { base }, memory));
         }
         Ok(Self {
             memory: ManuallyDrop::new(memory),
@@ -319,13 +323,6 @@ impl<M: RingMemory> Ring<M> {
         is_slot.then_some(slot as usize)
     }
 
-    /// Whether a head register value that was reset, 0, is a slot: only where the low half of the
-    /// base is 0.
-    #[inline]
-    pub(crate) fn is_slot_after_reset(&self, head: u32) -> bool {
-        head | self.base_low == 0
-    }
-
     /// A descriptor that copies the slot `from` of the ring to the slot `to`.
     pub(crate) fn copy_of_slot(&self, command: CommandWord, from: u64, to: u64) -> Descriptor {
         let addr = |number: u64| {
@@ -346,7 +343,8 @@ impl<M: RingMemory> Ring<M> {
         self.register_value(self.filled)
     }
 
-    /// What a head register value means against the counters.
+    /// What a head register value means against the counters. That of a function which was reset
+    /// behind our back (by firmware, by its link) is 0, and no slot.
     #[inline]
     pub(crate) fn locate(&self, head: u32) -> HeadPosition {
         let offset = head.wrapping_sub(self.base_low);
@@ -436,7 +434,7 @@ mod tests {
     #[test]
     fn bad_memory_is_refused() {
         for entries in [0, 1, 3, 31, 16384] {
-            assert_eq!(error(0, entries), RingError::Entries { entries });
+            assert_eq!(error(1 << 20, entries), RingError::Entries { entries });
         }
         assert!(matches!(
             error(512, 32),
@@ -446,9 +444,12 @@ mod tests {
             }
         ));
         assert!(matches!(error(1 << 48, 32), RingError::Range(_)));
-        assert_eq!(error(0, 2), RingError::LooksReset);
+        for base in [0, 1 << 32, 3 << 32] {
+            let base = DmaAddr::new(base);
+            assert_eq!(error(base.get(), 32), RingError::LooksReset { base });
+        }
         for entries in [2, 32, 8192] {
-            let Ok(ring) = Ring::new(memory(1 << 32, entries), Cookie::new(0)) else {
+            let Ok(ring) = Ring::new(memory(0xf_0010_0000, entries), Cookie::new(0)) else {
                 panic!("ring of {entries} was refused")
             };
             drop(ring.into_memory());
@@ -502,14 +503,14 @@ mod tests {
 
     #[test]
     fn full_means_one_slot_left() {
-        let Ok(mut ring) = Ring::new(memory(0, 4), Cookie::new(0)) else {
+        let Ok(mut ring) = Ring::new(memory(0x1000, 4), Cookie::new(0)) else {
             panic!("ring refused")
         };
         for i in 0..3 {
             assert!(ring.fill(descriptor(i + 1)).is_some());
         }
         assert_eq!((ring.free(), ring.fill(descriptor(9))), (0, None));
-        assert_eq!(ring.issue(), 3 * 32);
+        assert_eq!(ring.issue(), 0x1000 + 3 * 32);
         ring.retire(2);
         assert_eq!((ring.free(), ring.in_flight()), (2, 1));
         ring.retire(99);

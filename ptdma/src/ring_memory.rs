@@ -27,7 +27,8 @@ unsafe impl Sync for CoherentRing {}
 impl CoherentRing {
     /// Takes `entries` descriptors' worth of memory at `virt`, which the device reaches at `base`.
     ///
-    /// Whether `entries` and `base` suit the engine is checked when a channel is brought up.
+    /// Whether `entries` and `base` suit the engine is checked when a channel is brought up. A base
+    /// whose low 32 bits are 0 does not, see [`RingError::LooksReset`](crate::RingError::LooksReset).
     ///
     /// # Safety
     ///

@@ -165,7 +165,7 @@ impl Bench {
         function.saved = Some(saved);
         function.at = at.ok_or(Lost::NoRegisters)?;
         let regs = registers(function.at).ok_or(Lost::NoRegisters)?;
-        let pages = Pages::allocate(RING_ENTRIES * ptdma::descriptor::DESCRIPTOR_LEN_BYTES)
+        let pages = Pages::allocate_ring(RING_ENTRIES * ptdma::descriptor::DESCRIPTOR_LEN_BYTES)
             .map_err(|_| Lost::NoMemory)?;
         // SAFETY: the pages hold that many descriptors, are this ring's alone, are mapped for the
         // device one to one, and are not freed before the channel has given the ring back.

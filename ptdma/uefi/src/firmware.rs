@@ -171,6 +171,18 @@ impl Pages {
         Ok(Self { start, pages })
     }
 
+    /// The same for a ring, which must not begin at a multiple of 4 GiB.
+    pub(crate) fn allocate_ring(len_bytes: usize) -> uefi::Result<Self> {
+        let first = Self::allocate(len_bytes)?;
+        if first.bus_address().low() != 0 {
+            return Ok(first);
+        }
+        let second = Self::allocate(len_bytes);
+        // SAFETY: no engine was told of it, and nobody uses it.
+        unsafe { first.free() };
+        second
+    }
+
     /// Where engines find it. Firmware maps memory one to one, and so do root bridges, unless
     /// protection against DMA is on: then engines fail every descriptor.
     pub(crate) fn bus_address(&self) -> DmaAddr {

@@ -1,11 +1,16 @@
 //! Resets that nobody told the driver of, and engines that a previous owner could not stop.
 //!
-//! A reset zeroes head, tail and control. In a ring that begins at a multiple of 4 GiB the head is
-//! then a slot of the ring; in any other it is memory that is not ours. Work that the reset took
-//! is lost, and the engine must not be set going there.
+//! A reset zeroes head, tail and control. The head is then memory that is not ours: no ring begins
+//! at a multiple of 4 GiB. Work that the reset took is lost, and the engine must not be set going
+//! there.
+
+use std::cell::Cell;
 
 use ptdma::regs::{QueueControl, Register};
-use ptdma::{BringUpError, Channel, ChannelConfig, Cookie, DmaAddr, Fault, Notify, RegisterIo};
+use ptdma::{
+    BringUpError, Channel, ChannelConfig, Cookie, Deadline, DmaAddr, ErrorHead, Fault, Notify,
+    Progress, RegisterIo, Restart,
+};
 use ptdma_model::fault::StallFor;
 use ptdma_model::{
     Access, BusBuffer, BusRing, BusSpace, Fault as Injected, FaultKind, Model, ModelConfig, Timing,
@@ -13,8 +18,8 @@ use ptdma_model::{
 
 const ENTRIES: usize = 4;
 const LEN_BYTES: usize = 64;
-/// A ring whose slot 0 is where a reset leaves the head, and one where that is foreign memory.
-const BASES: [u64; 2] = [1 << 32, (1 << 32) + 0x1000];
+/// A ring that is far from where a reset leaves the head, and one that ends just there.
+const BASES: [u64; 2] = [(1 << 32) + 0x1000, (1 << 33) - (ENTRIES as u64 * 32)];
 
 struct Machine {
     bus: BusSpace,
@@ -222,7 +227,7 @@ impl RegisterIo for Reading<'_> {
 #[test]
 fn a_queue_that_nobody_could_stop_is_not_taken_over() {
     for never_halts in [false, true] {
-        let mut machine = Machine::new(BASES[1]);
+        let mut machine = Machine::new(BASES[0]);
         let duration = StallFor::Ever;
         let haltable = false;
         machine
@@ -263,4 +268,178 @@ fn a_queue_that_nobody_could_stop_is_not_taken_over() {
         assert!(bring_up().is_ok());
         assert_eq!(destinations[1].to_vec(), [0; LEN_BYTES]);
     }
+}
+
+/// Registers of a function that is reset just before a certain write of control: after the driver
+/// has looked, and before it gives back what a reset takes.
+struct ResetBefore<'m> {
+    model: &'m Model,
+    writes: &'m Cell<Option<u32>>,
+}
+
+impl RegisterIo for ResetBefore<'_> {
+    fn read(&self, register: Register) -> u32 {
+        self.model.step();
+        self.model.read(register)
+    }
+
+    fn write(&self, register: Register, value: u32) {
+        if register == Register::Control
+            && let Some(left) = self.writes.get()
+        {
+            self.writes.set(left.checked_sub(1));
+            if left == 0 {
+                assert!(self.model.function_reset());
+            }
+        }
+        self.model.write(register, value);
+    }
+}
+
+/// What the owner does with the channel, on whose engine three copies are.
+#[derive(Clone, Copy, Debug)]
+enum Deed {
+    Terminate,
+    Pause,
+    Failure,
+    Doorbell,
+}
+
+/// Does it to a channel whose function is reset before the `nth` write of control from then on.
+/// False if there were not so many.
+fn disturbed(base: u64, deed: Deed, told: bool, done: usize, nth: u32) -> bool {
+    let bus = BusSpace::new();
+    let memory = bus
+        .map_at(DmaAddr::new(base), ENTRIES * 32, Access::ReadOnly)
+        .unwrap();
+    let config = ModelConfig {
+        timing: Timing {
+            read_ns: 100,
+            ..Timing::default()
+        },
+        ..ModelConfig::default()
+    };
+    let model = Model::new(config, bus.clone());
+    let writes = Cell::new(None);
+    let regs = ResetBefore {
+        model: &model,
+        writes: &writes,
+    };
+    let config = ChannelConfig {
+        error_head: match told {
+            true => ErrorHead::AtFailing,
+            false => ErrorHead::Unknown,
+        },
+        restart: match told {
+            true => Restart::ByRun,
+            false => Restart::Unknown,
+        },
+        ..ChannelConfig::default()
+    };
+    let ring = BusRing::in_buffer(memory, ENTRIES);
+    let Ok(mut channel) = Channel::bring_up(regs, ring, config) else {
+        panic!("bring-up failed")
+    };
+    let destinations: Vec<_> = (0..done + 5)
+        .map(|_| bus.alloc(LEN_BYTES, 4, Access::ReadWrite).unwrap())
+        .collect();
+    let mut failed = Vec::new();
+    let mut submitted = 0;
+    let mut submit = |channel: &mut Channel<ResetBefore<'_>, BusRing>, count: usize| {
+        for dst in &destinations[submitted..submitted + count] {
+            let src = bus.alloc(LEN_BYTES, 4, Access::ReadOnly).unwrap();
+            src.write(0, &[9; LEN_BYTES]).unwrap();
+            let request = channel
+                .prep_copy(src.addr(), dst.addr(), LEN_BYTES as u64)
+                .unwrap();
+            // A channel that is out of order takes none.
+            let _ = channel.submit(&request, Notify::Silent);
+        }
+        submitted += count;
+        channel.issue_pending(Notify::Silent);
+    };
+    let note = |progress: Result<Progress, Fault>, failed: &mut Vec<u64>| match progress {
+        Ok(progress) => {
+            failed.extend(progress.failure.map(|failure| failure.cookie.number()));
+            true
+        }
+        Err(_) => false,
+    };
+    for _ in 0..done {
+        submit(&mut channel, 1);
+        while channel.outstanding() > 0 {
+            assert!(channel.poll().is_ok());
+        }
+    }
+    let deadline = || Deadline::after(&model, 100_000);
+    if matches!(deed, Deed::Failure) {
+        model.inject(Injected::at(1, FaultKind::Error { code: 19 }));
+    } else {
+        let duration = StallFor::Steps(20);
+        let haltable = false;
+        model.inject(Injected::at(1, FaultKind::Stall { duration, haltable }));
+    }
+    let in_flight = match deed {
+        Deed::Doorbell => 0,
+        _ => 3,
+    };
+    submit(&mut channel, in_flight);
+    writes.set(Some(nth));
+    let mut end = None;
+    match deed {
+        Deed::Terminate => {
+            if let Ok(terminated) = channel.terminate(&model, deadline()) {
+                failed.extend(terminated.failure.map(|failure| failure.cookie.number()));
+                end = Some(terminated.first_dropped);
+            }
+        }
+        Deed::Pause => {
+            let _ = channel.pause(&model, deadline());
+            let _ = channel.poll();
+            channel.resume();
+        }
+        Deed::Failure => {}
+        Deed::Doorbell => {
+            submit(&mut channel, 1);
+            submit(&mut channel, 2);
+        }
+    }
+    if end.is_none() {
+        for _ in 0..600 {
+            if channel.outstanding() == 0 || !note(channel.poll(), &mut failed) {
+                break;
+            }
+        }
+    }
+    let end = end.unwrap_or_else(|| channel.done_before()).number();
+    for (number, destination) in destinations.iter().enumerate() {
+        let number = number as u64;
+        if number < end && !failed.contains(&number) {
+            assert_eq!(
+                destination.to_vec(),
+                [9; LEN_BYTES],
+                "claimed: {base:#x} {deed:?} {told} {done} {nth}, copy {number} of {end}"
+            );
+        }
+    }
+    writes.get().is_none()
+}
+
+/// What a reset takes the driver gives back with its next write of control. No copy may be claimed
+/// that was lost, and none that failed may count as another.
+#[test]
+fn a_reset_just_before_a_write_of_control_claims_nothing() {
+    let mut resets = 0;
+    for base in BASES {
+        for deed in [Deed::Terminate, Deed::Pause, Deed::Failure, Deed::Doorbell] {
+            for told in [false, true] {
+                for done in 0..ENTRIES {
+                    let nth = (0..100).find(|nth| !disturbed(base, deed, told, done, *nth));
+                    resets += nth.expect("there is no end of writes");
+                }
+            }
+        }
+    }
+    // A doorbell has one, a failure two.
+    assert!(resets > 64, "{resets}");
 }

@@ -18,14 +18,20 @@ pub struct BusRing {
 }
 
 impl BusRing {
-    /// Allocates a ring aligned to its own size.
+    /// Allocates a ring aligned to its own size, and not at a multiple of 4 GiB, where the driver
+    /// takes none.
     ///
     /// # Errors
     ///
     /// [`AllocError`] if `entries` is zero or no power of two.
     pub fn new(bus: &BusSpace, entries: usize) -> Result<Self, AllocError> {
         let len_bytes = entries.saturating_mul(DESCRIPTOR_LEN_BYTES);
-        let buffer = bus.alloc(len_bytes, len_bytes as u64, Access::ReadWrite)?;
+        let alloc = || bus.alloc(len_bytes, len_bytes as u64, Access::ReadWrite);
+        let mut buffer = alloc()?;
+        if buffer.addr().low() == 0 {
+            let first = std::mem::replace(&mut buffer, alloc()?);
+            bus.unmap(first.addr())?;
+        }
         Ok(Self { buffer, entries })
     }
 
