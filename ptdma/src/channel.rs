@@ -122,6 +122,7 @@ pub struct Channel<R, M> {
     pub(crate) regs: R,
     pub(crate) ring: Ring<M>,
     pub(crate) state: State,
+    /// `submitted` is kept as what the next cookie's number lacks to it: cookies count the rest.
     pub(crate) stats: Stats,
     /// Polls in a row without progress, see `completion.rs`.
     pub(crate) idle_polls: u32,
@@ -214,7 +215,10 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             regs,
             ring,
             state: State::Running,
-            stats: Stats::default(),
+            stats: Stats {
+                submitted: config.first_cookie.0.number().wrapping_neg(),
+                ..Stats::default()
+            },
             idle_polls: 0,
             run: 0,
             limits: config.limits,
@@ -490,7 +494,6 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         }
         match self.ring.fill(request.descriptor(notify)) {
             Some(cookie) => {
-                self.stats.submitted = self.stats.submitted.wrapping_add(1);
                 self.stats.submitted_bytes = self
                     .stats
                     .submitted_bytes
@@ -545,7 +548,6 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
                 capacity: self.ring.capacity(),
             });
         }
-        self.stats.submitted = self.stats.submitted.wrapping_add(count as u64);
         self.stats.submitted_bytes = self.stats.submitted_bytes.wrapping_add(bytes);
         submitted
     }
@@ -757,7 +759,10 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// Counts since bring-up.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.stats
+        Stats {
+            submitted: self.ring.next().after(self.stats.submitted).number(),
+            ..self.stats
+        }
     }
 
     /// Version of the function; one MMIO read.

@@ -14,6 +14,7 @@ use crate::error_code::ErrorCode;
 use crate::io::{Clock, RegisterIo, RingMemory};
 use crate::regs::{ALL_ONES, Interrupts, QueueControl, Register};
 use crate::ring::{HeadPosition, MIN_ENTRIES};
+use crate::stats::Stats;
 use crate::traits::{EngineTraits, Restart, Seen};
 
 /// How often a copy that failed is tried again. One failure may be chance, four are not.
@@ -150,9 +151,13 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         deadline: Deadline,
     ) -> Result<EngineTraits, ProbeError> {
         // These copies are nobody's work.
-        let stats = self.stats;
+        let (stats, next) = (self.stats, self.ring.next());
         let found = self.find_all(clock, deadline);
-        self.stats = stats;
+        let copies = self.ring.next().since(next);
+        self.stats = Stats {
+            submitted: stats.submitted.wrapping_sub(copies),
+            ..stats
+        };
         found.map(|()| self.traits)
     }
 
@@ -549,7 +554,6 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
                 return Err(ProbeError::NotIdle);
             }
         }
-        self.stats.submitted = self.stats.submitted.wrapping_add(count as u64);
         let tail = self.ring.issue();
         self.ring_idle(control, tail);
         let found = self.await_refusal(tail, clock, &mut deadline)?;

@@ -87,12 +87,13 @@ pub(crate) struct Ring<M> {
     memory: ManuallyDrop<M>,
     base_low: u32,
     base_high: u16,
-    log2_entries: u32,
     mask: u64,
     filled: u64,
     issued: u64,
     handed: u64,
     retired: u64,
+    /// `retired + mask`, at which `filled` ends: kept, for each submission looks at it.
+    full: u64,
 }
 
 impl<M: RingMemory> Ring<M> {
@@ -115,16 +116,17 @@ impl<M: RingMemory> Ring<M> {
         if base.low() == 0 {
             return Err((RingError::LooksReset { base }, memory));
         }
+        let mask = (entries as u64).wrapping_sub(1);
         Ok(Self {
             memory: ManuallyDrop::new(memory),
             base_low: base.low(),
             base_high: base.high(),
-            log2_entries: entries.trailing_zeros(),
-            mask: (entries as u64).wrapping_sub(1),
+            mask,
             filled: first.number(),
             issued: first.number(),
             handed: first.number(),
             retired: first.number(),
+            full: first.number().wrapping_add(mask),
         })
     }
 
@@ -133,7 +135,7 @@ impl<M: RingMemory> Ring<M> {
     }
 
     pub(crate) fn log2_entries(&self) -> u32 {
-        self.log2_entries
+        self.entries().trailing_zeros()
     }
 
     /// Most descriptors that can be outstanding.
@@ -144,8 +146,7 @@ impl<M: RingMemory> Ring<M> {
     /// Slots that can be filled now.
     #[inline]
     pub(crate) fn free(&self) -> usize {
-        self.mask
-            .wrapping_sub(self.filled.wrapping_sub(self.retired)) as usize
+        self.full.wrapping_sub(self.filled) as usize
     }
 
     /// Entries that the engine walks.
@@ -156,8 +157,8 @@ impl<M: RingMemory> Ring<M> {
     /// Uses the first `entries` only, a power of two. With nothing outstanding.
     pub(crate) fn shorten(&mut self, entries: usize) {
         if entries.is_power_of_two() && entries >= MIN_ENTRIES && entries < self.entries() {
-            self.log2_entries = entries.trailing_zeros();
             self.mask = (entries as u64).wrapping_sub(1);
+            self.retire_before(self.retired);
         }
     }
 
@@ -213,8 +214,7 @@ impl<M: RingMemory> Ring<M> {
         mut items: impl Iterator<Item = T>,
         mut describe: impl FnMut(T) -> Option<Descriptor>,
     ) -> usize {
-        let (first, mask) = (self.filled, self.mask);
-        let full = first.wrapping_add(self.free() as u64);
+        let (first, mask, full) = (self.filled, self.mask, self.full);
         let mut filled = first;
         while filled != full {
             let Some(descriptor) = items.next().and_then(&mut describe) else {
@@ -362,7 +362,13 @@ impl<M: RingMemory> Ring<M> {
     /// Retires `count` descriptors, at most those handed out.
     #[inline]
     pub(crate) fn retire(&mut self, count: u64) {
-        self.retired = self.retired.wrapping_add(count.min(self.handed_out()));
+        self.retire_before(self.retired.wrapping_add(count.min(self.handed_out())));
+    }
+
+    #[inline]
+    fn retire_before(&mut self, number: u64) {
+        self.retired = number;
+        self.full = number.wrapping_add(self.mask);
     }
 
     /// Forgets everything outstanding, issued or not; filling goes on in the next slot. Returns
@@ -371,7 +377,7 @@ impl<M: RingMemory> Ring<M> {
         let dropped = self.filled.wrapping_sub(self.retired);
         self.issued = self.filled;
         self.handed = self.filled;
-        self.retired = self.filled;
+        self.retire_before(self.filled);
         dropped
     }
 

@@ -17,8 +17,9 @@ use serde::Serialize;
 /// Bursts of the longer run; the shorter has half. Enough that rounding does not show.
 const BURSTS: u64 = 200;
 
-/// What the project wants of a descriptor's way through the driver, in instructions.
-const INSTRUCTIONS_TO_REACH: f64 = 60.0;
+/// What the project wants of a descriptor's way through the driver, in instructions, in bursts that
+/// hide the doorbell. 42 to 48 are spent, 7 of them by the benchmark itself.
+const INSTRUCTIONS_TO_REACH: f64 = 50.0;
 
 const CASES: [(&str, &str, usize, u64); 10] = [
     ("polled", "tail", 32, 1),
