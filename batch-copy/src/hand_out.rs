@@ -34,7 +34,7 @@ pub(crate) struct Order {
 pub(crate) type Given = (Accepted, Walked, bool);
 
 impl Order {
-    pub(crate) const fn target(&self, lane: &Lane) -> Target {
+    const fn target(&self, lane: &Lane) -> Target {
         Target {
             channel: lane.channel,
             max_len_bytes: self.max_len_bytes,

@@ -106,15 +106,15 @@ where
     #[inline(never)]
     fn sweep(&mut self, wake: Wake, now_ns: u64) -> Swept {
         let mut lanes = self.state.lanes.as_mut_slice();
-        let mut swept = Swept {
-            moved: false,
-            left: lanes.len(),
-            glance: None,
-        };
         // Whoever looks after lost interrupts has more to do than to glance at them.
         if wake == Wake::Overdue {
-            return swept;
+            return Swept {
+                moved: false,
+                left: lanes.len(),
+                glance: None,
+            };
         }
+        let (mut left, mut moved, mut last) = (lanes.len(), false, None);
         let poll = wake == Wake::Poll;
         let hang_ns = self.options.hang_ns;
         let mut dma = self.dma;
@@ -148,19 +148,23 @@ where
                     || burst.span.bytes(),
                 );
                 if glance != Glance::Over {
-                    swept.glance = Some(glance);
+                    last = Some(glance);
                     break;
                 }
                 let span = &burst.span;
                 dma.add(span.start.position, span.end_position, span.left_out);
                 lane.bursts.pop_only();
-                swept.moved = true;
+                moved = true;
             }
-            swept.left = before.len();
+            left = before.len();
             lanes = before;
         }
         self.dma = dma;
-        swept
+        Swept {
+            moved,
+            left,
+            glance: last,
+        }
     }
 
     /// Whether an interrupt is on its way.

@@ -1,15 +1,15 @@
 //! A lane looked after: what is over is let go of, and more is handed out in its place.
 
-use ptdma::Lock;
+use ptdma::{DmaAddr, Lock};
 
 use super::account::Fate;
 use super::{Batch, Run, Unfiled};
 
 use crate::channel::{CopyChannel, Limits, PrepError};
-use crate::cursor::{Cursor, Place};
-use crate::engines::{Accepted, Look, Losses, Motion, Port, Watch};
+use crate::cursor::Cursor;
+use crate::engines::{Accepted, Look, Losses, Motion, Port, Share, Watch};
 use crate::folio::SkipReason;
-use crate::gather::{CHUNK, Ended, Gather, Walked};
+use crate::gather::{CHUNK, Ended, Gather, Target};
 use crate::hand_out::Order;
 use crate::host::{CpuCopier, Rescue};
 use crate::lane::{Burst, Doubt, Lane, Span};
@@ -31,6 +31,19 @@ impl Serviced {
     pub(super) const fn more(moved: bool) -> Self {
         Self { moved, done: false }
     }
+}
+
+/// What a channel took of what it was offered, if that was not all.
+struct Taken {
+    /// The longest copy that it was offered.
+    max_len_bytes: u64,
+    share: Share,
+    /// All that it was offered.
+    span: Span,
+    count: usize,
+    bytes: u64,
+    /// Why it took no more.
+    error: Option<PrepError>,
 }
 
 impl<S, C, L, W, M, K, R, const N: usize> Run<'_, S, C, L, W, M, K, R, N>
@@ -189,7 +202,7 @@ where
                 .filter(|&at| at < most)
                 .filter(|&at| {
                     let beyond = at.saturating_add(limits.ring_slots / 2);
-                    more_than(self.source, start, lane.end, beyond)
+                    more_than(self.source, lane, beyond)
                 });
             let order = Order {
                 most,
@@ -211,16 +224,31 @@ where
                 let mapper = &mut self.host.mapper;
                 order.give_gathered(self.engines, self.source, lane, mapper, refused, chunk)
             };
-            let taken = accepted.count;
+            let Accepted {
+                share,
+                count: taken,
+                bytes: accepted_bytes,
+                error,
+                rang,
+            } = accepted;
             let offered = walked.place.position.wrapping_sub(start.position);
-            bytes = bytes.wrapping_add(accepted.bytes);
+            bytes = bytes.wrapping_add(accepted_bytes);
             submitted = submitted.saturating_add(taken);
-            if accepted.rang {
+            if rang {
                 rang_for = submitted;
                 self.report.doorbells = self.report.doorbells.wrapping_add(1);
             }
-            if !all || offered.wrapping_sub(walked.left_out.bytes) != accepted.bytes {
-                if self.take_part(index, &order, accepted, walked) {
+            if !all || offered.wrapping_sub(walked.left_out.bytes) != accepted_bytes {
+                // Made here, so that the usual way keeps nothing in memory for it.
+                let part = Taken {
+                    max_len_bytes: order.max_len_bytes,
+                    share,
+                    span: Span::of(start, &walked),
+                    count: taken,
+                    bytes: accepted_bytes,
+                    error,
+                };
+                if self.take_part(index, part) {
                     continue;
                 }
                 break;
@@ -229,13 +257,13 @@ where
             let lane_done = lane.rest() == 0;
             if taken != 0 {
                 let span = Span::of(start, &walked);
-                lane.bursts.add(Burst::new(accepted.share, span), lane.seam);
+                lane.bursts.add(Burst::new(share, span), lane.seam);
             }
             let coalesced = walked.pieces.saturating_sub(taken as u64);
             self.report.coalesced = self.report.coalesced.wrapping_add(coalesced);
             if let Ended::Refused(stretch) = walked.ended {
                 self.refuse(index, stretch, SkipReason::Unmapped);
-            } else if lane_done || accepted.error.is_some() {
+            } else if lane_done || error.is_some() {
                 break;
             } else if taken == 0 {
                 // Nothing to offer and nothing refused, though a rest is left: the list of folios
@@ -268,23 +296,20 @@ where
     /// what of the stream it rejected. Says whether there may be more to hand out.
     #[cold]
     #[inline(never)]
-    fn take_part(
-        &mut self,
-        index: usize,
-        order: &Order,
-        accepted: Accepted,
-        walked: Walked,
-    ) -> bool {
+    fn take_part(&mut self, index: usize, part: Taken) -> bool {
         let Some(lane) = self.state.lanes.get(index) else {
             return false;
         };
         let (channel, end, start) = (lane.channel, lane.end, lane.next);
-        let target = order.target(lane);
+        let target = Target {
+            channel,
+            max_len_bytes: part.max_len_bytes,
+        };
         // Whoever is asked now may panic: what is in the ring has to be known by then.
         self.state.unfiled = Some(Unfiled {
             channel,
-            share: accepted.share,
-            span: Span::of(start, &walked),
+            share: part.share,
+            span: part.span,
         });
         let mut gather = Gather::new(
             self.source,
@@ -294,16 +319,16 @@ where
             &mut self.host.mapper,
             &self.state.refused,
         );
-        gather.by_ref().take(accepted.count).for_each(drop);
+        gather.by_ref().take(part.count).for_each(drop);
         let mut walked = gather.walked();
         let mut doubt = None;
         let mut rejected = None;
-        if Span::of(start, &walked).bytes() != accepted.bytes {
+        if Span::of(start, &walked).bytes() != part.bytes {
             // The channel has other copies than the mapper or the source names now. They may
             // reach to the end of the lane.
             doubt = Some(Doubt::Unmapped);
             walked.place.position = end;
-        } else if accepted.error == Some(PrepError::Rejected) {
+        } else if part.error == Some(PrepError::Rejected) {
             rejected = gather.next().map(|segment| {
                 let end = gather.walked().place.position;
                 Stretch {
@@ -316,14 +341,14 @@ where
         if let Some(lane) = self.state.lanes.get_mut(index) {
             lane.next = walked.place;
             if let Some(Unfiled { share, .. }) = unfiled
-                && accepted.count != 0
+                && part.count != 0
             {
                 let mut burst = Burst::new(share, Span::of(start, &walked));
                 burst.doubt = doubt;
                 lane.bursts.add(burst, lane.seam);
             }
         }
-        let coalesced = walked.pieces.saturating_sub(accepted.count as u64);
+        let coalesced = walked.pieces.saturating_sub(part.count as u64);
         self.report.coalesced = self.report.coalesced.wrapping_add(coalesced);
         match rejected {
             Some(stretch) => {
@@ -357,25 +382,54 @@ where
     }
 }
 
-/// Whether the stream from `place` to `end` needs more than `count` descriptors, as far as the
-/// caller's addresses tell.
-fn more_than<S: FolioSource + ?Sized>(source: &S, place: Place, end: u64, count: usize) -> bool {
-    let Some(piece) = Cursor::at(source, place).piece(end) else {
+/// What some of the stream needs of descriptors, as far as the caller's addresses tell.
+#[derive(Default)]
+struct Runs {
+    count: usize,
+    /// Where the next folio would have to lie to be in the last one.
+    src: u64,
+    dst: u64,
+    /// Bytes.
+    len_bytes: u64,
+}
+
+impl Runs {
+    #[inline(always)]
+    const fn add(&mut self, src: DmaAddr, dst: DmaAddr, len_bytes: u64) {
+        let (src, dst) = (src.get(), dst.get());
+        let begins = (src ^ self.src) | (dst ^ self.dst) != 0;
+        self.count = self.count.wrapping_add(begins as usize);
+        self.src = src.wrapping_add(len_bytes);
+        self.dst = dst.wrapping_add(len_bytes);
+        self.len_bytes = self.len_bytes.wrapping_add(len_bytes);
+    }
+}
+
+/// Whether a lane's rest needs more than `count` descriptors.
+// A function of its own, so that its loop has all registers.
+#[inline(never)]
+fn more_than<S: FolioSource + ?Sized>(source: &S, lane: &Lane, count: usize) -> bool {
+    let place = lane.next;
+    let Some(piece) = Cursor::at(source, place).piece(lane.end) else {
         return false;
     };
-    let mut position = place.position.wrapping_add(piece.len_bytes);
-    let mut next_src = piece.src.get().wrapping_add(piece.len_bytes);
-    let mut next_dst = piece.dst.get().wrapping_add(piece.len_bytes);
-    let mut runs: usize = 1;
-    for folio in source.range(place.folio.wrapping_add(1), usize::MAX) {
-        if position >= end || runs > count {
+    let mut runs = Runs::default();
+    runs.add(piece.src, piece.dst, piece.len_bytes);
+    runs.count = 1;
+    // These end before the lane does: that need not be looked at for each.
+    let first = place.folio.wrapping_add(1);
+    let whole = lane.whole_until.saturating_sub(first);
+    for folio in source.range(first, whole) {
+        runs.add(folio.src, folio.dst, folio.len_bytes);
+        if runs.count > count {
+            return true;
+        }
+    }
+    for folio in source.range(first.saturating_add(whole), usize::MAX) {
+        if runs.len_bytes >= lane.rest() || runs.count > count {
             break;
         }
-        let (src, dst) = (folio.src.get(), folio.dst.get());
-        runs = runs.wrapping_add(usize::from(src != next_src || dst != next_dst));
-        next_src = src.wrapping_add(folio.len_bytes);
-        next_dst = dst.wrapping_add(folio.len_bytes);
-        position = position.wrapping_add(folio.len_bytes);
+        runs.add(folio.src, folio.dst, folio.len_bytes);
     }
-    runs > count
+    runs.count > count
 }

@@ -49,9 +49,24 @@ pub(crate) struct Loss {
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone, PartialEq, Eq, Hash))]
 struct Entry {
-    loss: Loss,
-    /// Descriptors whose owners were not told.
-    untold: u64,
+    first: Cookie,
+    end: Cookie,
+    /// Descriptors whose owners were not told. In range: no more than a ring has.
+    untold: u32,
+    // Beside the number, not in a `Loss`: a ring has several entries, and each is smaller so.
+    cause: Cause,
+}
+
+impl Entry {
+    const fn of(loss: Loss) -> Self {
+        let Loss { first, end, cause } = loss;
+        Self {
+            first,
+            end,
+            untold: end.since(first) as u32,
+            cause,
+        }
+    }
 }
 
 /// Descriptors of one owner that follow each other in a ring.
@@ -220,7 +235,7 @@ impl<const LOG: usize> Ownership<LOG> {
             end: cookie.after(1),
             cause: Cause::Failed(code),
         };
-        let _ = self.log.push(Entry { loss, untold: 1 });
+        let _ = self.log.push(Entry::of(loss));
     }
 
     /// Notes that the ring was stopped: the next `over` descriptors were finished before that, the
@@ -236,11 +251,11 @@ impl<const LOG: usize> Ownership<LOG> {
             let dropped = self.in_flight();
             self.epoch = self.epoch.wrapping_add(1);
             let mut entries = self.log.iter_mut();
-            if let Some(newest) = entries.find(|entry| {
-                entry.loss.cause == Cause::Dropped && entry.loss.end == self.done_before
-            }) {
-                newest.loss.end = self.next;
-                newest.untold = newest.untold.saturating_add(dropped);
+            if let Some(newest) =
+                entries.find(|entry| entry.cause == Cause::Dropped && entry.end == self.done_before)
+            {
+                newest.end = self.next;
+                newest.untold = newest.untold.saturating_add(dropped as u32);
             }
             self.done_before = self.next;
             return dropped;
@@ -253,8 +268,7 @@ impl<const LOG: usize> Ownership<LOG> {
                 end: self.next,
                 cause: Cause::Dropped,
             };
-            let untold = dropped;
-            let _ = self.log.push(Entry { loss, untold });
+            let _ = self.log.push(Entry::of(loss));
             self.epoch = self.epoch.wrapping_add(1);
             self.done_before = self.next;
         }
@@ -279,15 +293,15 @@ impl<const LOG: usize> Ownership<LOG> {
         if share.told().is_before(known) {
             let told = share.told();
             self.log.retain_mut(|entry| {
-                let first = later(entry.loss.first, told);
-                let end = earlier(entry.loss.end, known);
+                let first = later(entry.first, told);
+                let end = earlier(entry.end, known);
                 if first.is_before(end) {
                     tell(Loss {
                         first,
                         end,
-                        cause: entry.loss.cause,
+                        cause: entry.cause,
                     });
-                    entry.untold = entry.untold.saturating_sub(end.since(first));
+                    entry.untold = entry.untold.saturating_sub(end.since(first) as u32);
                 }
                 entry.untold != 0
             });

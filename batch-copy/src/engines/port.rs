@@ -47,8 +47,9 @@ pub struct Port<C> {
     pub(super) books: Ownership<LOG_SLOTS>,
     /// How often the engine has begun again, each time with another oldest descriptor.
     begun_again: u32,
-    /// The oldest descriptor that it began again with, the last time.
-    begun_again_at: Option<Cookie>,
+    /// The oldest descriptor that it began again with, the last time; one that is over if it never
+    /// did.
+    begun_again_at: Cookie,
     /// Whether something was prepared that the engine was not told of.
     pub(super) unrung: bool,
     pub(super) stops: u32,
@@ -62,13 +63,13 @@ impl<C: CopyChannel> Port<C> {
     /// Takes a channel in. It must be idle.
     pub fn new(channel: C) -> Self {
         let limits = channel.limits().whole_units();
-        let books = Ownership::new(channel.next_cookie());
+        let next = channel.next_cookie();
         Self {
             channel: Some(channel),
             service: Service::Active,
-            books,
+            books: Ownership::new(next),
             begun_again: 0,
-            begun_again_at: None,
+            begun_again_at: Cookie::new(next.number().wrapping_sub(1)),
             unrung: false,
             stops: 0,
             good: 0,
@@ -87,7 +88,7 @@ impl<C: CopyChannel> Port<C> {
             service: Service::Retired,
             books: Ownership::new(Cookie::new(0)),
             begun_again: 0,
-            begun_again_at: None,
+            begun_again_at: Cookie::new(u64::MAX),
             unrung: false,
             stops: 0,
             good: 0,
@@ -229,7 +230,7 @@ impl<C: CopyChannel> Port<C> {
     /// The engine has begun again with what is in flight. That counts once for each oldest
     /// descriptor: an engine that begins again with the same one for ever hangs.
     fn begin_again(&mut self) {
-        let oldest = Some(self.books.done_before());
+        let oldest = self.books.done_before();
         if self.begun_again_at != oldest {
             self.begun_again_at = oldest;
             self.begun_again = self.begun_again.wrapping_add(1);

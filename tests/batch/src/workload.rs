@@ -22,7 +22,8 @@ impl Workload {
         (self.lens)()
     }
 
-    /// The folios at made-up addresses, for engines that do not move bytes.
+    /// The folios at made-up addresses, for engines that do not move bytes. Each is aligned to its
+    /// size, as a kernel's folios are.
     #[must_use]
     pub fn folios(&self) -> Vec<Folio> {
         let (mut src, mut dst) = (0x10_0000_0000_u64, 0x20_0000_0000_u64);
@@ -34,6 +35,8 @@ impl Workload {
                     src += 4096;
                     dst += 4096;
                 }
+                src = src.next_multiple_of(len as u64);
+                dst = dst.next_multiple_of(len as u64);
                 let folio = Folio::new(DmaAddr::new(src), DmaAddr::new(dst), len as u64);
                 src += len as u64;
                 dst += len as u64;

@@ -201,7 +201,7 @@ fn options_follow_the_decision() {
     assert!(!off.should_batch(3) && policy.should_batch(3) && !policy.should_batch(10));
 }
 
-/// 16 channels and 8 batches at the same time: everything but ring memory, under 65 KiB.
+/// 16 channels and 8 batches at the same time: everything but ring memory, under 64 KiB.
 #[test]
 fn state_is_small() {
     type Real = PtdmaQueue<Mmio, CoherentRing>;
@@ -209,7 +209,7 @@ fn state_is_small() {
     let batch = size_of::<Batch<16>>();
     let all = engines + 8 * batch;
     println!("engines {engines}, batch {batch}, all {all} bytes");
-    assert!(all < 65 << 10, "{engines} + 8 * {batch} = {all}");
+    assert!(all < 64 << 10, "{engines} + 8 * {batch} = {all}");
 }
 
 /// One suite for engines and for the CPU as a channel.
