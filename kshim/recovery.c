@@ -349,6 +349,7 @@ static int ptdma_rescue_revive(struct ptdma_chan *chan)
 static int ptdma_rescue(struct ptdma_chan *chan)
 {
 	struct ptdma_settings settings;
+	enum ptdma_chan_state state;
 	int reset = 0, rc = 0;
 	bool revive;
 
@@ -377,6 +378,14 @@ static int ptdma_rescue(struct ptdma_chan *chan)
 	/* The reset itself has failed: the next one may not. */
 	if (reset && reset != -EOPNOTSUPP)
 		return reset;
+
+	/*
+	 * Batches find no engines while somebody waits to write: not for nothing, over
+	 * and over, for a function that can not be reset.
+	 */
+	state = READ_ONCE(chan->state);
+	if (state != PTDMA_CHAN_STOPPED && state != PTDMA_CHAN_DOWN)
+		return state == PTDMA_CHAN_UP ? 0 : -EBUSY;
 
 	/*
 	 * Another ring, none, or an engine that can not be reset: bringing a queue
