@@ -568,7 +568,8 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// engine has drained and reports no error: it may be standing at a descriptor that failed and
     /// that nobody has seen yet, and RUN would execute that one again, or step over it, and the
     /// failure would be lost. The tail goes first then, so that an engine that drains in between
-    /// finds either the new tail or RUN.
+    /// finds either the new tail or RUN. Where nothing is known of the engine, RUN may reach one
+    /// that is at the new work already; an error that shows up next is then anybody's.
     ///
     /// On a paused channel the tail is written and RUN is left to [`resume`](Self::resume). While
     /// descriptors are run one at a time after an error, new ones wait for that to end. On a
@@ -650,13 +651,21 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         let tail = self.ring.issue();
         self.regs.write(Register::Tail, tail);
         // An engine that is still in the old work when the tail has arrived goes on with the new.
+        if self.state != State::Running
+            || self.traits.restart == Restart::ByTail
+            || self.regs.read(Register::Head) != drained
+        {
+            return;
+        }
+        if self.traits.restart == Restart::Unknown {
+            // It may have drained just before, or be in the new work already.
+            self.start_again();
+            return;
+        }
         // One that has drained before does not, nor can it fail before RUN arrives.
-        if self.state == State::Running
-            && self.traits.restart == Restart::ByRun
-            && self.regs.read(Register::Head) == drained
-            && self
-                .still_has_ring()
-                .is_some_and(|control| control != ALL_ONES)
+        if self
+            .still_has_ring()
+            .is_some_and(|control| control != ALL_ONES)
             && self.is_clean()
         {
             self.start();

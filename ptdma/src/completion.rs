@@ -19,6 +19,7 @@ use crate::error::{Anomaly, Failure, Fault};
 use crate::io::{RegisterIo, RingMemory};
 use crate::regs::{ALL_ONES, Interrupts, Register};
 use crate::ring::HeadPosition;
+use crate::traits::Restart;
 
 /// First poll without progress that reads more than the head. Small enough to notice a failure in
 /// a microsecond, large enough that a short copy is never disturbed.
@@ -344,7 +345,10 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             self.needs_run();
             return self.restart();
         }
-        let may_stand = has_halted(control) || !has_run(control);
+        // An engine of which nobody knows what sets it going may have drained just before its new
+        // tail came, and nothing that control says need show it.
+        let may_stand =
+            has_halted(control) || !has_run(control) || self.traits.restart == Restart::Unknown;
         if may_stand && idle_polls >= SLOW_START && self.restarts < MAX_RESTARTS {
             // Not certain, so it is no fault if it does not help.
             self.needs_run();
