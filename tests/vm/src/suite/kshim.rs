@@ -437,13 +437,19 @@ pub(super) fn faults(guest: &mut Guest) -> Result<String> {
     for (name, kind) in kinds {
         start(guest, 16)?;
         set(guest, TIMEOUT, "400")?;
-        // One descriptor of a batch interrupts, which one in forty would hardly meet.
-        let trigger = match name {
-            "lost-interrupt" => json!("always"),
-            _ => json!({"every": {"n": every.0, "offset": every.1}}),
+        let fails = matches!(name, "error" | "partial" | "no-source" | "no-destination");
+        let at = |offset: u64| json!({"every": {"n": every.0, "offset": offset}});
+        let triggers = match name {
+            // One descriptor of a batch interrupts, which one in forty would hardly meet.
+            "lost-interrupt" => vec![json!("always")],
+            // Twice in a row, as for failed descriptors above.
+            _ if fails => vec![at(every.1), at(every.1 + 1)],
+            _ => vec![at(every.1)],
         };
-        let fault = json!({"trigger": trigger, "kind": kind});
-        guest.server()?.fault(None, &fault)?;
+        for trigger in triggers {
+            let fault = json!({"trigger": trigger, "kind": kind});
+            guest.server()?.fault(None, &fault)?;
+        }
         let report = run(guest, &mover(4, more, &ALL))?;
         ensure!(report.counter(MIGRATED)? > 0, "{name}: {report:?}");
         let failures = report.counter(FAILURES)?;
@@ -453,7 +459,7 @@ pub(super) fn faults(guest: &mut Guest) -> Result<String> {
         // that means nothing is not known for one if a descriptor has ended before it is handled,
         // as all have where a lane is one or two.
         let struck = match name {
-            "error" | "partial" | "no-source" | "no-destination" => seen.errors > 0 && failures > 0,
+            _ if fails => seen.errors > 0 && failures > 0,
             "lost-interrupt" => seen.interrupts_lost > 0,
             "spurious-interrupt" if !is_translated(guest) => spurious > 0,
             _ => seen.faults > 0,
