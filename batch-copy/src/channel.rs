@@ -73,8 +73,8 @@ pub struct Progress {
     pub done_before: Cookie,
     /// A descriptor that failed, at most one per answer; before `done_before`, never told twice.
     pub failure: Option<Failure>,
-    /// Whether the engine has begun again with descriptors that are not over, to find one that
-    /// failed. Nothing more is over yet, but the engine does not hang.
+    /// Whether the engine was set going again with descriptors that are not over: to find one that
+    /// failed, or because it stood. Nothing more is over yet, but it has time again.
     pub begun_again: bool,
     /// Whether the channel can go on.
     pub health: Health,

@@ -141,7 +141,10 @@ impl<R: RegisterIo, M: RingMemory, C: Clock, O: Observer> PtdmaQueue<R, M, C, O>
                         cookie: failure.cookie,
                         code: failure.code.raw(),
                     }),
-                    begun_again: progress.anomaly == Some(Anomaly::Replay),
+                    begun_again: matches!(
+                        progress.anomaly,
+                        Some(Anomaly::Replay | Anomaly::Restarted)
+                    ),
                     health: Health::Alive,
                 }
             }
