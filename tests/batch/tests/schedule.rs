@@ -1,32 +1,44 @@
 //! Every batch keeps its word, in whatever order batches, engines and owners take their turns.
 //!
 //! `PTDMA_FUZZ_SECONDS=60 cargo test --release -p ptdma-batch-tests --test schedule -- --nocapture`
-//! runs it for a minute; 5 seconds is the default. `PTDMA_FUZZ_EVENTS` ends it after so many
-//! events instead, `PTDMA_FUZZ_START` says with which seed it begins. A seed that fails is
-//! printed: `PTDMA_FUZZ_SEED` runs it again, and with `PTDMA_FUZZ_TRACE` says what happened.
+//! runs each of the two modes for half a minute; 3 seconds each is the default.
+//! `PTDMA_FUZZ_EVENTS` ends it after so many events instead, `PTDMA_FUZZ_START` says with which
+//! seed it begins. A seed that fails is printed: `PTDMA_FUZZ_SEED` runs it again, and with
+//! `PTDMA_FUZZ_TRACE` says what happened; the name of the test chooses the mode. With
+//! `PTDMA_FUZZ_KINDS` every kind of function takes part.
 #![allow(missing_docs)]
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use ptdma_batch_tests::schedule::{Tally, run_seed};
+use ptdma_batch_tests::schedule::{Mode, Tally, run_seed};
 
 fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
 }
 
-fn one(seed: u64, tally: &mut Tally) {
-    if let Err(what) = run_seed(seed, tally) {
-        panic!("seed {seed}: {what}\nagain: PTDMA_FUZZ_SEED={seed}\n{tally:?}");
+fn one(mode: Mode, seed: u64, tally: &mut Tally) {
+    if let Err(what) = run_seed(mode, seed, tally) {
+        panic!("{mode:?}, seed {seed}: {what}\nagain: PTDMA_FUZZ_SEED={seed}\n{tally:?}");
     }
 }
 
 #[test]
 fn batches_keep_their_word_in_every_order() {
+    many(Mode::Engines);
+}
+
+#[test]
+fn batches_keep_their_word_on_channels_of_the_driver() {
+    many(Mode::Functions);
+}
+
+/// As many seeds as there is time for: each mode has half of it.
+fn many(mode: Mode) {
     let mut tally = Tally::default();
     if let Some(seed) = setting("PTDMA_FUZZ_SEED") {
-        one(seed, &mut tally);
-        println!("seed {seed}: {tally:?}");
+        one(mode, seed, &mut tally);
+        println!("{mode:?}, seed {seed}: {tally:?}");
         return;
     }
     let first = setting("PTDMA_FUZZ_START").unwrap_or_else(|| {
@@ -35,9 +47,9 @@ fn batches_keep_their_word_in_every_order() {
     });
     let events = setting("PTDMA_FUZZ_EVENTS").unwrap_or(u64::MAX);
     let seconds = match setting("PTDMA_FUZZ_SECONDS") {
-        Some(seconds) => seconds,
+        Some(seconds) => seconds.div_ceil(2),
         None if events != u64::MAX => u64::MAX,
-        None => 5,
+        None => 3,
     };
     let begun = Instant::now();
     let mut told = begun;
@@ -47,7 +59,7 @@ fn batches_keep_their_word_in_every_order() {
     let mut seed = first;
     while tally.events < events && begun.elapsed().as_secs() < seconds {
         if all {
-            if let Err(what) = run_seed(seed, &mut tally) {
+            if let Err(what) = run_seed(mode, seed, &mut tally) {
                 let kind = what.lines().next().unwrap_or_default();
                 let words = kind.split_whitespace();
                 let kind: Vec<_> = words
@@ -57,15 +69,21 @@ fn batches_keep_their_word_in_every_order() {
                 kinds.entry(kind).or_insert((0, seed)).0 += 1;
             }
         } else {
-            one(seed, &mut tally);
+            one(mode, seed, &mut tally);
         }
         seed += 1;
         if told.elapsed() > Duration::from_secs(60) {
             told = Instant::now();
-            println!("seeds {first}..{seed} in {:?}: {tally:?}", begun.elapsed());
+            println!(
+                "{mode:?}, seeds {first}..{seed} in {:?}: {tally:?}",
+                begun.elapsed()
+            );
         }
     }
-    println!("seeds {first}..{seed} in {:?}: {tally:?}", begun.elapsed());
+    println!(
+        "{mode:?}, seeds {first}..{seed} in {:?}: {tally:?}",
+        begun.elapsed()
+    );
     assert!(kinds.is_empty(), "how often, and a seed: {kinds:#?}");
     assert!(tally.folios_dma > 0 && tally.stops > 0, "{tally:?}");
 }

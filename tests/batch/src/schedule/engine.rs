@@ -8,11 +8,11 @@ use ptdma::Cookie;
 
 use super::world::World;
 
-/// Bus addresses of channel `n` begin at `n + 1` times this.
-pub(super) const DOMAIN_LEN_BYTES: u64 = 1 << 32;
+/// Bus addresses of channel `n` begin at `n + 1` times this: where no ring is.
+pub(super) const DOMAIN_LEN_BYTES: u64 = 1 << 40;
 
-/// Addresses with this bit are out of the channel's reach.
-pub(super) const OUT_OF_REACH: u64 = 1 << 47;
+/// Addresses with this bit are out of every channel's reach.
+pub(super) const OUT_OF_REACH: u64 = 1 << 48;
 
 #[derive(Clone, Copy, Debug)]
 struct Descriptor {
@@ -206,14 +206,14 @@ impl Engine {
 }
 
 /// A channel on one of the world's engines.
-pub(super) struct FuzzChannel {
+pub(super) struct EngineChannel {
     pub(super) world: Rc<World>,
     pub(super) number: usize,
 }
 
-impl FuzzChannel {
+impl EngineChannel {
     fn with<T>(&self, f: impl FnOnce(&mut Engine) -> T) -> T {
-        f(&mut self.world.engines[self.number].borrow_mut())
+        f(&mut self.world.engines[self.number].engine().borrow_mut())
     }
 
     /// Brings a channel that was taken away back.
@@ -226,7 +226,7 @@ impl FuzzChannel {
     }
 }
 
-impl CopyChannel for FuzzChannel {
+impl CopyChannel for EngineChannel {
     fn limits(&self) -> Limits {
         self.with(|engine| engine.limits)
     }

@@ -9,9 +9,12 @@ use batch_copy::{
     Mapper, Options, Outcome, OverlapCheck, Port, Report, Service,
 };
 use ptdma::DmaAddr;
+use ptdma_model::Forks;
 
 use super::coroutine::{Player, Stacks};
-use super::engine::{Engine, FuzzChannel};
+use super::engine::{Engine, EngineChannel};
+use super::function::{Function, Kind, SOUND, other_kinds};
+use super::hardware::{FuzzChannel, Hardware};
 use super::hosts::{Bed, FuzzCpu, FuzzList, FuzzMapper, FuzzRescue, FuzzWait};
 use super::world::{
     DST_OFFSET_BYTES, Deliberate, FuzzLock, Manners, SLOT_LEN_BYTES, World, scramble,
@@ -46,30 +49,46 @@ const MOST_EVENTS: u64 = 400_000;
 /// Folios of a batch, at most.
 const MOST_FOLIOS: u64 = 90;
 
+/// What is behind the channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The fuzzer's own engines.
+    Engines,
+    /// The driver's channels, on functions of the device model.
+    Functions,
+}
+
 /// Runs what `seed` says.
 ///
 /// # Errors
 ///
 /// What does not hold.
-pub fn run_seed(seed: u64, tally: &mut Tally) -> Result<(), String> {
+pub fn run_seed(mode: Mode, seed: u64, tally: &mut Tally) -> Result<(), String> {
     thread_local! {
         static STACKS: RefCell<Stacks> = RefCell::default();
     }
     STACKS.with_borrow_mut(|stacks| {
         // A batch with room for one lane has nowhere to put what it loses.
         if scramble(seed ^ 1).is_multiple_of(5) {
-            run::<1>(seed, tally, stacks)
+            run::<1>(mode, seed, tally, stacks)
         } else {
-            run::<4>(seed, tally, stacks)
+            run::<4>(mode, seed, tally, stacks)
         }
     })
 }
 
-fn run<const N: usize>(seed: u64, tally: &mut Tally, stacks: &mut Stacks) -> Result<(), String> {
+fn run<const N: usize>(
+    mode: Mode,
+    seed: u64,
+    tally: &mut Tally,
+    stacks: &mut Stacks,
+) -> Result<(), String> {
     let setup = World::new(seed, CALM, Vec::new(), 0, u64::MAX);
     let channels = 1 + setup.below(N as u64) as usize;
     let players = 2 + setup.below(3) as usize;
     let kind = setup.below(16);
+    let translated = setup.one_in(2);
+    let align_bytes = setup.one_of(&[1, 1, 4]);
     let manners = Manners {
         switch_one_in: setup.one_of(&[1, 2, 4, 8, 8, 16]),
         fault_one_in: if kind == 0 {
@@ -83,24 +102,47 @@ fn run<const N: usize>(seed: u64, tally: &mut Tally, stacks: &mut Stacks) -> Res
         lies: kind == 1,
         panics: kind == 2,
         slow_lists: setup.one_in(3),
+        align_bytes,
     };
-    let translated = setup.one_in(2);
-    let align_bytes = setup.one_of(&[1, 1, 4]);
     let limits = Limits {
         max_len_bytes: setup.one_of(&[16, 41, 99, 1 << 20]),
         align_bytes,
         node: None,
         ring_slots: setup.one_of(&[1, 2, 3, 4, 7, 8, 16, 40, 80]),
     };
-    let hardware = (0..channels)
-        .map(|number| Engine::new(number, limits, translated))
-        .collect();
+    let kind = function_kind(&setup, limits.max_len_bytes);
+    let memory_len_bytes = players * SLOT_LEN_BYTES;
+    let hardware = (0..channels).map(|number| match mode {
+        Mode::Engines => Hardware::Engine(RefCell::new(Engine::new(number, limits, translated))),
+        Mode::Functions => {
+            let function = Function::new(number, &kind, translated, memory_len_bytes);
+            Hardware::Function(Box::new(function))
+        }
+    });
+    let hardware = hardware.collect();
     let world = World::new(scramble(seed), manners, hardware, players, MOST_EVENTS);
     let mut engines = FuzzEngines::<N>::new();
     for number in 0..channels {
-        let channel = FuzzChannel {
-            world: Rc::clone(&world),
-            number,
+        let channel = match &world.engines[number] {
+            Hardware::Engine(_) => FuzzChannel::Engine(EngineChannel {
+                world: Rc::clone(&world),
+                number,
+            }),
+            Hardware::Function(function) => {
+                // Some kinds cannot be brought up, and say so.
+                let Ok(queue) = function.bring_up(&world, &kind) else {
+                    return Ok(());
+                };
+                if manners.fault_one_in != 0 {
+                    world.trouble.set(true);
+                    function.trouble(&world, manners.fault_one_in);
+                }
+                if !SOUND.contains(&kind.forks) {
+                    world.trouble.set(true);
+                }
+                let queue = Box::new(queue);
+                FuzzChannel::Queue { number, queue }
+            }
         };
         let lock = FuzzLock {
             world: Rc::clone(&world),
@@ -179,10 +221,28 @@ fn run<const N: usize>(seed: u64, tally: &mut Tally, stacks: &mut Stacks) -> Res
             // Whoever is still at it stays where it is: it may hold locks that others wait for.
             std::mem::forget(left);
             Err(format!(
-                "{what}\n{manners:?}\n{limits:?}, {channels} channels of {N}, {players} players"
+                "{what}\n{manners:?}\n{limits:?}, {channels} channels of {N}, {players} players\n{kind:?}"
             ))
         }
         None => Ok(()),
+    }
+}
+
+/// A kind of function, and how the driver is set up for it.
+fn function_kind(setup: &World, max_len_bytes: u64) -> Kind {
+    thread_local! {
+        static OTHERS: Vec<Forks> = other_kinds();
+    }
+    let forks = if setup.one_in(2) {
+        setup.one_of(&SOUND)
+    } else {
+        OTHERS.with(|others| setup.one_of(others))
+    };
+    Kind {
+        forks,
+        told: setup.one_in(2),
+        entries: setup.one_of(&[2, 4, 8, 16, 32]),
+        max_len_bytes: max_len_bytes as u32,
     }
 }
 
@@ -195,6 +255,7 @@ const CALM: Manners = Manners {
     lies: false,
     panics: false,
     slow_lists: false,
+    align_bytes: 1,
 };
 
 impl Tally {
@@ -212,7 +273,7 @@ fn all_sleep<const N: usize>(world: &Rc<World>, engines: &FuzzEngines<N>, beds: 
     world.count_event();
     deliver(world, engines);
     let mut engines = world.engines.iter();
-    if engines.any(|engine| engine.borrow().is_at_work()) {
+    if engines.any(|engine| engine.goes_on(world)) {
         world.step_an_engine();
         // Now and then an engine takes its time, though never so long that it seems to hang.
         let lasts_ns = if world.one_in(16) { 2000 } else { 20 };
@@ -231,7 +292,7 @@ fn deliver<const N: usize>(world: &Rc<World>, engines: &FuzzEngines<N>) {
         return;
     }
     for number in 0..world.engines.len() {
-        let raised = std::mem::take(&mut world.engines[number].borrow_mut().raised);
+        let raised = world.engines[number].take_raised();
         let (lost, spurious) = if world.manners.interrupts_lie {
             (world.one_in(4), world.one_in(16))
         } else {
@@ -256,6 +317,11 @@ fn interfere<const N: usize>(world: &Rc<World>, engines: &FuzzEngines<N>) {
     let number = world.below(world.engines.len() as u64) as usize;
     if engines.service(number) != Some(Service::Active) && world.one_in(8) {
         revive(world, engines, number);
+    }
+    if let Hardware::Function(function) = &world.engines[number]
+        && world.one_in(16)
+    {
+        function.recollect(world);
     }
     if !world.manners.owners || !world.one_in(24) {
         return;
@@ -289,9 +355,9 @@ fn revive<const N: usize>(world: &Rc<World>, engines: &FuzzEngines<N>, number: u
         world.reset(number);
         engines.confirm_stopped(number);
     }
-    if let Ok(channel) = engines.take(number) {
+    if let Ok(mut channel) = engines.take(number) {
         world.note(|| format!("channel {number} is brought back"));
-        channel.recover();
+        channel.recover(world);
         if engines.put(number, channel).is_err() {
             world.is_wrong(|| format!("channel {number} was put back by somebody else"));
         }
@@ -312,7 +378,7 @@ fn afterwards<const N: usize>(world: &Rc<World>, engines: &FuzzEngines<N>, chann
         engines.retire(number, world.now_ns.get());
         engines.confirm_stopped(number);
         match engines.take(number) {
-            Ok(_) => {}
+            Ok(channel) => channel.dismantle(world),
             Err(error) => world.is_wrong(|| format!("channel {number} cannot be taken: {error}")),
         }
     }
@@ -327,7 +393,7 @@ fn one_batch<const N: usize>(
     translated: bool,
     bed: &Rc<Bed>,
 ) -> Tally {
-    let align = world.engines[0].borrow().limits.align_bytes;
+    let align = world.manners.align_bytes;
     let folios = lay_out(world, slot, align);
     let bytes: u64 = folios.iter().map(|folio| folio.len_bytes).sum();
     let unit = world.one_of(&[1, 4, 16]);
@@ -566,7 +632,7 @@ fn verify(
         if outcome.is_copied() && !arrived {
             world.is_wrong(|| {
                 format!(
-                    "folio {index} is reported as {outcome:?} and did not arrive\n{}",
+                    "folio {index} is reported as {outcome:?} and did not arrive: {folio:x?}\n{}",
                     context()
                 )
             });

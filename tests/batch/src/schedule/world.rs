@@ -7,7 +7,7 @@ use std::rc::Rc;
 use ptdma::Lock;
 
 use super::coroutine::Turn;
-use super::engine::Engine;
+use super::hardware::Hardware;
 
 /// Bytes of memory that one batch at a time has for itself.
 pub(super) const SLOT_LEN_BYTES: usize = 16 << 10;
@@ -34,6 +34,8 @@ pub(super) struct Manners {
     pub(super) panics: bool,
     /// Whether a batch's list of folios is a callback too.
     pub(super) slow_lists: bool,
+    /// What addresses and lengths of folios are multiples of.
+    pub(super) align_bytes: u64,
 }
 
 /// A part of memory that an engine may still reach, as a batch was told.
@@ -53,7 +55,7 @@ pub(super) struct World {
     pub(super) now_ns: Cell<u64>,
     pub(super) turn: Turn,
     pub(super) manners: Manners,
-    pub(super) engines: Vec<RefCell<Engine>>,
+    pub(super) engines: Vec<Hardware>,
     pub(super) memory: RefCell<Vec<u8>>,
     /// Whether the batch of each slot is running.
     pub(super) live: Vec<Cell<bool>>,
@@ -72,7 +74,7 @@ impl World {
     pub(super) fn new(
         seed: u64,
         manners: Manners,
-        engines: Vec<Engine>,
+        engines: Vec<Hardware>,
         slots: usize,
         most_events: u64,
     ) -> Rc<Self> {
@@ -84,7 +86,7 @@ impl World {
             now_ns: Cell::new(1_000_000),
             turn: Turn::default(),
             manners,
-            engines: engines.into_iter().map(RefCell::new).collect(),
+            engines,
             memory: RefCell::new(vec![0; slots * SLOT_LEN_BYTES]),
             live: (0..slots).map(|_| Cell::new(false)).collect(),
             quarantined: RefCell::default(),
@@ -168,9 +170,7 @@ impl World {
 
     pub(super) fn step_an_engine(self: &Rc<Self>) {
         let index = self.below(self.engines.len() as u64) as usize;
-        if let Ok(mut engine) = self.engines[index].try_borrow_mut() {
-            engine.step(self);
-        }
+        self.engines[index].step(self);
     }
 
     /// An engine writes: to a batch that runs, or to what was said to be in quarantine.
@@ -212,7 +212,7 @@ impl World {
 
     /// The engine of a channel reaches no memory any more.
     pub(super) fn reset(&self, channel: usize) {
-        self.engines[channel].borrow_mut().reset();
+        self.engines[channel].reset();
         self.quarantined
             .borrow_mut()
             .retain(|part| part.channel != channel);
