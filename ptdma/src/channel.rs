@@ -568,8 +568,8 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// engine has drained and reports no error: it may be standing at a descriptor that failed and
     /// that nobody has seen yet, and RUN would execute that one again, or step over it, and the
     /// failure would be lost. The tail goes first then, so that an engine that drains in between
-    /// finds either the new tail or RUN. Where nothing is known of the engine, RUN may reach one
-    /// that is at the new work already; an error that shows up next is then anybody's.
+    /// finds either the new tail or RUN. Where nothing is known of the engine, the head is given 64
+    /// reads to show that the engine is at the new work already, before RUN is written.
     ///
     /// On a paused channel the tail is written and RUN is left to [`resume`](Self::resume). While
     /// descriptors are run one at a time after an error, new ones wait for that to end. On a
@@ -658,8 +658,11 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             return;
         }
         if self.traits.restart == Restart::Unknown {
-            // It may have drained just before, or be in the new work already.
-            self.start_again();
+            // It may have drained just before, or be in the new work already. The latter shows
+            // soon, and RUN is better not written then.
+            if (0..REST_LOOKS).all(|_| self.regs.read(Register::Head) == drained) {
+                self.start_again();
+            }
             return;
         }
         // One that has drained before does not, nor can it fail before RUN arrives.
@@ -694,6 +697,11 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         self.raced = !stands;
         self.set_caution();
         self.start();
+        if self.raced {
+            // Most often nothing has failed: then that is over, and an error is one to stand at. All
+            // else is for the next poll to find.
+            let _ = self.error_pending();
+        }
     }
 
     /// Slots that [`submit`](Self::submit) can fill now.

@@ -478,7 +478,8 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             // As far away as can be: the engine is most likely to be seen on its way there.
             detour.target = self.end_walk_at(slot.wrapping_sub(1), end);
         }
-        // It came to the tail before, or its counter knows the shorter ring's end as the tail.
+        // It may have drained where the tail was before, or at slot 0, if that is what it takes the
+        // tail behind its ring's end for.
         if self.traits.restart == Restart::ByRun {
             self.start_again();
             if let State::Faulted(fault) = self.state {
