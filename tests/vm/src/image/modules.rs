@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::kernel::Kernel;
+use crate::kernel::{self, Kernel};
 use crate::key::{Key, files_below};
 use crate::step::{self, Step};
 use crate::{groups, paths, tools};
@@ -32,6 +32,19 @@ pub(crate) struct Module {
     /// Its Makefile takes `MO=` for a folder to build in, and leaves the tree clean. For a
     /// module that needs the whole workspace.
     in_place: bool,
+    /// The kernel's source has most of it.
+    driver: Option<Driver>,
+}
+
+/// A driver of the kernel with patches that the kernel is built without.
+#[derive(Debug, Clone, Copy)]
+struct Driver {
+    /// Where it is in the kernel's source. The module's folder has the files that build it there.
+    folder: &'static str,
+    /// What its files include, by their own paths.
+    includes: &'static [&'static str],
+    /// The folder of the patches, from the root.
+    series: &'static str,
 }
 
 /// The modules that [`crate::machine::Options::modules`] may name.
@@ -41,24 +54,50 @@ pub(crate) const MODULES: &[Module] = &[
         folder: "kshim/dmaengine",
         inputs: &["kshim/dmaengine"],
         in_place: false,
+        driver: None,
     },
     Module {
         name: "testmig",
         folder: "kshim/testmig",
         inputs: &["kshim/testmig"],
         in_place: false,
+        driver: None,
     },
     Module {
         name: "testtier",
         folder: "tests/vm/modules/testtier",
         inputs: &["tests/vm/modules/testtier"],
         in_place: false,
+        driver: None,
+    },
+    Module {
+        name: "testdma",
+        folder: "tests/vm/modules/testdma",
+        inputs: &["tests/vm/modules/testdma"],
+        in_place: false,
+        driver: None,
+    },
+    Module {
+        name: "ptdma_fixed",
+        folder: "tests/vm/modules/ptdma_fixed",
+        inputs: &["tests/vm/modules/ptdma_fixed", "kshim/patches/stock-ptdma"],
+        in_place: false,
+        driver: Some(Driver {
+            folder: "drivers/dma/amd/ptdma",
+            includes: &[
+                "drivers/dma/amd/ae4dma",
+                "drivers/dma/dmaengine.h",
+                "drivers/dma/virt-dma.h",
+            ],
+            series: "kshim/patches/stock-ptdma",
+        }),
     },
     Module {
         name: "testfail",
         folder: "kshim/testfail",
         inputs: &["kshim/testfail"],
         in_place: false,
+        driver: None,
     },
     Module {
         name: "kshim",
@@ -72,6 +111,7 @@ pub(crate) const MODULES: &[Module] = &[
             "rust-toolchain.toml",
         ],
         in_place: true,
+        driver: None,
     },
 ];
 
@@ -82,6 +122,19 @@ impl Module {
             .join(self.folder)
             .join("Makefile")
             .is_file()
+    }
+}
+
+impl Driver {
+    /// Copies the driver to `into`, patches it and adds what builds it; returns its folder there.
+    fn prepare(&self, makefiles: &Path, into: &Path) -> Result<PathBuf> {
+        let paths: Vec<&str> = [self.folder]
+            .into_iter()
+            .chain(self.includes.iter().copied())
+            .collect();
+        let folder = kernel::patched_excerpt(&paths, self.series, into)?.join(self.folder);
+        mirror(makefiles, &folder)?;
+        Ok(folder)
     }
 }
 
@@ -137,7 +190,10 @@ pub(crate) fn build(name: &str, kernel: &Kernel) -> Result<Vec<PathBuf>> {
         for input in module.inputs {
             mirror(&root.join(input), &copy.join(input))?;
         }
-        let source = copy.join(module.folder);
+        let mut source = copy.join(module.folder);
+        if let Some(driver) = &module.driver {
+            source = driver.prepare(&source, &copy.join("kernel"))?;
+        }
         (source.clone(), source)
     };
     for old in objects(&output)? {

@@ -147,13 +147,25 @@ pub(crate) fn forget_source() -> Result<()> {
     source::forget()
 }
 
-/// Our patches, in order.
+/// Copies files and folders of the source to `folder`, with the patches of `series` applied;
+/// returns the tree there. No kernel that is built has these patches.
+pub(crate) fn patched_excerpt(paths: &[&str], series: &str, folder: &Path) -> Result<PathBuf> {
+    let excerpt = Source::get()?.excerpt(paths, folder)?;
+    excerpt.patch(&patches_in(&paths::workspace().join(series))?)?;
+    Ok(excerpt.tree().to_path_buf())
+}
+
+/// Our patches of the kernels that are built, in order.
 fn patches() -> Result<Vec<PathBuf>> {
-    let folder = paths::workspace().join("kshim/patches");
+    patches_in(&paths::workspace().join("kshim/patches"))
+}
+
+/// The patches of a folder, without those of the folders in it, in order.
+fn patches_in(folder: &Path) -> Result<Vec<PathBuf>> {
     if !folder.is_dir() {
         return Ok(Vec::new());
     }
-    let mut found: Vec<PathBuf> = fs::read_dir(&folder)?
+    let mut found: Vec<PathBuf> = fs::read_dir(folder)?
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
         .filter(|path| path.extension().is_some_and(|end| end == "patch"))
         .collect();

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use super::Variant;
 use crate::apt::Apt;
+use crate::key::files_below;
 use crate::step::{self, Step};
 use crate::{groups, paths, tools};
 
@@ -154,6 +155,32 @@ impl Source {
         }
         twin.patch(&[])?;
         Ok(twin)
+    }
+
+    /// A tree of these files and folders alone, without patches, anew; its folder is `folder`.
+    pub(super) fn excerpt(&self, paths: &[&str], folder: &Path) -> Result<Self> {
+        let _ = fs::remove_dir_all(folder);
+        let excerpt = Self {
+            folder: folder.to_path_buf(),
+            tree: folder.join("linux"),
+            version: self.version.clone(),
+        };
+        for path in paths {
+            let from = self.tree.join(path);
+            let files = if from.is_dir() {
+                files_below(&from)?
+            } else {
+                vec![from]
+            };
+            for file in files {
+                let to = excerpt.tree.join(file.strip_prefix(&self.tree)?);
+                if let Some(parent) = to.parent() {
+                    fs::create_dir_all(parent)?;
+                }
+                fs::copy(&file, &to).with_context(|| format!("copy {}", file.display()))?;
+            }
+        }
+        Ok(excerpt)
     }
 
     pub(super) fn build_folder(&self, variant: Variant) -> Result<PathBuf> {
@@ -332,6 +359,39 @@ mod tests {
             (text(&source)?, text(&twin)?),
             ("a\nb\nc\n".into(), "a\nb\nc\n".into())
         );
+        Ok(())
+    }
+
+    #[test]
+    fn an_excerpt_is_patched_and_the_tree_is_not() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let tree = folder.path().join("linux-source-0");
+        fs::create_dir_all(tree.join("d/e"))?;
+        fs::write(tree.join("d/f"), "a\nb\nc\n")?;
+        fs::write(tree.join("d/e/g"), "g")?;
+        fs::write(tree.join("h"), "h")?;
+        let source = Source {
+            folder: folder.path().to_path_buf(),
+            tree: tree.clone(),
+            version: "0".into(),
+        };
+        let patch = folder.path().join("1.patch");
+        fs::write(
+            &patch,
+            "--- a/d/f\n+++ b/d/f\n@@ -1,3 +1,3 @@\n a\n-b\n+x\n c\n",
+        )?;
+        // The second has nothing of the first.
+        for paths in [&["d", "h"][..], &["d/f"]] {
+            let excerpt = source.excerpt(paths, &folder.path().join("out"))?;
+            excerpt.patch(std::slice::from_ref(&patch))?;
+            let has = |name: &str| excerpt.tree().join(name).is_file();
+            assert_eq!(
+                (has("d/e/g"), has("h")),
+                (paths.len() == 2, paths.len() == 2)
+            );
+            assert_eq!(fs::read_to_string(excerpt.tree().join("d/f"))?, "a\nx\nc\n");
+        }
+        assert_eq!(fs::read_to_string(tree.join("d/f"))?, "a\nb\nc\n");
         Ok(())
     }
 

@@ -24,6 +24,7 @@ mod selection;
 mod selftests;
 mod smoke;
 mod stock;
+mod stock_fixed;
 mod suspend;
 mod workload;
 
@@ -124,6 +125,7 @@ pub(crate) const BOTH: &[Variant] = &[Variant::Fast, Variant::Debug];
 pub(crate) const SUITES: &[&[Suite]] = &[
     smoke::SUITES,
     stock::SUITES,
+    stock_fixed::SUITES,
     migration::SUITES,
     selftests::SUITES,
     dcbm::SUITES,

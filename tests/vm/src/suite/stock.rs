@@ -130,10 +130,10 @@ fn machine(devices: usize) -> Options {
 
 /// What dmatest says of one run, over all channels.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Summary {
-    threads: u64,
-    tests: u64,
-    failures: u64,
+pub(super) struct Summary {
+    pub(super) threads: u64,
+    pub(super) tests: u64,
+    pub(super) failures: u64,
 }
 
 /// Reads lines like
@@ -163,7 +163,7 @@ fn summary(log: &str) -> Summary {
 }
 
 /// Runs dmatest on every channel, to its end; returns the sum and the log's lines.
-fn dmatest(guest: &mut Guest, copies: u64, more: &str) -> Result<(Summary, String)> {
+pub(super) fn dmatest(guest: &mut Guest, copies: u64, more: &str) -> Result<(Summary, String)> {
     guest.ok("dmesg -c > /dev/null; rmmod dmatest 2> /dev/null; true")?;
     // Reading `wait` returns at the end of the test.
     guest.ok_within(
@@ -180,7 +180,7 @@ fn dmatest(guest: &mut Guest, copies: u64, more: &str) -> Result<(Summary, Strin
 }
 
 /// Every channel copies and verifies, nothing fails.
-fn passes(guest: &mut Guest, copies: u64) -> Result<Counters> {
+pub(super) fn passes(guest: &mut Guest, copies: u64) -> Result<Counters> {
     let channels = channels(guest)?.len() as u64;
     guest.server()?.reset_counters()?;
     let (summary, log) = dmatest(guest, copies, "")?;
