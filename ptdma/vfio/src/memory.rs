@@ -286,10 +286,25 @@ impl Memory {
         writable: bool,
     ) -> io::Result<()> {
         let address = self.map.start.as_ptr().addr() as u64;
+        if !writable {
+            // Pages that nobody has written are all one page of zeroes. Linux before 6.2 pins that
+            // one for a reader, who then never sees what this process writes.
+            self.have_pages();
+        }
         // SAFETY: the memory is made for it: this process reaches its bytes by atomic accesses
         // alone (see `words`), or whoever gave it has promised so. Its owner, a `Mapping`, keeps it
         // until it is unmapped.
         unsafe { ioctl::map(container.as_fd(), address, iova, self.len_bytes(), writable) }
+    }
+
+    /// Has the kernel give each page of the memory a place of its own, as a write does.
+    fn have_pages(&self) {
+        let words_per_page = PAGE_LEN_BYTES as usize / WORD_LEN_BYTES;
+        for word in self.words().iter().step_by(words_per_page) {
+            let value = word.load(Ordering::Relaxed);
+            // A write of what is there; another thread's write meanwhile does as well.
+            let _ = word.compare_exchange(value, value, Ordering::Relaxed, Ordering::Relaxed);
+        }
     }
 
     /// What has to stay as long as engines reach the memory.
