@@ -34,6 +34,11 @@ const COMMAND_OFFSET: u64 = 4;
 const COMMAND_MEMORY: u16 = 1 << 1;
 const COMMAND_BUS_MASTER: u16 = 1 << 2;
 
+/// Revision and class in configuration space, and what they are for a function that does not
+/// answer. The kernel makes up other registers, the command register in part.
+const CLASS_OFFSET: u64 = 8;
+const ABSENT: [u8; 4] = [0xff; 4];
+
 /// Bytes of a descriptor.
 const DESCRIPTOR_LEN_BYTES: u64 = 32;
 
@@ -116,11 +121,20 @@ impl Device {
 
     /// Resets the function; the kernel restores its configuration space, interrupts included.
     fn reset(&self) -> Result<FunctionQuiesced, Error> {
-        let reset = ioctl::reset(self.file.as_fd()).map_err(|source| Error::NotReset {
+        let failed = |source| Error::NotReset {
             address: self.address,
             source,
-        });
-        reset.map(quiesced_by_reset)
+        };
+        // The kernel would wait a minute for a function that is not there to come back.
+        let mut class = [0; 4];
+        let at = self.config_offset.saturating_add(CLASS_OFFSET);
+        self.file.read_exact_at(&mut class, at).map_err(failed)?;
+        if class == ABSENT {
+            return Err(failed(io::Error::other("it does not answer")));
+        }
+        ioctl::reset(self.file.as_fd())
+            .map(quiesced_by_reset)
+            .map_err(failed)
     }
 
     /// An eventfd for interrupt 0 of a kind, if the function has one.
@@ -321,6 +335,9 @@ impl FunctionHandle {
     /// Resets the function. The kernel returns when it answers again, with interrupts and bus
     /// mastering as they were. The engine has forgotten all of its work then, which is what the
     /// channel's [`recover`](Channel::recover) wants to know.
+    ///
+    /// A function that does not come back from its reset is waited for by the kernel, a minute at
+    /// most. One that is absent before is refused at once.
     ///
     /// # Errors
     ///

@@ -7,8 +7,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use batch_copy::{
-    Batch, ChannelStats, Engines, Host, Interval, NotIdle, Options, OverlapCheck, Piece, Polling,
-    Port, PtdmaQueue, Rescue, Service, SpinThenSleep, Wait,
+    Batch, ChannelStats, Engines, Host, Interval, NotIdle, Options, Outcome, OverlapCheck, Piece,
+    Polling, Port, PtdmaQueue, Rescue, Service, SpinThenSleep, Wait,
 };
 use ptdma::Clock;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -221,6 +221,10 @@ impl Mover {
     ///
     /// Nothing was copied: [`Error::Unmapped`] for a range of another space, [`Error::BadList`]
     /// for a destination that overlaps another range. What fails later is in the outcomes.
+    ///
+    /// An outcome that [is quarantined](Outcome::is_quarantined) is of a function that neither
+    /// halted nor could be reset: it may still read the source and write the destination, until
+    /// [`revive`](Self::revive) has reset it or the mappings are unmapped.
     pub fn copy(&self, list: &[CopyRange<'_>], waiting: Waiting) -> Result<Copied, Error> {
         self.copy_with(list, waiting, &Options::default())
     }
@@ -261,7 +265,7 @@ impl Mover {
         let folios: Vec<_> = list.iter().map(CopyRange::folio).collect();
         // A source and a destination for each.
         let mut intervals = vec![Interval::default(); folios.len().saturating_mul(2)];
-        let mut outcomes = vec![batch_copy::Outcome::Dma; folios.len()];
+        let mut outcomes = vec![Outcome::Dma; folios.len()];
         let mut host = Host::new(wait)
             .with_cpu(ListCopier(list))
             .with_rescue(Quiesce(&self.shared));
