@@ -1,6 +1,7 @@
 //! Process 1.
 
 use std::io;
+use std::path::Path;
 use std::process::Command;
 
 use rustix::mount::{MountFlags, mount};
@@ -21,6 +22,23 @@ const MOUNTS: &[(&str, &str, bool)] = &[
     ("cgroup2", "/sys/fs/cgroup", false),
 ];
 
+/// Modules of the agent's line to the host, where they are not built into the kernel.
+const LINE_MODULES: &[&str] = &["virtio_pci", "virtio_console"];
+
+/// Loads what the agent needs to hear the host, on kernels that have it as modules.
+fn load_drivers() {
+    for module in LINE_MODULES {
+        if !Path::new("/modules").join(format!("{module}.ko")).exists() {
+            continue;
+        }
+        match Command::new("/bin/modprobe").arg(module).status() {
+            Ok(status) if status.success() => {}
+            Ok(status) => eprintln!("ptdma-guest-agent: modprobe {module}: {status}"),
+            Err(error) => eprintln!("ptdma-guest-agent: modprobe {module}: {error}"),
+        }
+    }
+}
+
 /// Mounts, starts the agent, collects orphans until the agent ends, powers off.
 pub(crate) fn run() -> io::Result<()> {
     for &(kind, target, needed) in MOUNTS {
@@ -35,6 +53,7 @@ pub(crate) fn run() -> io::Result<()> {
             Err(error) => eprintln!("ptdma-guest-agent: mount {target}: {error}"),
         }
     }
+    load_drivers();
     let agent = Command::new("/proc/self/exe").spawn()?;
     loop {
         match wait(WaitOptions::empty()) {

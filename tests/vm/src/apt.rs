@@ -16,6 +16,8 @@ use crate::step::{self, Step};
 
 /// The release that packages QEMU >= 10.1 and the kernel source (in its backports).
 pub(crate) const RELEASE: &str = "trixie";
+/// The release whose own kernel is the oldest that this tree works on, 6.1.
+pub(crate) const STOCK_RELEASE: &str = "bookworm";
 /// Names a mirror when the machine's apt has none for Debian.
 pub(crate) const MIRROR_VARIABLE: &str = "PTDMA_DEBIAN_MIRROR";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -82,6 +84,19 @@ impl Apt {
             release: &own_release(),
             archives: &["", "-updates"],
             status: Some("/var/lib/dpkg/status"),
+        })
+    }
+
+    /// Opens a state for [`STOCK_RELEASE`], in which nothing counts as installed.
+    ///
+    /// # Errors
+    /// As [`Apt::open`].
+    pub(crate) fn open_stock() -> Result<Self> {
+        Self::open_for(&Purpose {
+            folder: "apt-stock",
+            release: STOCK_RELEASE,
+            archives: &["", "-updates"],
+            status: None,
         })
     }
 

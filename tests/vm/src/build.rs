@@ -9,7 +9,7 @@ use comfy_table::{Table, presets};
 
 use crate::cli::Place;
 use crate::image::MODULES;
-use crate::kernel::{self, Kernel, Variant};
+use crate::kernel::{self, Kernel, VARIANTS, Variant};
 use crate::qemu::Qemu;
 use crate::step::{self, Step};
 use crate::{groups, image, paths, toolchain};
@@ -35,7 +35,7 @@ pub(crate) fn run(only: Option<Variant>, update: bool) -> Result<bool> {
         server()?;
     }
     let mut kernels = Vec::new();
-    for variant in [Variant::Fast, Variant::Debug] {
+    for variant in VARIANTS {
         if only.is_some_and(|only| only != variant) {
             continue;
         }
@@ -54,6 +54,10 @@ pub(crate) fn run(only: Option<Variant>, update: bool) -> Result<bool> {
     }
     // After the kernels: a module that does not compile must not keep them back.
     for (variant, kernel) in &kernels {
+        if *variant == Variant::Debian {
+            // Our modules are for the kernels that have our patches.
+            continue;
+        }
         for module in MODULES.iter().filter(|module| module.present()) {
             let built = image::build_module(module.name, kernel)?;
             let files: Vec<String> = built
@@ -80,7 +84,12 @@ pub(crate) fn prepare(kernels: &[Variant], with_server: bool) -> Result<()> {
         let fetching = scope.spawn(|| -> Result<()> {
             Qemu::get()?;
             for variant in kernels {
-                if Kernel::find(*variant)?.is_none() {
+                if Kernel::find(*variant)?.is_some() {
+                    continue;
+                }
+                if *variant == Variant::Debian {
+                    Kernel::get(*variant)?;
+                } else {
                     kernel::fetch_source()?;
                 }
             }

@@ -5,13 +5,14 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::kernel::{Kernel, Variant};
+use crate::kernel::{Kernel, VARIANTS};
 use crate::paths;
 
 /// What this harness makes in the cache folder; others may use it too.
 const FOLDERS: &[&str] = &[
     "apt",
     "apt-own",
+    "apt-stock",
     "busybox",
     "guest",
     "kernel",
@@ -28,7 +29,7 @@ pub(crate) fn run(outdated: bool) -> Result<bool> {
     let cache = paths::cache()?;
     if outdated {
         let mut used = Vec::new();
-        for variant in [Variant::Fast, Variant::Debug] {
+        for variant in VARIANTS {
             if let Some(kernel) = Kernel::find(variant)? {
                 used.push(kernel.key().to_owned());
             }
@@ -36,7 +37,7 @@ pub(crate) fn run(outdated: bool) -> Result<bool> {
         let out = paths::make_dir("kernel")?.join("out");
         for entry in fs::read_dir(&out).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if !used.contains(&name) {
+            if !used.contains(&name) && entry.path().is_dir() {
                 remove(&entry.path())?;
             }
         }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use comfy_table::{Table, presets};
 
-use crate::kernel::{Kernel, Variant};
+use crate::kernel::{Kernel, VARIANTS, Variant};
 use crate::machine::kvm_obstacle;
 use crate::qemu::{self, Qemu};
 use crate::toolchain::{Pinned, Toolchain};
@@ -40,7 +40,7 @@ pub(crate) fn run() -> Result<bool> {
     lines.push(emulator());
     lines.push(mirror());
     lines.push(acceleration());
-    for variant in [Variant::Fast, Variant::Debug] {
+    for variant in VARIANTS {
         lines.push(kernel(variant));
     }
     lines.push(disk()?);
@@ -225,8 +225,14 @@ fn kernel(variant: Variant) -> Line {
         Ok(None) => Line {
             what,
             state: State::WillBuild,
-            found: "not built, or the patches or the configuration changed".into(),
-            fix: format!("cargo vm build --kernel {variant} (about ten minutes on two cores)"),
+            found: match variant {
+                Variant::Debian => "not unpacked".into(),
+                _ => "not built, or the patches or the configuration changed".into(),
+            },
+            fix: match variant {
+                Variant::Debian => format!("cargo vm build --kernel {variant} (70 MB to fetch)"),
+                _ => format!("cargo vm build --kernel {variant} (about ten minutes on two cores)"),
+            },
         },
         Err(error) => Line {
             what,

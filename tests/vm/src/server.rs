@@ -73,6 +73,7 @@ impl Counters {
 struct Device {
     index: usize,
     programmed: bool,
+    bus_master: bool,
     mapped_bytes: u64,
     counters: Counters,
 }
@@ -144,6 +145,13 @@ impl Server {
         let devices = self.devices(&json!({"cmd": "counters"}))?;
         let programmed = devices.into_iter().filter(|device| device.programmed);
         Ok(programmed.map(|device| device.index).collect())
+    }
+
+    /// The functions that may read and write memory at all.
+    pub(crate) fn bus_masters(&mut self) -> Result<Vec<usize>> {
+        let devices = self.devices(&json!({"cmd": "counters"}))?;
+        let masters = devices.into_iter().filter(|device| device.bus_master);
+        Ok(masters.map(|device| device.index).collect())
     }
 
     /// How much of the guest's memory each function can reach, by index: all of it, or behind an
@@ -348,7 +356,7 @@ mod tests {
 
     #[test]
     fn the_reply_of_the_server_is_understood() -> Result<()> {
-        let text = r#"{"index":3,"connected":true,"answers":true,"programmed":false,"maps":12,"mapped_bytes":1,
+        let text = r#"{"index":3,"connected":true,"answers":true,"programmed":false,"bus_master":true,"maps":12,"mapped_bytes":1,
             "counters":{"mmio_reads":1,"mmio_writes":2,"reads":{"Head":1},"writes":{},
             "unknown_accesses":0,"doorbells":4,"run_writes":1,"descriptors":5,"bytes":6,
             "partial_bytes":0,"errors":7,"interrupts":8,"interrupts_lost":0,"faults":9}}"#;

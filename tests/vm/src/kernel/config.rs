@@ -24,13 +24,19 @@ pub(crate) enum Variant {
     Fast,
     /// KASAN, lockdep, DMA API debugging, DEBUG_VM.
     Debug,
+    /// Debian's own 6.1, unchanged: no driver of the engines, and VFIO.
+    Debian,
 }
+
+/// All of them, in the order in which suites run.
+pub(crate) const VARIANTS: [Variant; 3] = [Variant::Fast, Variant::Debug, Variant::Debian];
 
 impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Fast => "fast",
             Self::Debug => "debug",
+            Self::Debian => "debian",
         })
     }
 }

@@ -5,6 +5,7 @@
 //! change after that.
 
 mod config;
+mod debian;
 pub(crate) mod series;
 mod source;
 
@@ -16,7 +17,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use config::Variant;
+pub(crate) use config::{VARIANTS, Variant};
 use source::Source;
 
 use crate::key::Key;
@@ -54,14 +55,20 @@ struct Info {
 impl Kernel {
     /// The kernel for the tree as it is now, if the cache has it.
     pub(crate) fn find(variant: Variant) -> Result<Option<Self>> {
+        if variant == Variant::Debian {
+            return debian::find();
+        }
         let Some(source) = Source::find()? else {
             return Ok(None);
         };
         Self::load(&key(&source, variant)?)
     }
 
-    /// Takes the kernel from the cache or builds it.
+    /// Takes the kernel from the cache, or builds it (or unpacks it, if it is Debian's).
     pub(crate) fn get(variant: Variant) -> Result<Self> {
+        if variant == Variant::Debian {
+            return debian::get();
+        }
         if let Some(found) = Self::find(variant)? {
             return Ok(found);
         }

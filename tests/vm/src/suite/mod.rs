@@ -26,6 +26,7 @@ mod smoke;
 mod stock;
 mod stock_fixed;
 mod suspend;
+mod vfio;
 mod workload;
 
 use anyhow::Result;
@@ -119,6 +120,8 @@ pub(crate) const FAST: &[Variant] = &[Variant::Fast];
 /// For [`Suite::kernels`].
 pub(crate) const DEBUG: &[Variant] = &[Variant::Debug];
 /// For [`Suite::kernels`] and [`Check::quick`].
+pub(crate) const DEBIAN: &[Variant] = &[Variant::Debian];
+/// For [`Suite::kernels`] and [`Check::quick`].
 pub(crate) const BOTH: &[Variant] = &[Variant::Fast, Variant::Debug];
 
 /// Every suite, in the order in which they run. Add yours here.
@@ -137,4 +140,5 @@ pub(crate) const SUITES: &[&[Suite]] = &[
     kshim_pressure::SUITES,
     kshim_turmoil::SUITES,
     forks::SUITES,
+    vfio::SUITES,
 ];

@@ -11,9 +11,9 @@ use super::Check;
 use super::bare_metal;
 use super::report::{self, Outcome};
 use super::selection::{Entry, Plan, Selection, select};
-use crate::kernel::Variant;
+use crate::kernel::{Kernel, Variant};
 use crate::machine::{Guest, Options};
-use crate::{build, run_dir, step, toolchain};
+use crate::{apt, build, run_dir, step, toolchain};
 
 /// How a run is made.
 #[derive(Debug, Clone, Copy, Default)]
@@ -30,11 +30,12 @@ pub(crate) struct Manner {
 
 /// Runs the selected checks; returns whether all passed, be it in a repetition.
 pub(crate) fn run(selection: &Selection, manner: Manner) -> Result<bool> {
-    let plans = select(selection);
+    let mut plans = select(selection);
     let bare = bare_metal::select(selection);
     if plans.is_empty() && bare.is_empty() {
         bail!("no check matches; `cargo vm test --set all --soak --list` names them");
     }
+    leave_out_debian(&mut plans, bare.is_empty())?;
     let modules: Vec<&str> = plans
         .iter()
         .flat_map(|plan| (plan.suite.machine)().modules)
@@ -92,6 +93,26 @@ pub(crate) fn run(selection: &Selection, manner: Manner) -> Result<bool> {
         eprintln!("logs: {}", logs.display());
     }
     Ok(passed)
+}
+
+/// Leaves the checks on Debian's kernel out, loudly, if that is neither in the cache nor to be had,
+/// and others are left to run.
+fn leave_out_debian(plans: &mut Vec<Plan>, no_others: bool) -> Result<()> {
+    let is_debian = |plan: &Plan| plan.kernel == Variant::Debian;
+    if !plans.iter().any(is_debian) {
+        return Ok(());
+    }
+    match Kernel::get(Variant::Debian) {
+        Ok(_) => Ok(()),
+        Err(error)
+            if error.is::<apt::Unreachable>() && !(no_others && plans.iter().all(is_debian)) =>
+        {
+            eprintln!("SKIPPED: no check runs on Debian's kernel: {error:#}");
+            plans.retain(|plan| !is_debian(plan));
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// What has failed, each check as a plan of its own, so that it has a machine of its own.

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::{Check, SUITES, Suite, bare_metal};
-use crate::kernel::Variant;
+use crate::kernel::{VARIANTS, Variant};
 
 /// The sets that checks are divided into. Each check on each kernel is of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -105,7 +105,7 @@ impl Check {
 pub(super) fn select(selection: &Selection) -> Vec<Plan> {
     let mut plans = Vec::new();
     // All suites on the fast kernel come first: they are the quickest to fail.
-    for kernel in [Variant::Fast, Variant::Debug] {
+    for kernel in VARIANTS {
         if selection.kernel.is_some_and(|only| only != kernel) {
             continue;
         }
@@ -116,7 +116,7 @@ pub(super) fn select(selection: &Selection) -> Vec<Plan> {
             let checks: Vec<Entry> = suite
                 .checks
                 .iter()
-                .filter(|check| kernel == Variant::Fast || !check.fast_only)
+                .filter(|check| kernel != Variant::Debug || !check.fast_only)
                 .map(|check| Entry {
                     check,
                     name: format!("{}/{}@{kernel}", suite.name, check.name),
