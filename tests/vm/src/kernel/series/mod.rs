@@ -4,6 +4,9 @@
 //! applies without fuzz, builds without a warning with the option on and off, leaves the
 //! code with the option off as it was, is refused by 32-bit, and pleases checkpatch. The
 //! kernels of the guest tests are built from the whole series and show none of this.
+//!
+//! The series for Linux's `ptdma` driver is checked too, as far as that goes for a driver. No
+//! kernel is built with it.
 
 mod objects;
 mod report;
@@ -14,13 +17,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use indicatif::ProgressBar;
 
 use super::source::Source;
-use super::{Variant, config, make, patches};
+use super::{Variant, config, make, patches, patches_in};
 use crate::step::{self, Step};
-use crate::tools;
+use crate::{paths, tools};
 use objects::Objects;
 use report::{Row, Verdict};
 
@@ -30,6 +33,12 @@ const OPTION: &str = "CONFIG_MIGRATION_COPY_OFFLOAD";
 const BUILD_LIMIT: Duration = Duration::from_secs(40 * 60);
 const CONFIGURE_LIMIT: Duration = Duration::from_secs(180);
 const STYLE_LIMIT: Duration = Duration::from_secs(120);
+/// The patches of Linux's own driver.
+const DRIVER_SERIES: &str = "kshim/patches/stock-ptdma";
+/// That driver and the one that shares its code.
+const DRIVERS: &[&str] = &["drivers/dma/amd/ptdma/", "drivers/dma/amd/ae4dma/"];
+/// Who sends that series signs it. And checkpatch knows no commit outside of a git tree.
+const DRIVER_STYLE: &[&str] = &["--no-signoff", "--ignore=UNKNOWN_COMMIT_ID"];
 
 /// A 32-bit kernel that migrates, and is asked for the option.
 const NARROW: &str = "\
@@ -51,9 +60,21 @@ pub(crate) struct Arguments {
     /// Fetch and unpack the source package anew, instead of taking the patches off a copy
     #[arg(long)]
     fresh: bool,
+    /// Only this series
+    #[arg(long)]
+    series: Option<Series>,
     /// Print the results as JSON
     #[arg(long)]
     json: bool,
+}
+
+/// What patches belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Series {
+    /// Batch copy in page migration
+    Mm,
+    /// Fixes for Linux's own driver
+    Ptdma,
 }
 
 /// The three configurations that everything is built in.
@@ -107,8 +128,11 @@ struct Built {
 /// Builds each patch and prints what was found; `false` if something is wrong.
 pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     let patches = patches()?;
-    if patches.is_empty() {
-        bail!("kshim/patches has no patches");
+    let fixes = patches_in(&paths::workspace().join(DRIVER_SERIES))?;
+    for (series, folder) in [(&patches, "kshim/patches"), (&fixes, DRIVER_SERIES)] {
+        if series.is_empty() {
+            bail!("{folder} has no patches");
+        }
     }
     let source = Source::get()?;
     let twin = {
@@ -116,47 +140,47 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         source.twin(arguments.fresh)?
     };
     let _lock = twin.lock()?;
-    let work = Work {
-        touched: touched(&patches)?,
-        quick: arguments.quick,
-        twin,
+    let asked = |series| arguments.series.is_none_or(|only| only == series);
+    let work = |patches: &[PathBuf]| -> Result<Work<'_>> {
+        Ok(Work {
+            touched: touched(patches)?,
+            quick: arguments.quick,
+            twin: &twin,
+        })
     };
-    let rows = work.rows(&patches)?;
+    for setting in Setting::ALL {
+        let _ = fs::remove_file(work(&[])?.log(setting));
+    }
+    let mut rows = Vec::new();
+    if asked(Series::Mm) {
+        rows.extend(work(&patches)?.rows(&patches)?);
+    }
+    if asked(Series::Ptdma) {
+        rows.extend(work(&fixes)?.driver_rows(&fixes)?);
+    }
     report::print(&rows, arguments.json)
 }
 
-struct Work {
-    twin: Source,
+struct Work<'a> {
+    twin: &'a Source,
     /// The C files and headers that the series changes.
     touched: Vec<String>,
     quick: bool,
 }
 
-impl Work {
+impl Work<'_> {
     fn rows(&self, patches: &[PathBuf]) -> Result<Vec<Row>> {
         let steps = (patches.len() + 1) * Setting::ALL.len();
         let bar = step::bar("patches", steps as u64);
-        for setting in Setting::ALL {
-            let _ = fs::remove_file(self.log(setting));
-        }
         let mut rows = Vec::new();
         let mut unpatched = None;
         let mut with_option = Vec::new();
         for number in 0..=patches.len() {
-            let mut row = Row {
-                number,
-                subject: "the source as it is".into(),
-                applies: Verdict::None,
-                style: Verdict::None,
-                off: Verdict::None,
-                same: Verdict::None,
-                on: Verdict::None,
-                narrow: Verdict::None,
-            };
+            let mut row = Row::new(number, "the source as it is");
             let applied = patches.get(..number).unwrap_or_default();
             if let Some(patch) = applied.last() {
                 row.subject = subject(patch)?;
-                row.style = self.style(patch)?;
+                row.style = self.style(patch, &[])?;
             }
             if let Err(error) = self.twin.patch(applied) {
                 row.applies = Verdict::Bad(format!("{error:#}"));
@@ -209,6 +233,48 @@ impl Work {
         Ok(rows)
     }
 
+    /// The series for the driver, which has no option of its own and no 32-bit kernel.
+    fn driver_rows(&self, patches: &[PathBuf]) -> Result<Vec<Row>> {
+        let bar = step::bar("patches of the driver", patches.len() as u64);
+        let mut rows = Vec::new();
+        for (index, patch) in patches.iter().enumerate() {
+            let number = index + 1;
+            let mut row = Row::new(number, &subject(patch)?);
+            row.style = self.style(patch, DRIVER_STYLE)?;
+            match self.twin.patch(patches.get(..number).unwrap_or_default()) {
+                Err(error) => row.applies = Verdict::Bad(format!("{error:#}")),
+                Ok(()) => {
+                    row.applies = Verdict::Good(String::new());
+                    row.driver = match self.build_driver(&bar) {
+                        Ok(warnings) => Verdict::nothing_in(&warnings, String::new(), "warnings"),
+                        Err(error) => Verdict::Bad(format!("{error:#}")),
+                    };
+                }
+            }
+            let applied = matches!(row.applies, Verdict::Good(_));
+            rows.push(row);
+            bar.inc(1);
+            if !applied {
+                break;
+            }
+        }
+        bar.finish_and_clear();
+        Ok(rows)
+    }
+
+    /// Builds the drivers in the configuration of the fast kernel; returns warnings.
+    fn build_driver(&self, bar: &ProgressBar) -> Result<Vec<String>> {
+        let config = self.configure(Setting::Off)?;
+        for option in ["CONFIG_AMD_PTDMA=m", "CONFIG_AMD_AE4DMA=m"] {
+            ensure!(
+                config.lines().any(|line| line == option),
+                "the kernel's configuration lacks {option}"
+            );
+        }
+        let targets: Vec<String> = DRIVERS.iter().map(|folder| (*folder).to_owned()).collect();
+        self.compile(Setting::Off, targets, bar)
+    }
+
     fn build_folder(&self, setting: Setting) -> PathBuf {
         self.twin.folder().join(format!("build-{}", setting.name()))
     }
@@ -219,8 +285,6 @@ impl Work {
 
     fn build(&self, setting: Setting, bar: &ProgressBar) -> Result<Built> {
         let build = self.build_folder(setting);
-        fs::create_dir_all(&build)?;
-        let log = self.log(setting);
         // A later patch of an earlier run has left the objects of files that are not there yet.
         for file in &self.touched {
             if let Some(file) = file.strip_suffix(".c")
@@ -229,43 +293,63 @@ impl Work {
                 let _ = fs::remove_file(build.join(format!("{file}.o")));
             }
         }
+        let config = self.configure(setting)?;
+        let targets = if self.quick {
+            self.targets(setting, &config)
+        } else {
+            vec!["mm/".to_owned()]
+        };
+        Ok(Built {
+            warnings: self.compile(setting, targets, bar)?,
+            has_option: config.lines().any(|line| line == format!("{OPTION}=y")),
+            objects: Objects::read(&build, &objects_of(&build)?)?,
+        })
+    }
+
+    /// Configures a build folder; returns the configuration.
+    fn configure(&self, setting: Setting) -> Result<String> {
+        let build = self.build_folder(setting);
+        fs::create_dir_all(&build)?;
         let fragment = build.join(".ptdma-fragment");
         fs::write(&fragment, setting.fragment()?)?;
-        let mut command = make(&self.twin, &build)?;
+        let mut command = make(self.twin, &build)?;
         command
             .args([setting.arch(), "allnoconfig"])
             .env("KCONFIG_ALLCONFIG", &fragment);
-        Step::new("kernel configuration", CONFIGURE_LIMIT, &log).run(&mut command)?;
-        let config = fs::read_to_string(build.join(".config"))?;
+        Step::new("kernel configuration", CONFIGURE_LIMIT, &self.log(setting)).run(&mut command)?;
+        Ok(fs::read_to_string(build.join(".config"))?)
+    }
 
+    /// Builds targets; returns the warnings about files that the series changes.
+    fn compile(
+        &self,
+        setting: Setting,
+        targets: Vec<String>,
+        bar: &ProgressBar,
+    ) -> Result<Vec<String>> {
         let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-        let mut command = make(&self.twin, &build)?;
+        let mut command = make(self.twin, &self.build_folder(setting))?;
         // More warnings than usual, and the comments of documentation are checked too.
         command.args([setting.arch(), &format!("-j{jobs}"), "W=1"]);
         if tools::find_program("python3").is_none() {
             eprintln!("SKIPPED: kernel-doc comments are not checked: python3 is missing");
             command.arg("cmd_checkdoc=");
         }
-        if self.quick {
-            command.args(self.targets(setting, &config));
-        } else {
-            command.arg("mm/");
-        }
+        command.args(targets);
         let mut warnings = Vec::new();
         let what = bar.message();
-        Step::new("kernel build", BUILD_LIMIT, &log).run_lines(&mut command, |line| {
-            if let Some(object) = line.strip_prefix("  CC      ") {
-                bar.set_message(format!("{what}: {object}"));
-            }
-            if line.contains("arning:") && self.touched.iter().any(|file| line.contains(file)) {
-                warnings.push(line.to_owned());
-            }
-        })?;
-        Ok(Built {
-            warnings,
-            has_option: config.lines().any(|line| line == format!("{OPTION}=y")),
-            objects: Objects::read(&build, &objects_of(&build)?)?,
-        })
+        Step::new("kernel build", BUILD_LIMIT, &self.log(setting)).run_lines(
+            &mut command,
+            |line| {
+                if let Some(object) = line.strip_prefix("  CC      ") {
+                    bar.set_message(format!("{what}: {object}"));
+                }
+                if line.contains("arning:") && self.touched.iter().any(|file| line.contains(file)) {
+                    warnings.push(line.to_owned());
+                }
+            },
+        )?;
+        Ok(warnings)
     }
 
     /// The objects of `mm/` whose sources the series changes, as far as there are any at
@@ -288,7 +372,8 @@ impl Work {
             .collect()
     }
 
-    fn style(&self, patch: &Path) -> Result<Verdict> {
+    /// What checkpatch says, with `more` options.
+    fn style(&self, patch: &Path, more: &[&str]) -> Result<Verdict> {
         let script = self.twin.tree().join("scripts/checkpatch.pl");
         if !tools::perl_takes_checkpatch() {
             return Ok(Verdict::Skipped("the package perl is missing".into()));
@@ -297,6 +382,7 @@ impl Work {
         command
             .arg(script)
             .args(["--strict", "--terse", "--no-summary", "--color=never"])
+            .args(more)
             .arg(patch)
             .current_dir(self.twin.tree())
             .env("LC_ALL", "C");

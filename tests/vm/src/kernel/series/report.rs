@@ -54,10 +54,27 @@ pub(super) struct Row {
     pub(super) on: Verdict,
     /// 32-bit builds, and does not have the option.
     pub(super) narrow: Verdict,
+    /// The driver builds that the patch is for.
+    pub(super) driver: Verdict,
 }
 
 impl Row {
-    fn verdicts(&self) -> [(&'static str, &Verdict); 6] {
+    /// A row without any verdict.
+    pub(super) fn new(number: usize, subject: &str) -> Self {
+        Self {
+            number,
+            subject: subject.to_owned(),
+            applies: Verdict::None,
+            style: Verdict::None,
+            off: Verdict::None,
+            same: Verdict::None,
+            on: Verdict::None,
+            narrow: Verdict::None,
+            driver: Verdict::None,
+        }
+    }
+
+    fn verdicts(&self) -> [(&'static str, &Verdict); 7] {
         [
             ("applies", &self.applies),
             ("checkpatch", &self.style),
@@ -65,6 +82,7 @@ impl Row {
             ("off: same code", &self.same),
             ("option on", &self.on),
             ("32-bit", &self.narrow),
+            ("driver", &self.driver),
         ]
     }
 }
@@ -86,10 +104,10 @@ pub(super) fn print(rows: &[Row], json: bool) -> Result<bool> {
             for (what, verdict) in row.verdicts() {
                 match verdict {
                     Verdict::Bad(note) => {
-                        println!("FAIL     patch {}, {what}: {note}", row.number);
+                        println!("FAIL     {} {}, {what}: {note}", row.number, row.subject);
                     }
                     Verdict::Skipped(note) => {
-                        println!("SKIPPED  patch {}, {what}: {note}", row.number);
+                        println!("SKIPPED  {} {}, {what}: {note}", row.number, row.subject);
                     }
                     Verdict::Good(_) | Verdict::None => {}
                 }
@@ -98,7 +116,7 @@ pub(super) fn print(rows: &[Row], json: bool) -> Result<bool> {
     }
     eprintln!(
         "{} patches: {}, {skipped} skipped",
-        rows.len().saturating_sub(1),
+        rows.iter().filter(|row| row.number > 0).count(),
         if bad == 0 {
             "each applies and builds by itself".to_owned()
         } else {
@@ -131,14 +149,12 @@ mod tests {
 
     fn row(same: Verdict) -> Row {
         Row {
-            number: 1,
-            subject: "mm: copy".into(),
             applies: Verdict::Good(String::new()),
             style: Verdict::Skipped("perl is missing".into()),
             off: Verdict::Good("3 objects".into()),
             same,
             on: Verdict::Good(String::new()),
-            narrow: Verdict::None,
+            ..Row::new(1, "mm: copy")
         }
     }
 
