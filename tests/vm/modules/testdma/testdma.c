@@ -13,9 +13,11 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/completion.h>
+#include <linux/cpumask.h>
 #include <linux/delay.h>
 #include <linux/dma-mapping.h>
 #include <linux/dmaengine.h>
+#include <linux/kthread.h>
 #include <linux/ktime.h>
 #include <linux/module.h>
 #include <linux/string.h>
@@ -41,7 +43,7 @@ module_param(interrupt, bool, 0444);
 MODULE_PARM_DESC(interrupt, "Ask for interrupts");
 static bool poll;
 module_param(poll, bool, 0444);
-MODULE_PARM_DESC(poll, "Ask for the status all the time");
+MODULE_PARM_DESC(poll, "Ask for the status all the time, on each processor");
 static unsigned int terminate_ms;
 module_param(terminate_ms, uint, 0444);
 MODULE_PARM_DESC(terminate_ms, "Terminate one copy after this time, instead of waiting");
@@ -151,15 +153,50 @@ static int testdma_submit(struct testdma_copy *copy, unsigned int number)
 
 static void testdma_wait(struct testdma_copy *copy)
 {
-	unsigned long end = jiffies + msecs_to_jiffies(TESTDMA_TIMEOUT_MS);
+	if (!wait_for_completion_timeout(&copy->done, msecs_to_jiffies(TESTDMA_TIMEOUT_MS)))
+		timed_out++;
+}
 
-	while (poll && !completion_done(&copy->done) && time_before(jiffies, end)) {
-		dma_async_is_tx_complete(chan, copy->cookie, NULL, NULL);
+static struct task_struct *pollers[NR_CPUS];
+
+static int testdma_poll(void *unused)
+{
+	while (!kthread_should_stop()) {
+		dma_async_is_tx_complete(chan, chan->cookie, NULL, NULL);
 		cond_resched();
 	}
-	if (!completion_done(&copy->done) &&
-	    !wait_for_completion_timeout(&copy->done, msecs_to_jiffies(TESTDMA_TIMEOUT_MS)))
-		timed_out++;
+
+	return 0;
+}
+
+static void testdma_stop_polling(void)
+{
+	unsigned int cpu;
+
+	for_each_possible_cpu(cpu) {
+		if (pollers[cpu])
+			kthread_stop(pollers[cpu]);
+		pollers[cpu] = NULL;
+	}
+}
+
+static int testdma_start_polling(void)
+{
+	struct task_struct *task;
+	unsigned int cpu;
+
+	for_each_online_cpu(cpu) {
+		task = kthread_create(testdma_poll, NULL, "testdma/%u", cpu);
+		if (IS_ERR(task)) {
+			testdma_stop_polling();
+			return PTR_ERR(task);
+		}
+		kthread_bind(task, cpu);
+		pollers[cpu] = task;
+		wake_up_process(task);
+	}
+
+	return 0;
 }
 
 static int testdma_copy_all(void)
@@ -243,9 +280,10 @@ static int __init testdma_init(void)
 			goto out;
 	}
 
-	rc = terminate_ms ? testdma_terminate() : 0;
-	if (!rc && !terminate_ms)
-		rc = testdma_copy_all();
+	rc = poll ? testdma_start_polling() : 0;
+	if (!rc)
+		rc = terminate_ms ? testdma_terminate() : testdma_copy_all();
+	testdma_stop_polling();
 	/* The driver's refusal is a result. */
 	if (rc == -EBUSY)
 		rc = 0;
