@@ -10,4 +10,4 @@ mod qmp;
 pub(crate) use accel::{Accel, kvm_obstacle};
 pub(crate) use agent::Job;
 pub(crate) use command_line::{Iommu, Options};
-pub(crate) use guest::Guest;
+pub(crate) use guest::{Guest, Output};
