@@ -37,7 +37,7 @@ pub enum Signalling {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum ErrorHead {
     /// Not known. Every look that finds progress also reads the interrupt status before it
-    /// believes the head. After an error, what is not known to be good is run again, one
+    /// believes the head, and a register that a reset would have cleared. After an error, what is not known to be good is run again, one
     /// descriptor at a time: an error is then of that one, wherever the head is.
     ///
     /// A lone descriptor that failed and has the head at its own slot proves
@@ -149,6 +149,8 @@ pub struct Channel<R, M> {
     /// before, and gone on. Until the interrupt status was seen without an error, an error need
     /// not mean that the engine stands.
     pub(crate) raced: bool,
+    /// Whether the interrupt enable register reads back.
+    pub(crate) enable_reads: bool,
     /// Whether RUN is set in an engine that goes on by the tail alone.
     pub(crate) armed: bool,
     /// Whether the head alone does not say what was copied.
@@ -237,6 +239,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             halt_fell: false,
             run_seen: false,
             raced: false,
+            enable_reads: false,
             armed: false,
             cautious: false,
             walking: false,
@@ -276,7 +279,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         regs.write(Register::InterruptStatus, Interrupts::KNOWN.bits());
 
         self.program_ring()?;
-        self.enable_interrupts();
+        self.enable_interrupts()?;
         self.state = State::Running;
         Ok(())
     }
@@ -402,7 +405,9 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             self.traits.error_head != ErrorHead::AtFailing || self.replay_left > 0 || self.raced;
     }
 
-    pub(crate) fn enable_interrupts(&self) {
+    /// Switches the channel's interrupts on. A register that does not read back is taken for one
+    /// that never does, unless the function is out of reach.
+    pub(crate) fn enable_interrupts(&mut self) -> Result<(), BringUpError> {
         // Not STOPPED and EMPTY: an engine that halts when it has drained would raise one more
         // interrupt for every burst.
         let enable = match self.signalling {
@@ -410,6 +415,13 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             Signalling::Interrupts => Interrupts::COMPLETION | Interrupts::ERROR,
         };
         self.regs.write(Register::InterruptEnable, enable.bits());
+        match self.regs.read(Register::InterruptEnable) {
+            ALL_ONES => Err(BringUpError::DeviceGone),
+            reads => {
+                self.enable_reads = reads == enable.bits();
+                Ok(())
+            }
+        }
     }
 
     /// Halts an engine that somebody else left running (a previous kernel, firmware).
@@ -562,7 +574,9 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// write. Any other needs RUN behind the tail, for it halts when it has drained its queue; and
     /// control is read before, for a function that was reset in the meantime has its head at 0:
     /// started there it would run what is not ours, or what was done long ago. The channel has
-    /// [`Fault::Reset`] then, and the function is left alone.
+    /// [`Fault::Reset`] then, and the function is left alone. RUN is taken away before the tail, if
+    /// control does not show that the engine has done so: one that went on by the tail after all
+    /// could fail before RUN.
     ///
     /// If earlier work is still in flight, the head is read instead, and RUN follows only if the
     /// engine has drained and reports no error: it may be standing at a descriptor that failed and
@@ -620,11 +634,12 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// has just been read.
     ///
     /// An engine that went on by the tail could fail before RUN arrives, which would set it going
-    /// over the failure. So RUN is taken away before, from an engine that may be of that kind.
+    /// over the failure. So RUN is taken away before, unless the engine is known to have done so
+    /// itself. That it was found to need RUN is no such knowledge: a slow one looks the same.
     pub(crate) fn ring_idle(&mut self, control: u32, tail: u32) {
         let runs = self.state == State::Running && control != ALL_ONES;
         let may_run = self.started && !self.run_taken && !self.has_stopped(control);
-        if runs && may_run && self.traits.restart != Restart::ByRun {
+        if runs && may_run {
             self.take_run();
         }
         self.regs.write(Register::Tail, tail);
@@ -657,21 +672,12 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         {
             return;
         }
-        if self.traits.restart == Restart::Unknown {
-            // It may have drained just before, or be in the new work already. The latter shows
-            // soon, and RUN is better not written then.
-            if (0..REST_LOOKS).all(|_| self.regs.read(Register::Head) == drained) {
-                self.start_again();
-            }
-            return;
-        }
-        // One that has drained before does not, nor can it fail before RUN arrives.
-        if self
-            .still_has_ring()
-            .is_some_and(|control| control != ALL_ONES)
-            && self.is_clean()
+        // It may have drained just before, or be in the new work already. The latter shows soon,
+        // and RUN is better not written then.
+        if self.traits.restart == Restart::ByRun
+            || (0..REST_LOOKS).all(|_| self.regs.read(Register::Head) == drained)
         {
-            self.start();
+            self.start_again();
         }
     }
 

@@ -5,7 +5,8 @@
 //!
 //! - A poll reads the head. Unless the engine is known to keep its head at a failed descriptor, a
 //!   poll that finds progress also reads the interrupt status: without an error, what the head has
-//!   passed is copied. In this order, for what fails after the head was read is not of it.
+//!   passed is copied. In this order, for what fails after the head was read is not of it. A third
+//!   read makes sure that no reset has cleared the status in between.
 //! - While the head stands still, the 8th, 16th, 32nd ... poll reads control, head, interrupt
 //!   status and tail together, for a whole picture: an error, a reset, an engine that stands, a
 //!   doorbell that never arrived. A long copy thus costs next to nothing, and a failure is found
@@ -68,7 +69,7 @@ fn is_diagnosis(idle_polls: u32) -> bool {
 impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// Looks once what the engine has done.
     ///
-    /// No MMIO if nothing is in flight, else one read; two if there is progress on an engine whose
+    /// No MMIO if nothing is in flight, else one read; three if there is progress on an engine whose
     /// [`ErrorHead`](crate::ErrorHead) is not known to be at a failing descriptor. The 8th, 16th,
     /// 32nd ... poll without progress makes four. Only a failure, a halt, or a head that makes no
     /// sense costs more. Right in either [`Signalling`](crate::Signalling).
@@ -115,7 +116,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             HeadPosition::Advanced(0) => self.idle_polls = self.idle_polls.saturating_add(1),
             HeadPosition::Advanced(count) => {
                 // Nothing is retired yet, so poll finds the failure where it is.
-                if self.cautious && self.error_pending().ok()? {
+                if self.cautious && self.failed_behind_head().ok()? {
                     return None;
                 }
                 self.passed(count);
@@ -160,7 +161,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// The head has passed `count` descriptors. They are good if there was no error.
     #[inline(never)]
     fn look_twice(&mut self, count: u64) -> Result<Progress, Fault> {
-        if self.error_pending()? {
+        if self.failed_behind_head()? {
             return self.take_failure();
         }
         self.passed_good(count)
@@ -327,7 +328,8 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         }
         match self.ring.locate(head) {
             HeadPosition::Advanced(0) => {}
-            HeadPosition::Advanced(count) => return self.passed_good(count),
+            HeadPosition::Advanced(count) if !self.cautious => return self.passed_good(count),
+            HeadPosition::Advanced(count) => return self.look_twice(count),
             HeadPosition::Garbage => return Err(self.bad_head(head)),
         }
         let tail = self.regs.read(Register::Tail);

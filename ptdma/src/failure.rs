@@ -30,6 +30,38 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         Ok(failed)
     }
 
+    /// Whether the engine has reported an error of what its head has passed. Clear, it says that
+    /// all of that is copied.
+    ///
+    /// A reset clears the status, and switches off what latches it. So a register is read last that
+    /// shows a reset.
+    pub(crate) fn failed_behind_head(&mut self) -> Result<bool, Fault> {
+        if self.error_pending()? {
+            return Ok(true);
+        }
+        self.still_programmed().map(|()| false)
+    }
+
+    /// Makes sure that the function was not reset since it was programmed.
+    ///
+    /// The interrupt enable register shows that for good, where it reads back: control is written
+    /// again for each burst, which hides a reset just before.
+    fn still_programmed(&mut self) -> Result<(), Fault> {
+        let (raw, holds) = if self.enable_reads {
+            let raw = self.regs.read(Register::InterruptEnable);
+            let enabled = Interrupts::from_bits_retain(raw);
+            (raw, enabled.contains(Interrupts::ERROR))
+        } else {
+            let raw = self.read_control();
+            (raw, self.knows_ring(raw))
+        };
+        match raw {
+            ALL_ONES => Err(self.set_fault(Fault::DeviceGone)),
+            _ if holds => Ok(()),
+            _ => Err(self.set_fault(Fault::Reset)),
+        }
+    }
+
     fn error_code(&mut self) -> Result<ErrorCode, Fault> {
         match self.regs.read(Register::Status) {
             ALL_ONES => Err(self.set_fault(Fault::DeviceGone)),
@@ -67,7 +99,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             self.traits.error_head = ErrorHead::AtFailing;
         }
         self.retire_completed(good);
-        let failure = self.skip_oldest(code)?;
+        let failure = self.skip_oldest(code);
         Ok(self.progress(good.wrapping_add(1), Some(failure), None))
     }
 
@@ -111,6 +143,9 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         for _ in 0..HALT_LOOKS {
             if control == ALL_ONES {
                 return Err(self.set_fault(Fault::DeviceGone));
+            }
+            if !self.knows_ring(control) {
+                return Err(self.set_fault(Fault::Reset));
             }
             // Of what control was before RUN was taken away too: the write may clear HALT.
             halted |= has_halted(control) && (!self.raced || self.run_taken && self.halt_fell);
@@ -159,8 +194,8 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     }
 
     /// Skips the oldest descriptor, which failed, and lets the engine, which stands, go on behind
-    /// it.
-    fn skip_oldest(&mut self, code: ErrorCode) -> Result<Failure, Fault> {
+    /// it. A fault met there stays for the next call: the failure is told by this one alone.
+    fn skip_oldest(&mut self, code: ErrorCode) -> Failure {
         let cookie = self.ring.oldest();
         self.ring.retire(1);
         self.replay_left = self.replay_left.saturating_sub(1);
@@ -169,8 +204,8 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             self.replay_left = 0;
         }
         self.stats.failed = self.stats.failed.wrapping_add(1);
-        self.go_on_from_oldest()?;
-        Ok(Failure { cookie, code })
+        let _ = self.go_on_from_oldest();
+        Failure { cookie, code }
     }
 
     /// Moves the head of the engine, which stands, to the oldest descriptor, forgets the error,
@@ -180,20 +215,20 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         self.restarts = 0;
         self.raced = false;
         self.set_caution();
-        self.regs
-            .write(Register::InterruptStatus, Interrupts::KNOWN.bits());
         let tail = self.next_tail();
         let head = self.ring.oldest_register_value();
         self.regs.write(Register::Tail, tail);
         self.regs.write(Register::Head, head);
-        if self.replay_left > 0 {
-            // Backwards: that the head is writable is known of moves ahead.
-            let reads = self.regs.read(Register::Head);
-            if reads != head {
-                let offset = Register::Head.offset();
-                return Err(self.set_fault(Fault::NotAccepted { offset, reads }));
-            }
+        // A function that was out of reach for a moment has its head at what is the owner's again.
+        let reads = self.regs.read(Register::Head);
+        if reads != head {
+            let offset = Register::Head.offset();
+            return Err(self.set_fault(Fault::NotAccepted { offset, reads }));
         }
+        // Not before the head has moved: a clean status says that what the head passed is good.
+        self.regs
+            .write(Register::InterruptStatus, Interrupts::KNOWN.bits());
+        self.still_programmed()?;
         if self.ring.handed_out() > 0 && self.state == State::Running {
             self.start();
         }

@@ -267,6 +267,9 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             }
             Outcome::Failed => Ok(Outcome::Failed),
             Outcome::Silent => {
+                if self.still_has_ring().is_none() {
+                    return Err(Fault::Reset.into());
+                }
                 self.start();
                 let outcome = self.await_copy(clock, deadline.again(clock))?;
                 if matches!(outcome, Outcome::Done { .. }) {
@@ -293,6 +296,9 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             if failed {
                 self.traits.failed_copies = self.traits.failed_copies.saturating_add(1);
                 let _ = self.take_failure()?;
+                if let State::Faulted(fault) = self.state {
+                    return Err(fault.into());
+                }
                 return Ok(Outcome::Failed);
             }
             match self.ring.locate(head) {
@@ -394,6 +400,9 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     ) -> Result<Option<bool>, ProbeError> {
         let from = self.ring.slot_register_value(end.saturating_sub(1));
         let to = self.ring.slot_register_value(end);
+        if self.still_has_ring().is_none() {
+            return Err(Fault::Reset.into());
+        }
         self.regs.write(Register::Tail, to);
         self.regs.write(Register::Head, from);
         self.walking = true;
@@ -496,7 +505,8 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             let reads = QueueControl::from_bits_retain(self.run).bits();
             return Err(self.set_fault(Fault::NotAccepted { offset, reads }).into());
         }
-        self.program_ring().map_err(|e| {
+        // All registers: a reset in between, which the ring's own would hide, took the others too.
+        self.program().map_err(|e| {
             self.set_fault(Fault::of_bring_up(e));
             ProbeError::BringUp(e)
         })

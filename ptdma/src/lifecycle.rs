@@ -111,7 +111,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             return Ok(self.terminate_after_reset());
         }
         // The engine stands still, so whatever head says is final.
-        let failed = matches!(self.error_pending(), Ok(true));
+        let failed = self.failed_behind_head();
         let status = self.regs.read(Register::Status);
         let head = self.regs.read(Register::Head);
         let passed = match self.ring.locate(head) {
@@ -120,17 +120,20 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             HeadPosition::Garbage => 0,
         };
         let good = match failed {
-            false => Some(passed),
+            Ok(false) => Some(passed),
             // An error of nobody knows which descriptor: none of them is claimed.
-            true => self.good_before_failure(passed),
+            Ok(true) => self.good_before_failure(passed),
+            // It could not be asked.
+            Err(_) => None,
         };
         let retired = good.unwrap_or(0);
         self.retire_completed(retired);
         let first_dropped = self.ring.oldest();
-        let failure = (failed && good.is_some() && self.ring.handed_out() > 0).then(|| Failure {
-            cookie: first_dropped,
-            code: crate::error_code::ErrorCode::from_status(status),
-        });
+        let failure =
+            (failed == Ok(true) && good.is_some() && self.ring.handed_out() > 0).then(|| Failure {
+                cookie: first_dropped,
+                code: crate::error_code::ErrorCode::from_status(status),
+            });
         let dropped = self.forget_outstanding();
         if let Err(e) = self.program() {
             // It did stop before.
@@ -200,7 +203,8 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
                 Ok((regs, ring.into_memory(), terminated))
             }
             Err(e) => {
-                self.enable_interrupts();
+                // Of no consequence: the channel did not stop, and ERROR stays on.
+                let _ = self.enable_interrupts();
                 Err((e, self))
             }
         }
@@ -264,6 +268,9 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             if control == ALL_ONES {
                 self.set_fault(Fault::DeviceGone);
                 return Err(self.not_stopped(control));
+            }
+            if !self.knows_ring(control) {
+                return Ok(Stop::Reset);
             }
             // An engine that was never started, or that has shown all of its work to be done, has
             // nothing left to touch.

@@ -86,7 +86,8 @@ fn costs_what_was_promised() {
             cost(&[4096; 512], Layout::Contiguous);
         assert_eq!((report.channels, descriptors, doorbells), (16, 16, 16));
         assert_eq!(report.coalesced, 496);
-        assert!(mmio <= 80 && interrupts <= 16);
+        // RUN is taken away first, from an engine that was started before.
+        assert!(mmio <= 96 && interrupts <= 16);
 
         let (report, _, _, _, descriptors) = cost(&[2 << 20], Layout::Scattered);
         assert_eq!((report.channels, descriptors), (16, 16));

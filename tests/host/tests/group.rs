@@ -475,7 +475,12 @@ fn many_threads_share_the_channels() {
         }
     });
     let errors: u64 = bed.models.iter().map(|m| m.counters().errors).sum();
-    assert_eq!(reported.load(Ordering::Relaxed), errors);
+    // A failure that RUN may have gone over is run again, and is good then.
+    let replays: u64 = (0..bed.models.len())
+        .filter_map(|channel| bed.group.stats(channel))
+        .map(|stats| stats.replays)
+        .sum();
+    assert_eq!(reported.load(Ordering::Relaxed) + replays, errors);
     assert!(errors > 0, "nothing was injected");
 }
 

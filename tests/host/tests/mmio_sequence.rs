@@ -83,6 +83,8 @@ fn bring_up_is_the_sequence_proved_on_silicon() {
             Event::Read(R::Head),
             Event::Read(R::Control),
             Event::Write(R::InterruptEnable, 3),
+            // It shows later on whether the function was reset.
+            Event::Read(R::InterruptEnable),
         ]
     );
 }
@@ -93,7 +95,7 @@ fn a_polled_channel_has_errors_latched_and_no_completions() {
     let recorder = Recorder::new();
     let _channel = channel(&recorder, 8192, Signalling::Polled);
     let events = recorder.take();
-    assert_eq!(events.last(), Some(&Event::Write(R::InterruptEnable, 2)));
+    assert!(events.contains(&Event::Write(R::InterruptEnable, 2)));
     assert!(!events.contains(&Event::Write(R::InterruptEnable, 3)));
     assert!(events.contains(&Event::Write(R::Control, (12 << 3) | BASE_HIGH)));
 }
@@ -162,7 +164,8 @@ fn a_burst_on_a_busy_channel_looks_before_it_starts_the_engine() {
     let events = mmio(&recorder.take());
     assert_eq!(events[0], tail(5));
     assert_eq!(events[1..4], looks);
-    assert_eq!(events[4..], [run]);
+    // It may have been in the new work, and failed before RUN.
+    assert_eq!(events[4..], [run, Event::Read(R::InterruptStatus)]);
     // It has failed, and its head may be anywhere.
     recorder.set(R::Head, BASE_LOW + 5 * 32);
     recorder.set(R::InterruptStatus, 0b10);
@@ -299,7 +302,7 @@ fn a_burst_for_an_engine_that_goes_on_by_the_tail_is_one_write() {
 
 /// Where the head stays after an error is not known: progress is believed without an error only.
 #[test]
-fn progress_of_an_unknown_engine_is_looked_at_twice() {
+fn progress_of_an_unknown_engine_is_looked_at_further() {
     let recorder = Recorder::new();
     let ring = recorder.ring(BASE, 32);
     let Ok(mut channel) = Channel::bring_up(recorder.clone(), ring, ChannelConfig::default())
@@ -311,11 +314,12 @@ fn progress_of_an_unknown_engine_is_looked_at_twice() {
     recorder.take();
     recorder.set(R::Head, BASE_LOW + 32);
     assert_eq!(channel.poll().unwrap().retired, 1);
-    let twice = [R::Head, R::InterruptStatus].map(Event::Read);
-    assert_eq!(recorder.take(), twice);
+    // A reset would have cleared the status.
+    let looks = [R::Head, R::InterruptStatus, R::InterruptEnable].map(Event::Read);
+    assert_eq!(recorder.take(), looks);
     recorder.set(R::Head, BASE_LOW + 64);
     assert_eq!(channel.poll_head(), Some(channel.next_cookie()));
-    assert_eq!(recorder.take(), twice);
+    assert_eq!(recorder.take(), looks);
 }
 
 #[test]
@@ -351,10 +355,12 @@ fn the_failed_descriptor_is_skipped_and_the_rest_started() {
             // The head is at rest, and final.
             Event::Read(R::Head),
             Event::Read(R::Head),
-            Event::Write(R::InterruptStatus, 0xf),
             Event::Publish,
             Event::Write(R::Tail, at(5)),
             Event::Write(R::Head, at(3)),
+            Event::Read(R::Head),
+            Event::Write(R::InterruptStatus, 0xf),
+            Event::Read(R::InterruptEnable),
             Event::Write(R::Control, run),
         ]
     );
