@@ -53,6 +53,8 @@ pub(super) const SUITES: &[Suite] = &[
             Check::new("errors", errors),
             Check::new("limits", limits),
             Check::new("other-driver", other_driver),
+            Check::new("released", released),
+            Check::new("moves-a-guest", moves_a_guest),
         ],
     },
     Suite {
@@ -396,6 +398,8 @@ fn errors(guest: &mut Guest) -> Result<String> {
     take(guest)?;
     let address = guest.options().address_of(0);
     let answer = guest.ok(&format!("vfio-test errors arguments {address}"))?;
+    let other = guest.options().address_of(1);
+    guest.ok(&format!("vfio-test errors other-space {address} {other}"))?;
     guest.ok(&format!(
         "vfio-test give-back {address} && vfio-test errors not-taken {address}"
     ))?;
@@ -447,6 +451,69 @@ fn other_driver(guest: &mut Guest) -> Result<String> {
     );
     guest.ok("rmmod uio_pci_generic")?;
     Ok(given.trim().to_owned())
+}
+
+/// The administrator wants a function back: the program hears of it, closes it, and the driver
+/// lets go.
+fn released(guest: &mut Guest) -> Result<String> {
+    let job = serve(guest)?;
+    let address = guest.options().address_of(0);
+    let unbind = guest.start(
+        &format!("echo {address} > /sys/bus/pci/drivers/vfio-pci/unbind"),
+        Duration::from_secs(60),
+    )?;
+    ask(guest, "release")?;
+    ask(guest, "end")?;
+    guest.wait_ok(&job)?;
+    guest.wait_ok(&unbind)?;
+    let left = guest.ok("vfio-test list")?;
+    ensure!(
+        left.contains(&format!("{address} none ")),
+        "the driver has it still: {left}"
+    );
+    Ok(String::new())
+}
+
+/// The example `move_guest`: a guest's memory goes from node to node while its CPU writes.
+fn moves_a_guest(guest: &mut Guest) -> Result<String> {
+    /// Rounds after which the example pauses whatever is left: then it has not converged.
+    const MOST_ROUNDS: u64 = 20;
+    take(guest)?;
+    let held = addresses(guest)[..MOVERS].join(" ");
+    guest.server()?.reset_counters()?;
+    let text = guest.ok_within(&format!("move-guest {held}"), Duration::from_secs(120))?;
+    let line = |name: &str| {
+        text.lines()
+            .find(|line| line.starts_with(&format!("by={name} ")))
+            .with_context(|| format!("nothing of {name}: {text}"))
+    };
+    let (engines, cpu) = (line("engines")?, line("cpu")?);
+    ensure!(
+        engines.contains("nodes=N0=2048->N1=2048 ") && cpu.contains("nodes=N1=2048->N0=2048 "),
+        "pages are on other nodes: {text}"
+    );
+    for line in [engines, cpu] {
+        let pages = number(line, "pages")?;
+        ensure!(
+            number(line, "rounds")? < MOST_ROUNDS
+                && number(line, "pause_pages")? * 10 < pages
+                && pages > 2048
+                && number(line, "faults")? > 0,
+            "it does not converge, or nobody wrote: {line}"
+        );
+        let copied = number(line, "dma_bytes")? + number(line, "cpu_bytes")?;
+        ensure!(copied == pages * 4096, "bytes are missing: {line}");
+    }
+    ensure!(
+        number(engines, "cpu_bytes")? == 0 && number(cpu, "dma_bytes")? == 0,
+        "the wrong one copied: {text}"
+    );
+    let counted = guest.server()?.counters()?;
+    ensure!(
+        counted.bytes >= number(engines, "dma_bytes")?,
+        "the devices have counted otherwise: {counted:?}"
+    );
+    Ok(format!("{engines}; {cpu}"))
 }
 
 fn no_iommu(guest: &mut Guest) -> Result<String> {

@@ -26,6 +26,7 @@ fn expect<T>(
 pub(crate) fn run(words: &[&str]) -> Result<String, Failure> {
     match words {
         ["arguments", address] => arguments(address.parse()?),
+        ["other-space", one, other] => other_space(one.parse()?, other.parse()?),
         ["not-taken", address] => not_taken(address.parse()?),
         ["in-use", address] => in_use(address.parse()?),
         ["no-iommu", address] => no_iommu(address.parse()?),
@@ -125,7 +126,28 @@ fn arguments(address: PciAddress) -> Result<String, Failure> {
     Ok("each says what to do".into())
 }
 
-/// A range of another space than the engines', which needs a function in each.
+/// A range of another space than the engines', which has a function of its own.
+fn other_space(one: PciAddress, other: PciAddress) -> Result<String, Failure> {
+    let space = Space::new()?;
+    let mover = Mover::open_in(&space, &[one], Setup::default())?;
+    let near = space.map(Memory::anonymous(4096)?)?;
+    let elsewhere = Space::new()?;
+    let _function = Function::open(&elsewhere, other)?;
+    let far = elsewhere.map(Memory::anonymous(4096)?)?;
+    let list = [
+        CopyRange::new(&near, 0, &near, 100, 100)?,
+        CopyRange::new(&near, 0, &far, 200, 100)?,
+    ];
+    expect(
+        "a range of another space",
+        mover.copy(&list, Waiting::Polled),
+        |e| matches!(e, Error::Unmapped { range: 1 }),
+        "in the mover's own space",
+    )?;
+    Ok("refused".into())
+}
+
+/// A function that another process has.
 fn in_use(address: PciAddress) -> Result<String, Failure> {
     let space = Space::new()?;
     expect(

@@ -10,6 +10,8 @@ use ptdma_vfio::{
     VfioChannel, Waiting,
 };
 
+use rustix::event::{PollFd, PollFlags, poll};
+
 use crate::work::Pair;
 use crate::{Failure, SOCKET};
 
@@ -115,6 +117,7 @@ impl Held {
             ["settle"] => self.settle(),
             ["lone-end"] => self.lone_end(),
             ["in-use"] => self.in_use(),
+            ["release"] => self.release(),
             ["end"] => self.end(),
             _ => Err(format!("{words:?}?").into()),
         }
@@ -296,6 +299,21 @@ impl Held {
                 Ok(error.to_string())
             }
             others => Err(format!("no errors of the right kind: {others:?}").into()),
+        }
+    }
+
+    /// Waits until somebody wants the first function back.
+    fn release(&self) -> Result<String, Failure> {
+        let handle = self.mover()?.function(0).ok_or("no function")?;
+        let event = handle.release_request().ok_or("no such interrupt")?;
+        let limit = rustix::event::Timespec {
+            tv_sec: 20,
+            tv_nsec: 0,
+        };
+        let mut fds = [PollFd::new(&event, PollFlags::IN)];
+        match poll(&mut fds, Some(&limit))? {
+            0 => Err("nobody asks".into()),
+            _ => Ok("asked".into()),
         }
     }
 
