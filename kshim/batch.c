@@ -245,6 +245,8 @@ int ptdma_batch_round(struct ptdma_batch *batch, unsigned int nr, int only,
 struct ptdma_copied {
 	unsigned int folios;
 	u64 bytes;
+	/* Times that it slept: in quarantine it may be freed at any time. */
+	unsigned int sleeps;
 };
 
 static void ptdma_mark_round(struct ptdma_batch *batch, unsigned int nr,
@@ -300,6 +302,7 @@ static int ptdma_copy_rounds(struct ptdma_batch *batch,
 
 		rc = ptdma_batch_round(batch, nr, -1, &result);
 		trace_ptdma_round(nr, &result);
+		copied->sleeps = batch->sleeps;
 		if (result.unproven) {
 			ptdma_hold_all(batch, dst_list);
 			ptdma_quarantine(batch, &result);
@@ -365,10 +368,10 @@ static int ptdma_copy_folios(struct list_head *dst_list,
 	rc = ptdma_copy_rounds(batch, dst_list, src_list, folio_cnt, &copied);
 	/* The marks of earlier rounds are not trusted either. */
 	if (rc)
-		copied = (struct ptdma_copied){};
+		copied = (struct ptdma_copied){ .sleeps = copied.sleeps };
 	if (trace_ptdma_batch_end_enabled())
 		/* 0: the event was switched on meanwhile. */
-		trace_ptdma_batch_end(folio_cnt, copied.folios, batch->sleeps,
+		trace_ptdma_batch_end(folio_cnt, copied.folios, copied.sleeps,
 				      start ? ptdma_k_now_ns() - start : 0, rc);
 
 	atomic64_inc(&ptdma_totals.batches);

@@ -276,10 +276,11 @@ static void ptdma_go_on(struct ptdma_chan *chan)
 	if (rc && !chan->bounces)
 		pci_err(chan->pdev, "channel %u does not come back: %d\n",
 			chan->index, rc);
-	up_write(&ptdma_topology);
-
+	/* The batch that loses the only channel asks for it, once: be ready before. */
 	if (paused)
 		enable_delayed_work(&chan->rescue);
+	up_write(&ptdma_topology);
+
 	if (chan->state != PTDMA_CHAN_UP && chan->wanted && !chan->bounces) {
 		/* Something has changed, so it is tried at once. */
 		chan->not_before = jiffies;

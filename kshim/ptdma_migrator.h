@@ -318,7 +318,7 @@ int ptdma_batch_round(struct ptdma_batch *batch, unsigned int nr, int only,
 		      struct ptdma_result *result);
 
 /* quarantine.c */
-void ptdma_quarantine_doubt(struct ptdma_batch *batch, unsigned int chan);
+bool ptdma_quarantine_doubt(struct ptdma_batch *batch, unsigned int chan);
 void ptdma_quarantine_hold(struct ptdma_batch *batch, unsigned int nr);
 void ptdma_quarantine_add(struct ptdma_batch *batch, struct folio *folio);
 void ptdma_quarantine(struct ptdma_batch *batch,

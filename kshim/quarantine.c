@@ -42,17 +42,25 @@ static void ptdma_quarantine_end(struct ptdma_batch *batch)
  * @batch: The batch, in flight; it goes into quarantine when it ends.
  * @chan: The channel.
  *
+ * A proof that came while the batch asked for its own is one, too.  Nothing is
+ * revived before the batch has let go of its descriptors, so the proof still holds.
+ * Without this look the doubt could come behind the release, and would stay.
+ *
  * Context: Process context, ptdma_topology held.
+ * Return: Whether it is in doubt.
  */
-void ptdma_quarantine_doubt(struct ptdma_batch *batch, unsigned int chan)
+bool ptdma_quarantine_doubt(struct ptdma_batch *batch, unsigned int chan)
 {
 	guard(spinlock)(&ptdma_quarantine_lock);
 
+	if (READ_ONCE(ptdma_chans[chan]->state) == PTDMA_CHAN_STOPPED)
+		return false;
 	batch->unproven |= BIT_ULL(chan);
 	if (batch->doubted)
-		return;
+		return true;
 	batch->doubted = true;
 	list_add_tail(&batch->list, &ptdma_doubtful);
+	return true;
 }
 
 /**

@@ -165,7 +165,7 @@ bool ptdma_k_prove_stopped(struct ptdma_batch *batch, u32 index)
 	mutex_unlock(&chan->lock);
 out:
 	if (!proved)
-		ptdma_quarantine_doubt(batch, index);
+		proved = !ptdma_quarantine_doubt(batch, index);
 	ptdma_chan_rescue(chan);
 	return proved;
 }
