@@ -55,8 +55,8 @@ fn queue(channel: VfioChannel, node: Option<u16>) -> Queue {
 pub enum Waiting {
     /// By looking at the engines all the time: the shortest way, and a busy CPU.
     Polled,
-    /// Asleep until an interrupt, after 20 us of looking. Functions without interrupts are looked
-    /// at every millisecond.
+    /// Asleep until an interrupt, after 20 us of looking. An interrupt that is 10 ms late, or of a
+    /// function that has none, is not waited for: the engines are looked at.
     Asleep,
 }
 

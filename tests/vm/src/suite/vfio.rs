@@ -53,6 +53,7 @@ pub(super) const SUITES: &[Suite] = &[
             Check::new("errors", errors),
             Check::new("limits", limits),
             Check::new("other-driver", other_driver),
+            Check::new("copy-list", copy_list),
             Check::new("released", released),
             Check::new("moves-a-guest", moves_a_guest),
         ],
@@ -451,6 +452,27 @@ fn other_driver(guest: &mut Guest) -> Result<String> {
     );
     guest.ok("rmmod uio_pci_generic")?;
     Ok(given.trim().to_owned())
+}
+
+/// The example `copy_list`, as the README starts it: it takes all functions from their driver and
+/// gives them back.
+fn copy_list(guest: &mut Guest) -> Result<String> {
+    let all = addresses(guest).join(" ");
+    take(guest)?;
+    guest.ok(&format!("vfio-test give-back {all}"))?;
+    guest.ok("modprobe uio_pci_generic && \
+              { echo 1022 1498 > /sys/bus/pci/drivers/uio_pci_generic/new_id || true; }")?;
+    for how in ["", " --polled"] {
+        let text = guest.ok(&format!("copy-list --take{how}"))?;
+        ensure!(
+            text.contains(&format!("by {DEVICES} channel(s)"))
+                && text.contains(" 0 page(s) wrong")
+                && text.matches("with uio_pci_generic again").count() == DEVICES,
+            "{text}"
+        );
+    }
+    guest.ok("rmmod uio_pci_generic")?;
+    Ok(String::new())
 }
 
 /// The administrator wants a function back: the program hears of it, closes it, and the driver
