@@ -574,9 +574,8 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// write. Any other needs RUN behind the tail, for it halts when it has drained its queue; and
     /// control is read before, for a function that was reset in the meantime has its head at 0:
     /// started there it would run what is not ours, or what was done long ago. The channel has
-    /// [`Fault::Reset`] then, and the function is left alone. RUN is taken away before the tail, if
-    /// control does not show that the engine has done so: one that went on by the tail after all
-    /// could fail before RUN.
+    /// [`Fault::Reset`] then, and the function is left alone. RUN is taken away before the tail:
+    /// an engine that went on by the tail after all could fail before RUN.
     ///
     /// If earlier work is still in flight, the head is read instead, and RUN follows only if the
     /// engine has drained and reports no error: it may be standing at a descriptor that failed and
@@ -634,11 +633,11 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// has just been read.
     ///
     /// An engine that went on by the tail could fail before RUN arrives, which would set it going
-    /// over the failure. So RUN is taken away before, unless the engine is known to have done so
-    /// itself. That it was found to need RUN is no such knowledge: a slow one looks the same.
+    /// over the failure. So RUN is taken away before. That RUN reads 0 is no proof that the tail
+    /// does nothing, nor that the engine was found to need RUN: a slow one looks the same.
     pub(crate) fn ring_idle(&mut self, control: u32, tail: u32) {
         let runs = self.state == State::Running && control != ALL_ONES;
-        let may_run = self.started && !self.run_taken && !self.has_stopped(control);
+        let may_run = self.started && !self.run_taken;
         if runs && may_run {
             self.take_run();
         }
@@ -697,9 +696,8 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         if control == ALL_ONES || !self.is_clean() {
             return;
         }
-        let stands = !self.started
-            || self.has_stopped(control)
-            || self.run_taken && has_halted(control) && self.halt_fell;
+        // Not by RUN, which may read 0 in an engine that has just gone on by the tail.
+        let stands = !self.started || self.run_taken && has_halted(control) && self.halt_fell;
         self.raced = !stands;
         self.set_caution();
         self.start();
