@@ -217,7 +217,9 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         self.set_caution();
         let tail = self.next_tail();
         let head = self.ring.oldest_register_value();
-        self.regs.write(Register::Tail, tail);
+        // The head first. Where it moves back, an engine that went on all the same would run what is
+        // still the engine's; with the tail behind it, all of the ring. And if a reset comes between
+        // the two, 0 is left in the head, and no longer a way around the ring without an end.
         self.regs.write(Register::Head, head);
         // A function that was out of reach for a moment has its head at what is the owner's again.
         let reads = self.regs.read(Register::Head);

@@ -183,6 +183,7 @@ impl CopyRequest {
     }
 
     /// Any copy: the checks one after the other, each with its error.
+    #[cold]
     #[inline(never)]
     const fn one_by_one(
         src: DmaAddr,

@@ -8,7 +8,7 @@ use batch_copy::{
     Batch, CpuCopier, Engines, Host, Mapper, Options, Outcome, OverlapCheck, Port, PtdmaQueue,
     Report, Rescue, Wait, WaitFor, Wake,
 };
-use ptdma::{Channel, ChannelConfig, ErrorHead, Limits, Restart, Signalling};
+use ptdma::{Channel, ChannelConfig, Deadline, ErrorHead, Limits, Restart, Signalling};
 use ptdma_model::forks;
 use ptdma_model::{BusRing, BusSpace, Counters, Model, ModelConfig};
 
@@ -37,6 +37,8 @@ pub struct Setup {
     pub max_len_bytes: u32,
     /// What the functions are like.
     pub model: ModelConfig,
+    /// Whether bring-up finds out what they do, beside what the channels are told.
+    pub find_out: bool,
 }
 
 impl Default for Setup {
@@ -47,6 +49,7 @@ impl Default for Setup {
             signalling: Signalling::Polled,
             max_len_bytes: 2 << 20,
             model: ModelConfig::default(),
+            find_out: false,
         }
     }
 }
@@ -64,6 +67,9 @@ pub struct Rig {
     /// How it was set up.
     pub setup: Setup,
 }
+
+/// Model time to find an engine out in, in nanoseconds: a thousand times what it takes.
+const FIND_OUT_NS: u64 = 1_000_000_000;
 
 /// The NUMA node of channel `index`: the first half on node 0, the others on node 1.
 #[must_use]
@@ -106,10 +112,17 @@ impl Rig {
                 },
                 ..ChannelConfig::default()
             };
-            let channel = match Channel::bring_up(model.clone(), ring, config) {
+            let mut channel = match Channel::bring_up(model.clone(), ring, config) {
                 Ok(channel) => channel,
                 Err((e, ..)) => panic!("bring-up: {e}"),
             };
+            if setup.find_out {
+                let _runs = model.spawn_engine().expect("a thread");
+                let deadline = Deadline::after(&model, FIND_OUT_NS);
+                channel
+                    .find_out(&model, deadline)
+                    .expect("the model shows what it does");
+            }
             let queue = PtdmaQueue::new(channel, Some(node_of(index, setup.channels)))
                 .with_stop_polls(2000);
             let lock = QueueLock::new(Port::new(queue));

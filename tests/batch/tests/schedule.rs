@@ -4,8 +4,7 @@
 //! runs each of the two modes for half a minute; 3 seconds each is the default.
 //! `PTDMA_FUZZ_EVENTS` ends it after so many events instead, `PTDMA_FUZZ_START` says with which
 //! seed it begins. A seed that fails is printed: `PTDMA_FUZZ_SEED` runs it again, and with
-//! `PTDMA_FUZZ_TRACE` says what happened; the name of the test chooses the mode. With
-//! `PTDMA_FUZZ_KINDS` every kind of function takes part.
+//! `PTDMA_FUZZ_TRACE` says what happened; the name of the test chooses the mode.
 #![allow(missing_docs)]
 
 use std::collections::BTreeMap;

@@ -12,6 +12,7 @@ use ptdma::{
     Progress, RegisterIo, Restart,
 };
 use ptdma_model::fault::StallFor;
+use ptdma_model::forks::{self, Forks, Late, Span};
 use ptdma_model::{
     Access, BusBuffer, BusRing, BusSpace, Fault as Injected, FaultKind, Model, ModelConfig, Timing,
 };
@@ -270,28 +271,46 @@ fn a_queue_that_nobody_could_stop_is_not_taken_over() {
     }
 }
 
-/// Registers of a function that is reset just before a certain write of control: after the driver
-/// has looked, and before it gives back what a reset takes.
+/// Before which accesses a function may be reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Before {
+    /// Writes of control: after the driver has looked, and before it gives back what a reset takes.
+    Control,
+    /// All.
+    Any,
+}
+
+/// Registers of a function that is reset just before a certain access.
 struct ResetBefore<'m> {
     model: &'m Model,
-    writes: &'m Cell<Option<u32>>,
+    before: Before,
+    left: &'m Cell<Option<u32>>,
+}
+
+impl ResetBefore<'_> {
+    fn count(&self, is_control_write: bool) {
+        if (is_control_write || self.before == Before::Any)
+            && let Some(left) = self.left.get()
+        {
+            self.left.set(left.checked_sub(1));
+            if left == 0 {
+                // It is no bus master from then on, as after every reset.
+                self.model.power_cycle();
+                self.model.set_bus_master(false);
+            }
+        }
+    }
 }
 
 impl RegisterIo for ResetBefore<'_> {
     fn read(&self, register: Register) -> u32 {
         self.model.step();
+        self.count(false);
         self.model.read(register)
     }
 
     fn write(&self, register: Register, value: u32) {
-        if register == Register::Control
-            && let Some(left) = self.writes.get()
-        {
-            self.writes.set(left.checked_sub(1));
-            if left == 0 {
-                assert!(self.model.function_reset());
-            }
-        }
+        self.count(register == Register::Control);
         self.model.write(register, value);
     }
 }
@@ -305,14 +324,22 @@ enum Deed {
     Doorbell,
 }
 
-/// Does it to a channel whose function is reset before the `nth` write of control from then on.
+/// Does it to a channel whose function is reset before the `nth` access of a kind from then on.
 /// False if there were not so many.
-fn disturbed(base: u64, deed: Deed, told: bool, done: usize, nth: u32) -> bool {
+fn disturbed(
+    (forks, before): (Forks, Before),
+    base: u64,
+    deed: Deed,
+    told: bool,
+    done: usize,
+    nth: u32,
+) -> bool {
     let bus = BusSpace::new();
     let memory = bus
         .map_at(DmaAddr::new(base), ENTRIES * 32, Access::ReadOnly)
         .unwrap();
     let config = ModelConfig {
+        forks,
         timing: Timing {
             read_ns: 100,
             ..Timing::default()
@@ -320,10 +347,11 @@ fn disturbed(base: u64, deed: Deed, told: bool, done: usize, nth: u32) -> bool {
         ..ModelConfig::default()
     };
     let model = Model::new(config, bus.clone());
-    let writes = Cell::new(None);
+    let left = Cell::new(None);
     let regs = ResetBefore {
         model: &model,
-        writes: &writes,
+        before,
+        left: &left,
     };
     let config = ChannelConfig {
         error_head: match told {
@@ -373,7 +401,10 @@ fn disturbed(base: u64, deed: Deed, told: bool, done: usize, nth: u32) -> bool {
     }
     let deadline = || Deadline::after(&model, 100_000);
     if matches!(deed, Deed::Failure) {
-        model.inject(Injected::at(1, FaultKind::Error { code: 19 }));
+        // The first copy is good, the second one fails, and fails again when it runs alone.
+        for nth in 1..4 {
+            model.inject(Injected::at(nth, FaultKind::Error { code: 19 }));
+        }
     } else {
         let duration = StallFor::Steps(20);
         let haltable = false;
@@ -384,7 +415,7 @@ fn disturbed(base: u64, deed: Deed, told: bool, done: usize, nth: u32) -> bool {
         _ => 3,
     };
     submit(&mut channel, in_flight);
-    writes.set(Some(nth));
+    left.set(Some(nth));
     let mut end = None;
     match deed {
         Deed::Terminate => {
@@ -418,11 +449,11 @@ fn disturbed(base: u64, deed: Deed, told: bool, done: usize, nth: u32) -> bool {
             assert_eq!(
                 destination.to_vec(),
                 [9; LEN_BYTES],
-                "claimed: {base:#x} {deed:?} {told} {done} {nth}, copy {number} of {end}"
+                "claimed: {forks} {base:#x} {deed:?} {told} {done} {nth}, copy {number} of {end}"
             );
         }
     }
-    writes.get().is_none()
+    left.get().is_none()
 }
 
 /// What a reset takes the driver gives back with its next write of control. No copy may be claimed
@@ -434,7 +465,8 @@ fn a_reset_just_before_a_write_of_control_claims_nothing() {
         for deed in [Deed::Terminate, Deed::Pause, Deed::Failure, Deed::Doorbell] {
             for told in [false, true] {
                 for done in 0..ENTRIES {
-                    let nth = (0..100).find(|nth| !disturbed(base, deed, told, done, *nth));
+                    let kind = (Forks::TODAY, Before::Control);
+                    let nth = (0..100).find(|nth| !disturbed(kind, base, deed, told, done, *nth));
                     resets += nth.expect("there is no end of writes");
                 }
             }
@@ -442,4 +474,25 @@ fn a_reset_just_before_a_write_of_control_claims_nothing() {
     }
     // A doorbell has one, a failure two.
     assert!(resets > 64, "{resets}");
+}
+
+/// A reset takes the error of a failed copy away, whose head may be past it.
+#[test]
+fn a_reset_before_any_access_claims_nothing() {
+    let mut machines: Vec<Forks> = Forks::MACHINES.iter().map(|m| m.forks).collect();
+    machines.extend(Forks::covering());
+    // Beyond these the driver only waits.
+    const MOST: u32 = 200;
+    // What goes by real time would not be the same twice.
+    machines.retain(|forks| !matches!(forks.late, Late::For(Span::Micros(_))));
+    machines.retain(|forks| !matches!(forks.reset, forks::Reset::Away(Span::Micros(_))));
+    let mut resets = 0;
+    for forks in machines {
+        for deed in [Deed::Terminate, Deed::Pause, Deed::Failure, Deed::Doorbell] {
+            let kind = (forks, Before::Any);
+            let reached = |nth: &u32| disturbed(kind, BASES[0], deed, false, 0, *nth);
+            resets += (0..MOST).take_while(reached).count();
+        }
+    }
+    assert!(resets > 5_000, "{resets}");
 }
