@@ -57,6 +57,7 @@ fn costs_what_was_promised() {
         let rig = Rig::new(Setup {
             channels: 16,
             signalling,
+            find_out: true,
             ..Setup::default()
         });
         let cost = |lens: &[usize], layout| {
