@@ -18,16 +18,22 @@ use crate::traits::{Restart, Seen};
 impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// Whether the engine has reported an error. Clear, it says that none was skipped either.
     pub(crate) fn error_pending(&mut self) -> Result<bool, Fault> {
+        let status = self.interrupt_status()?;
+        Ok(status.contains(Interrupts::ERROR))
+    }
+
+    /// The interrupt status. Without ERROR, it ends a race.
+    pub(crate) fn interrupt_status(&mut self) -> Result<Interrupts, Fault> {
         let raw = self.regs.read(Register::InterruptStatus);
         if raw == ALL_ONES {
             return Err(self.set_fault(Fault::DeviceGone));
         }
-        let failed = Interrupts::from_bits_retain(raw).contains(Interrupts::ERROR);
-        if !failed && self.raced {
+        let status = Interrupts::from_bits_retain(raw);
+        if self.raced && !status.contains(Interrupts::ERROR) {
             self.raced = false;
             self.set_caution();
         }
-        Ok(failed)
+        Ok(status)
     }
 
     /// Whether the engine has reported an error of what its head has passed. Clear, it says that
