@@ -145,8 +145,6 @@ pub struct Channel<R, M> {
     /// Whether RUN has read 1 since it was written last. Before that, a 0 may be what it always
     /// reads.
     pub(crate) run_seen: bool,
-    /// Whether RUN has ever read 1. Before that, a 0 may be what it always reads.
-    pub(crate) run_readable: bool,
     /// Whether RUN was written to an engine that may have been at work: it may have failed just
     /// before, and gone on. Until the interrupt status was seen without an error, an error need
     /// not mean that the engine stands.
@@ -157,8 +155,6 @@ pub struct Channel<R, M> {
     pub(crate) armed: bool,
     /// Whether the head alone does not say what was copied.
     pub(crate) cautious: bool,
-    /// Whether the enable register reads what bring-up wrote to it, and so tells of a reset.
-    pub(crate) enable_reads: bool,
     /// Whether the engine was set walking over slots that count as nobody's, and was not seen to
     /// arrive.
     pub(crate) walking: bool,
@@ -242,12 +238,10 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             run_taken: false,
             halt_fell: false,
             run_seen: false,
-            run_readable: false,
             raced: false,
             enable_reads: false,
             armed: false,
             cautious: false,
-            enable_reads: false,
             walking: false,
         };
         match channel.take_over() {
@@ -396,7 +390,6 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         if control != ALL_ONES {
             self.halt_fell |= !has_halted(control);
             self.run_seen |= has_run(control);
-            self.run_readable |= has_run(control);
         }
         control
     }

@@ -57,17 +57,6 @@ pub struct Progress {
     pub anomaly: Option<Anomaly>,
 }
 
-/// What became of descriptors that the head has passed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Passed {
-    /// They were copied.
-    Good,
-    /// One of them has failed.
-    Failed,
-    /// The function did not answer.
-    Unknown,
-}
-
 /// Whether the poll after `idle_polls` polls without progress looks at the whole picture.
 fn is_diagnosis(idle_polls: u32) -> bool {
     if idle_polls >= DIAGNOSIS_INTERVAL {
@@ -175,6 +164,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         if self.failed_behind_head()? {
             return self.take_failure();
         }
+        self.passed_good(count)
     }
 
     /// The head has passed `count` descriptors, and there was no error.

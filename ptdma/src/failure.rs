@@ -23,7 +23,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     }
 
     /// The interrupt status. Without ERROR, it ends a race.
-    pub(crate) fn interrupt_status(&mut self) -> Result<Interrupts, Fault> {
+    fn interrupt_status(&mut self) -> Result<Interrupts, Fault> {
         let raw = self.regs.read(Register::InterruptStatus);
         if raw == ALL_ONES {
             return Err(self.set_fault(Fault::DeviceGone));
@@ -39,11 +39,16 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// Whether the engine has reported an error of what its head has passed. Clear, it says that
     /// all of that is copied.
     ///
-    /// A reset clears the status, and switches off what latches it. So a register is read last that
-    /// shows a reset.
+    /// A reset clears the status, and switches off what latches it. EMPTY in the status tells that
+    /// there was none, and that what is not enabled is latched, too. Where it is not set, a register
+    /// is read last that shows a reset.
     pub(crate) fn failed_behind_head(&mut self) -> Result<bool, Fault> {
-        if self.error_pending()? {
+        let status = self.interrupt_status()?;
+        if status.contains(Interrupts::ERROR) {
             return Ok(true);
+        }
+        if status.contains(Interrupts::EMPTY) {
+            return Ok(false);
         }
         self.still_programmed().map(|()| false)
     }
@@ -223,9 +228,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         self.set_caution();
         let tail = self.next_tail();
         let head = self.ring.oldest_register_value();
-        // The head first. Where it moves back, an engine that went on all the same would run what is
-        // still the engine's; with the tail behind it, all of the ring. And if a reset comes between
-        // the two, 0 is left in the head, and no longer a way around the ring without an end.
+        self.regs.write(Register::Tail, tail);
         self.regs.write(Register::Head, head);
         // A function that was out of reach for a moment has its head at what is the owner's again.
         let reads = self.regs.read(Register::Head);

@@ -242,8 +242,6 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         }
         let tail = self.ring.issue();
         self.ring_idle(control, tail);
-        // At work, the engine may show that RUN can be read.
-        let _ = self.control_or_gone()?;
         self.await_copy(clock, deadline)
     }
 
@@ -409,7 +407,6 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         self.regs.write(Register::Head, from);
         self.walking = true;
         self.start();
-        let _ = self.control_or_gone()?;
         let all = Interrupts::KNOWN.bits();
         let mut detour: Option<Detour> = None;
         let mut failed = false;

@@ -300,8 +300,7 @@ fn a_burst_for_an_engine_that_goes_on_by_the_tail_is_one_write() {
     assert_eq!(mmio(&recorder.take()), [tail(6)]);
 }
 
-/// Where the head stays after an error is not known: progress is believed without an error only,
-/// and without a reset that would have taken the error away.
+/// Where the head stays after an error is not known: progress is believed without an error only.
 #[test]
 fn progress_of_an_unknown_engine_is_looked_at_further() {
     let recorder = Recorder::new();
@@ -321,7 +320,7 @@ fn progress_of_an_unknown_engine_is_looked_at_further() {
     recorder.set(R::Head, BASE_LOW + 64);
     recorder.set(R::InterruptStatus, 0b1000);
     assert_eq!(channel.poll_head(), Some(channel.next_cookie()));
-    assert_eq!(recorder.take(), looks);
+    assert_eq!(recorder.take(), looks[..2], "EMPTY shows it");
 }
 
 #[test]
@@ -358,6 +357,7 @@ fn the_failed_descriptor_is_skipped_and_the_rest_started() {
             Event::Read(R::Head),
             Event::Read(R::Head),
             Event::Publish,
+            Event::Write(R::Tail, at(5)),
             Event::Write(R::Head, at(3)),
             Event::Read(R::Head),
             Event::Write(R::InterruptStatus, 0xf),
