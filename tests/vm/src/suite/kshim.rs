@@ -623,14 +623,17 @@ fn load_1000_times(guest: &mut Guest) -> Result<String> {
     Ok(String::new())
 }
 
-/// Movers and writers for so long, while one descriptor in two thousand fails.
+/// Movers and writers for so long, while two descriptors in two thousand fail.
 fn soak(guest: &mut Guest, time: Duration) -> Result<String> {
     start(guest, 16)?;
-    let fault = json!({
-        "trigger": {"chance": {"per_million": 500, "seed": 7}},
-        "kind": {"error": {"code": 19}},
-    });
-    guest.server()?.fault(None, &fault)?;
+    // Two in a row, as for failed descriptors above.
+    for offset in [1000, 1001] {
+        let fault = json!({
+            "trigger": {"every": {"n": 2000, "offset": offset}},
+            "kind": {"error": {"code": 19}},
+        });
+        guest.server()?.fault(None, &fault)?;
+    }
     let more = format!(
         "--bytes 32M --for-ms {} --movers 2 --writers 2",
         time.as_millis()
