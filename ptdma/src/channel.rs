@@ -155,6 +155,9 @@ pub struct Channel<R, M> {
     pub(crate) armed: bool,
     /// Whether the head alone does not say what was copied.
     pub(crate) cautious: bool,
+    /// Whether the walk over the ring has begun and was not watched to its end: no more of it is
+    /// used then than what is proven.
+    pub(crate) unwalked: bool,
     /// Whether the engine was set walking over slots that count as nobody's, and was not seen to
     /// arrive.
     pub(crate) walking: bool,
@@ -242,6 +245,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             enable_reads: false,
             armed: false,
             cautious: false,
+            unwalked: false,
             walking: false,
         };
         match channel.take_over() {
@@ -278,6 +282,10 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         let _ = regs.read(Register::Status);
         regs.write(Register::InterruptStatus, Interrupts::KNOWN.bits());
 
+        if self.unwalked {
+            self.unwalked = false;
+            self.shorten(crate::find_out::PROVEN_ENTRIES);
+        }
         self.program_ring()?;
         self.enable_interrupts()?;
         self.state = State::Running;

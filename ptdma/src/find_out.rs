@@ -30,7 +30,7 @@ const TAIL_LOOKS: u32 = 500;
 const TAIL_PATIENCE: u32 = 2;
 /// The longest ring that is used where the walk over a longer one could not be watched: Linux's,
 /// with which each of its users has run.
-const PROVEN_ENTRIES: usize = 32;
+pub(crate) const PROVEN_ENTRIES: usize = 32;
 
 /// How often in a row the engine has to be found at the tail, there for [`REST_LOOKS`] looks, before
 /// it is taken to have come to each of them. Once may be one long copy, four times is no chance.
@@ -144,7 +144,8 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// # Errors
     ///
     /// [`ProbeError`]. Where nothing moves, the channel has [`Fault::Halted`]: shut it down, reset
-    /// the function, and try again.
+    /// the function, and try again. A channel that is terminated or recovered instead uses 32
+    /// entries of its ring at the most, as the walk over it was not watched to its end.
     pub fn find_out<C: Clock + ?Sized>(
         &mut self,
         clock: &C,
@@ -152,6 +153,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     ) -> Result<EngineTraits, ProbeError> {
         // These copies are nobody's work.
         let (stats, next) = (self.stats, self.ring.next());
+        self.unwalked = self.ring.entries() > PROVEN_ENTRIES;
         let found = self.find_all(clock, deadline);
         let copies = self.ring.next().since(next);
         self.stats = Stats {
@@ -505,6 +507,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             let reads = QueueControl::from_bits_retain(self.run).bits();
             return Err(self.set_fault(Fault::NotAccepted { offset, reads }).into());
         }
+        self.unwalked = false;
         // All registers: a reset in between, which the ring's own would hide, took the others too.
         self.program().map_err(|e| {
             self.set_fault(Fault::of_bring_up(e));

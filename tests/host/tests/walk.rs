@@ -197,3 +197,40 @@ fn a_failure_under_way_costs_another_walk() {
         }
     }
 }
+
+/// Nobody knows how long a ring the engine walks if that could not be watched to the end.
+#[test]
+fn a_ring_that_was_not_walked_is_not_used_whole() {
+    let mut failed = 0;
+    for machine in Forks::MACHINES {
+        for nth in 0..16 {
+            let bus = BusSpace::new();
+            let config = ModelConfig {
+                forks: machine.forks,
+                timing: Timing {
+                    read_ns: 100,
+                    write_ns: 10,
+                    ..Timing::default()
+                },
+                auto_step: 1,
+            };
+            let model = Model::new(config, bus.clone());
+            let ring = BusRing::new(&bus, 64).unwrap();
+            let Ok(mut channel) = Channel::bring_up(model.clone(), ring, ChannelConfig::default())
+            else {
+                panic!("{} is not brought up", machine.name);
+            };
+            model.inject(Injected::new(
+                Trigger::At(nth),
+                FaultKind::AllOnes { reads: Some(1) },
+            ));
+            let deadline = || Deadline::after(&model, LIMIT_NS);
+            let found = channel.find_out(&model, deadline());
+            if found.is_err() && channel.terminate(&model, deadline()).is_ok() {
+                failed += 1;
+                assert!(channel.capacity() < 32, "{} {nth}: {found:?}", machine.name);
+            }
+        }
+    }
+    assert!(failed > 16, "{failed}");
+}
