@@ -141,9 +141,62 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// Behind an error the engine does not go on by itself; HALT, if it says so, or a head that
     /// stays where it is, only shows that its registers have followed. An engine that RUN may have
     /// set going over the error has to prove more: with a HALT that was seen to rise, with one that
-    /// reads 1 for so long that it is no late one (which lasts for microseconds), or with an empty
-    /// queue. A head that does not move proves nothing there: the engine may hang.
+    /// reads 1 for so long that it is no late one (which lasts for microseconds), with an empty
+    /// queue, or with another error. A head that does not move proves nothing there: the engine may
+    /// hang.
     pub(crate) fn come_to_rest(&mut self, code: ErrorCode) -> Result<(), Fault> {
+        match self.rests(self.raced)? || self.raced && self.ends_race()? {
+            true => Ok(()),
+            false => Err(self.set_fault(Fault::WillNotHalt { code })),
+        }
+    }
+
+    /// Whether an engine that RUN may have set going over an error has come to stand since.
+    #[cold]
+    fn ends_race(&mut self) -> Result<bool, Fault> {
+        Ok(self.fails_again_or_drains()? && self.rests(false)?)
+    }
+
+    /// Sets an engine going that may stand at an error or be at work behind it. False if neither an
+    /// error nor the end of its work shows.
+    ///
+    /// RUN first, then the status is cleared: an error that shows from then on is one behind which
+    /// the engine stands, as no RUN follows it. All that the engine was given is still the engine's,
+    /// and is run again afterwards. An error between the two writes is lost: then it is tried again.
+    #[cold]
+    fn fails_again_or_drains(&mut self) -> Result<bool, Fault> {
+        // With the looks of each, as long as `HALT_LOOKS`, and more often than chance loses errors.
+        const TRIES: u32 = 24;
+        for _ in 0..TRIES {
+            match self.still_has_ring() {
+                None => return Err(Fault::Reset),
+                Some(ALL_ONES) => return Err(self.set_fault(Fault::DeviceGone)),
+                Some(_) => {}
+            }
+            self.start();
+            self.regs
+                .write(Register::InterruptStatus, Interrupts::KNOWN.bits());
+            for _ in 0..REST_LOOKS {
+                let status = self.regs.read(Register::InterruptStatus);
+                if status == ALL_ONES {
+                    return Err(self.set_fault(Fault::DeviceGone));
+                }
+                if status & Interrupts::ERROR.bits() != 0 {
+                    self.stats.replays = self.stats.replays.wrapping_add(1);
+                    self.still_programmed()?;
+                    return Ok(true);
+                }
+                if self.regs.read(Register::Head) == self.ring.handed_register_value() {
+                    self.still_programmed()?;
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Takes RUN away and looks whether the engine stands; one that is `raced` has to prove more.
+    fn rests(&mut self, raced: bool) -> Result<bool, Fault> {
         let Some(mut control) = self.still_has_ring() else {
             return Err(Fault::Reset);
         };
@@ -159,7 +212,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
                 return Err(self.set_fault(Fault::Reset));
             }
             // Of what control was before RUN was taken away too: the write may clear HALT.
-            halted |= has_halted(control) && (!self.raced || self.run_taken && self.halt_fell);
+            halted |= has_halted(control) && (!raced || self.run_taken && self.halt_fell);
             if !self.run_taken || has_run(control) {
                 // Also where that was tried before, and the write was lost.
                 self.take_run();
@@ -171,21 +224,18 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
                 0
             };
             head = now;
-            let rested = if self.raced {
+            let rested = if raced {
                 head == self.ring.handed_register_value()
             } else {
                 at_rest >= REST_LOOKS
             };
             if at_rest > 0 && (halted || rested) {
-                return Ok(());
+                return Ok(true);
             }
             halt_stays &= has_halted(control);
             control = self.read_control();
         }
-        if halt_stays && at_rest >= REST_LOOKS {
-            return Ok(());
-        }
-        Err(self.set_fault(Fault::WillNotHalt { code }))
+        Ok(halt_stays && at_rest >= REST_LOOKS)
     }
 
     /// Runs everything again that the engine was given and that is not retired, one descriptor at
