@@ -42,6 +42,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// A reset clears the status, and switches off what latches it. EMPTY in the status tells that
     /// there was none, and that what is not enabled is latched, too. Where it is not set, a register
     /// is read last that shows a reset.
+    #[inline(never)]
     pub(crate) fn failed_behind_head(&mut self) -> Result<bool, Fault> {
         let status = self.interrupt_status()?;
         if status.contains(Interrupts::ERROR) {

@@ -44,8 +44,9 @@ const MOST_PER_STRIPED_FOLIO: f64 = 8300.0;
 /// by the tail and to keep the head at a failure, as the sibling's do: tail and head of each, one
 /// interrupt status, and a few looks for interrupts that the batch before did not wait for.
 const MOST_ACCESSES: u64 = 40;
-/// The same for engines that need RUN: control is read before and written behind each tail.
-const MOST_ACCESSES_BY_RUN: u64 = 65;
+/// The same for engines that need RUN: control is read before, and written around each tail, so that
+/// RUN is off while the tail moves.
+const MOST_ACCESSES_BY_RUN: u64 = 81;
 
 /// Most instructions for declining a batch.
 const MOST_PER_DECLINE: f64 = 50.0;

@@ -78,8 +78,8 @@ const AT_LOAD: [&str; 11] = [
     "dma_set_mask in ptdma_probe+",
     "pci_alloc_irq_vectors in ptdma_",
     "request_threaded_irq in ptdma_",
-    "alloc_pages_node_noprof in ptdma_ring_alloc",
-    "dma_map_phys in ptdma_ring_alloc",
+    "alloc_pages_node_noprof in ptdma_ring_map",
+    "dma_map_phys in ptdma_ring_map",
     "migrate_offload_register in ptdma_migrator_start+",
 ];
 
