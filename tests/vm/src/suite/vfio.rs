@@ -89,15 +89,13 @@ fn take(guest: &mut Guest) -> Result<()> {
 fn serve(guest: &mut Guest) -> Result<Job> {
     take(guest)?;
     let held = addresses(guest)[..MOVERS].join(" ");
-    guest.ok("rm -f /tmp/vfio-test.sock /tmp/ended")?;
+    guest.ok("rm -f /vfio-test.sock /vfio-test.ended")?;
     let job = guest.start(
-        &format!("vfio-test serve {held}; code=$?; touch /tmp/ended; exit $code"),
+        &format!("vfio-test serve {held}; code=$?; touch /vfio-test.ended; exit $code"),
         SERVE_LIMIT,
     )?;
-    let listens = guest.sh(
-        "for i in $(seq 300); do [ -S /tmp/vfio-test.sock ] && exit 0; \
-         [ -e /tmp/ended ] && exit 1; sleep 0.1; done; exit 1",
-    )?;
+    let listens = guest.sh("for i in $(seq 300); do [ -S /vfio-test.sock ] && exit 0; \
+         [ -e /vfio-test.ended ] && exit 1; sleep 0.1; done; exit 1")?;
     if listens.code != 0 {
         guest.kill(&job)?;
         let out = guest.wait(&job)?;

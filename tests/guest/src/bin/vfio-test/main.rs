@@ -16,7 +16,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
 /// Where the server listens.
-const SOCKET: &str = "/tmp/vfio-test.sock";
+const SOCKET: &str = "/vfio-test.sock";
 
 type Failure = Box<dyn std::error::Error>;
 
