@@ -4,7 +4,7 @@
 //! engine was *proved* stopped, by the HALT bit after RUN was taken away, or by the owner, who
 //! has reset the function. Where neither is possible the caller is told what is still at risk.
 
-use crate::channel::{Channel, REST_LOOKS, State, has_halted};
+use crate::channel::{Channel, REST_LOOKS, State, has_halted, has_run};
 use crate::clock::Deadline;
 use crate::cookie::Cookie;
 use crate::error::{BringUpError, Failure, Fault, NotStopped};
@@ -273,8 +273,9 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
                 return Ok(Stop::Reset);
             }
             // An engine that was never started, or that has shown all of its work to be done, has
-            // nothing left to touch.
-            if !self.started || self.ring.in_flight() == 0 && !self.walking {
+            // nothing left to touch. One that still shows RUN does not heed it: it may have gone on
+            // from what it had before.
+            if !self.started && !has_run(control) || self.ring.in_flight() == 0 && !self.walking {
                 return Ok(Stop::Stands);
             }
             if has_halted(control) && self.halt_fell || self.is_drained() {
