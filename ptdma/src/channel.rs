@@ -37,8 +37,10 @@ pub enum Signalling {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum ErrorHead {
     /// Not known. Every look that finds progress also reads the interrupt status before it
-    /// believes the head, and a register that a reset would have cleared. After an error, what is not known to be good is run again, one
-    /// descriptor at a time: an error is then of that one, wherever the head is.
+    /// believes the head, and a register that a reset would have cleared.
+    ///
+    /// After an error, what is not known to be good is run again, one descriptor at a time: an
+    /// error is then of that one, wherever the head is.
     ///
     /// A lone descriptor that failed and has the head at its own slot proves
     /// [`AtFailing`](Self::AtFailing), which is kept.

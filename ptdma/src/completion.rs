@@ -69,8 +69,8 @@ fn is_diagnosis(idle_polls: u32) -> bool {
 impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// Looks once what the engine has done.
     ///
-    /// No MMIO if nothing is in flight, else one read; two or three if there is progress on an engine
-    /// whose [`ErrorHead`](crate::ErrorHead) is not known to be at a failing descriptor. The 8th, 16th,
+    /// No MMIO if nothing is in flight, else one read; three if there is progress on an engine whose
+    /// [`ErrorHead`](crate::ErrorHead) is not known to be at a failing descriptor. The 8th, 16th,
     /// 32nd ... poll without progress makes four. Only a failure, a halt, or a head that makes no
     /// sense costs more. Right in either [`Signalling`](crate::Signalling).
     ///

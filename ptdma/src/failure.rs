@@ -18,38 +18,27 @@ use crate::traits::{Restart, Seen};
 impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// Whether the engine has reported an error. Clear, it says that none was skipped either.
     pub(crate) fn error_pending(&mut self) -> Result<bool, Fault> {
-        let status = self.interrupt_status()?;
-        Ok(status.contains(Interrupts::ERROR))
-    }
-
-    /// The interrupt status. Without ERROR, it ends a race.
-    fn interrupt_status(&mut self) -> Result<Interrupts, Fault> {
         let raw = self.regs.read(Register::InterruptStatus);
         if raw == ALL_ONES {
             return Err(self.set_fault(Fault::DeviceGone));
         }
-        let status = Interrupts::from_bits_retain(raw);
-        if self.raced && !status.contains(Interrupts::ERROR) {
+        let failed = Interrupts::from_bits_retain(raw).contains(Interrupts::ERROR);
+        if !failed && self.raced {
             self.raced = false;
             self.set_caution();
         }
-        Ok(status)
+        Ok(failed)
     }
 
     /// Whether the engine has reported an error of what its head has passed. Clear, it says that
     /// all of that is copied.
     ///
-    /// A reset clears the status, and switches off what latches it. EMPTY in the status tells that
-    /// there was none, and that what is not enabled is latched, too. Where it is not set, a register
-    /// is read last that shows a reset.
+    /// A reset clears the status, and switches off what latches it. So a register is read last that
+    /// shows a reset.
     #[inline(never)]
     pub(crate) fn failed_behind_head(&mut self) -> Result<bool, Fault> {
-        let status = self.interrupt_status()?;
-        if status.contains(Interrupts::ERROR) {
+        if self.error_pending()? {
             return Ok(true);
-        }
-        if status.contains(Interrupts::EMPTY) {
-            return Ok(false);
         }
         self.still_programmed().map(|()| false)
     }
@@ -146,7 +135,9 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// queue, or with another error. A head that does not move proves nothing there: the engine may
     /// hang.
     pub(crate) fn come_to_rest(&mut self, code: ErrorCode) -> Result<(), Fault> {
-        match self.rests(self.raced)? || self.raced && self.ends_race()? {
+        // A paused channel starts nothing, not even for a proof.
+        let may_start = self.raced && self.state == State::Running;
+        match self.rests(self.raced)? || may_start && self.ends_race()? {
             true => Ok(()),
             false => Err(self.set_fault(Fault::WillNotHalt { code })),
         }

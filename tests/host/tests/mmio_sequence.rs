@@ -318,9 +318,8 @@ fn progress_of_an_unknown_engine_is_looked_at_further() {
     let looks = [R::Head, R::InterruptStatus, R::InterruptEnable].map(Event::Read);
     assert_eq!(recorder.take(), looks);
     recorder.set(R::Head, BASE_LOW + 64);
-    recorder.set(R::InterruptStatus, 0b1000);
     assert_eq!(channel.poll_head(), Some(channel.next_cookie()));
-    assert_eq!(recorder.take(), looks[..2], "EMPTY shows it");
+    assert_eq!(recorder.take(), looks);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use ptdma::io::RegisterIo;
 use ptdma::regs::Register;
 use ptdma::{Channel, ChannelConfig, Deadline, ProbeError};
 use ptdma_model::fault::StallFor;
-use ptdma_model::forks::{Forks, RingLimit};
+use ptdma_model::forks::{Forks, Machine, RingLimit};
 use ptdma_model::{
     BusRing, BusSpace, Fault as Injected, FaultKind, Model, ModelConfig, StepOutcome, Timing,
     Trigger,
@@ -18,6 +18,26 @@ const STALL_STEPS: u64 = 60_000;
 /// One millisecond, for waits that are to fail.
 const LIMIT_NS: u64 = 1_000_000;
 
+/// A function of that kind, whose engine makes a step with each read, and its channel.
+fn brought_up(machine: &Machine) -> (Model, Channel<Model, BusRing>) {
+    let bus = BusSpace::new();
+    let config = ModelConfig {
+        forks: machine.forks,
+        timing: Timing {
+            read_ns: 100,
+            write_ns: 10,
+            ..Timing::default()
+        },
+        auto_step: 1,
+    };
+    let model = Model::new(config, bus.clone());
+    let ring = BusRing::new(&bus, 64).unwrap();
+    match Channel::bring_up(model.clone(), ring, ChannelConfig::default()) {
+        Ok(channel) => (model, channel),
+        Err((e, ..)) => panic!("{}: {e}", machine.name),
+    }
+}
+
 #[test]
 fn memory_is_not_given_back_while_a_walk_hangs() {
     let mut given_back = 0;
@@ -25,22 +45,7 @@ fn memory_is_not_given_back_while_a_walk_hangs() {
     for machine in Forks::MACHINES {
         // The first two copies are found out with; the walk has the others.
         for nth in 0..8 {
-            let bus = BusSpace::new();
-            let config = ModelConfig {
-                forks: machine.forks,
-                timing: Timing {
-                    read_ns: 100,
-                    write_ns: 10,
-                    ..Timing::default()
-                },
-                auto_step: 1,
-            };
-            let model = Model::new(config, bus.clone());
-            let ring = BusRing::new(&bus, 64).unwrap();
-            let channel = Channel::bring_up(model.clone(), ring, ChannelConfig::default());
-            let Ok(mut channel) = channel else {
-                panic!("{} is not brought up", machine.name);
-            };
+            let (model, mut channel) = brought_up(machine);
             model.inject(Injected::new(
                 Trigger::At(nth),
                 FaultKind::Stall {
@@ -204,22 +209,7 @@ fn a_ring_that_was_not_walked_is_not_used_whole() {
     let mut failed = 0;
     for machine in Forks::MACHINES {
         for nth in 0..16 {
-            let bus = BusSpace::new();
-            let config = ModelConfig {
-                forks: machine.forks,
-                timing: Timing {
-                    read_ns: 100,
-                    write_ns: 10,
-                    ..Timing::default()
-                },
-                auto_step: 1,
-            };
-            let model = Model::new(config, bus.clone());
-            let ring = BusRing::new(&bus, 64).unwrap();
-            let Ok(mut channel) = Channel::bring_up(model.clone(), ring, ChannelConfig::default())
-            else {
-                panic!("{} is not brought up", machine.name);
-            };
+            let (model, mut channel) = brought_up(machine);
             model.inject(Injected::new(
                 Trigger::At(nth),
                 FaultKind::AllOnes { reads: Some(1) },
