@@ -151,11 +151,14 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         clock: &C,
         deadline: Deadline,
     ) -> Result<EngineTraits, ProbeError> {
-        // These copies are nobody's work.
+        self.is_idle()?;
+        // These copies are nobody's work, and count for nothing once they are over. Those that an
+        // error leaves in the ring are dropped like any other, and count as such.
         let (stats, next) = (self.stats, self.ring.next());
         self.unwalked = self.ring.entries() > PROVEN_ENTRIES;
         let found = self.find_all(clock, deadline);
         let copies = self.ring.next().since(next);
+        let copies = copies.saturating_sub(self.outstanding());
         self.stats = Stats {
             submitted: stats.submitted.wrapping_sub(copies),
             ..stats
@@ -168,7 +171,6 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         clock: &C,
         deadline: Deadline,
     ) -> Result<(), ProbeError> {
-        self.is_idle()?;
         if !self.started {
             let control = self.control_or_gone()?;
             self.traits.halt_at_rest = Seen::of(has_halted(control));

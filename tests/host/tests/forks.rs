@@ -369,3 +369,56 @@ fn a_stop_claims_and_gives_back_only_what_is_certain() {
     }
     assert!(proved > 100, "{proved}");
 }
+
+/// What an error leaves of the driver's own copies is dropped, and the books balance all the time.
+#[test]
+fn copies_of_a_search_that_failed_are_accounted_for() {
+    // A hanging engine is waited for until then: 2000 looks.
+    let deadline = |machine: &Machine| Deadline::after(&machine.model, 200_000);
+    let mut left = 0;
+    for forks in machines() {
+        for nth in 0..8 {
+            let mut machine = Machine::new(forks, Signalling::Polled);
+            let duration = StallFor::Ever;
+            let haltable = true;
+            let stall = FaultKind::Stall { duration, haltable };
+            machine.model.inject(Injected::at(nth, stall));
+            let found = machine.channel.find_out(&machine.model, deadline(&machine));
+            let balance = |channel: &Channel<Model, BusRing>| {
+                let stats = channel.stats();
+                let over = stats.completed + stats.failed + stats.dropped;
+                let outstanding = channel.outstanding();
+                assert_eq!(over + outstanding, stats.submitted, "{forks} {nth}");
+                outstanding
+            };
+            let outstanding = balance(&machine.channel);
+            left += outstanding;
+            assert!(found.is_err() || outstanding == 0, "{forks} {nth}");
+            if machine
+                .channel
+                .terminate(&machine.model, deadline(&machine))
+                .is_ok()
+            {
+                assert_eq!(balance(&machine.channel), 0);
+                assert_eq!(machine.channel.stats().dropped, outstanding);
+            }
+        }
+    }
+    assert!(left > 0);
+}
+
+/// A channel at work is not asked, and goes on with the ring that it has.
+#[test]
+fn a_channel_at_work_keeps_its_ring() {
+    let mut machine = Machine::found_out(Forks::SIBLING, Signalling::Polled);
+    machine.submit();
+    let found = machine.channel.find_out(&machine.model, machine.deadline());
+    assert_eq!(found, Err(ptdma::ProbeError::NotIdle));
+    assert!(
+        machine
+            .channel
+            .terminate(&machine.model, machine.deadline())
+            .is_ok()
+    );
+    assert_eq!(machine.channel.capacity(), ENTRIES - 1);
+}
