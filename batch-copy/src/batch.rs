@@ -10,10 +10,8 @@ mod share;
 use heapless::Vec;
 use ptdma::Lock;
 
-use crate::channel::CopyChannel;
 use crate::closing::closing;
 use crate::cursor::Place;
-use crate::engines::{Choice, Engines, Port, Share as RingShare};
 use crate::folio::{FailReason, Outcome, SkipReason};
 use crate::gather::{Chunk, Refused};
 use crate::host::{CpuCopier, Host, Rescue};
@@ -28,6 +26,8 @@ use crate::stats::Report;
 use crate::sum::{Covered, Sum};
 use crate::survey::{BadInput, Bounds, Survey};
 use crate::wait::{Wait, WaitFor, Wake};
+use ptdma::CopyChannel;
+use ptdma::shared::{Channels, Choice, Share as RingShare, SharedChannel};
 
 use account::Fate;
 use refill::Serviced;
@@ -107,7 +107,7 @@ impl<const N: usize> Batch<N> {
     /// [`BadInput`]: nothing was submitted, `outcomes` is as it was.
     pub fn run<S, C, L, W, M, K, R>(
         &mut self,
-        engines: &Engines<C, L, N>,
+        engines: &Channels<C, L, N>,
         source: &S,
         overlap: OverlapCheck<'_>,
         options: &Options,
@@ -117,7 +117,7 @@ impl<const N: usize> Batch<N> {
     where
         S: FolioSource + ?Sized,
         C: CopyChannel,
-        L: Lock<Port<C>>,
+        L: Lock<SharedChannel<C>>,
         W: Wait,
         M: Mapper,
         K: CpuCopier,
@@ -200,14 +200,14 @@ struct Run<'a, S, C, L, W, M, K, R, const N: usize>
 where
     S: FolioSource + ?Sized,
     C: CopyChannel,
-    L: Lock<Port<C>>,
+    L: Lock<SharedChannel<C>>,
     W: Wait,
     M: Mapper,
     K: CpuCopier,
     R: Rescue,
 {
     state: &'a mut Batch<N>,
-    engines: &'a Engines<C, L, N>,
+    engines: &'a Channels<C, L, N>,
     source: &'a S,
     host: &'a mut Host<W, M, K, R>,
     outcomes: &'a mut [Outcome],
@@ -233,7 +233,7 @@ impl<S, C, L, W, M, K, R, const N: usize> Drop for Run<'_, S, C, L, W, M, K, R, 
 where
     S: FolioSource + ?Sized,
     C: CopyChannel,
-    L: Lock<Port<C>>,
+    L: Lock<SharedChannel<C>>,
     W: Wait,
     M: Mapper,
     K: CpuCopier,
@@ -250,7 +250,7 @@ impl<S, C, L, W, M, K, R, const N: usize> Run<'_, S, C, L, W, M, K, R, N>
 where
     S: FolioSource + ?Sized,
     C: CopyChannel,
-    L: Lock<Port<C>>,
+    L: Lock<SharedChannel<C>>,
     W: Wait,
     M: Mapper,
     K: CpuCopier,

@@ -3,8 +3,6 @@
 use ptdma::{DmaAddr, Lock};
 
 use crate::batch::{Batch, CPU_CHUNK_BYTES};
-use crate::channel::CopyChannel;
-use crate::engines::{Engines, Port};
 use crate::folio::{Folio, Outcome, SkipReason};
 use crate::host::{CpuCopier, Host, Rescue};
 use crate::map::{Mapper, Piece};
@@ -13,6 +11,8 @@ use crate::overlap::OverlapCheck;
 use crate::policy::CostModel;
 use crate::survey::BadInput;
 use crate::wait::Wait;
+use ptdma::CopyChannel;
+use ptdma::shared::{Channels, SharedChannel};
 
 /// Length of the short copy, whose time is all fixed cost: a base page.
 const SHORT_BYTES: u64 = 4096;
@@ -74,7 +74,7 @@ impl From<BadInput> for CalibrationError {
 ///
 /// [`CalibrationError`]; then `base` is the best there is.
 pub fn calibrate<C, L, W, M, K, R, const N: usize>(
-    engines: &Engines<C, L, N>,
+    engines: &Channels<C, L, N>,
     batch: &mut Batch<N>,
     host: &mut Host<W, M, K, R>,
     scratch: Folio,
@@ -82,7 +82,7 @@ pub fn calibrate<C, L, W, M, K, R, const N: usize>(
 ) -> Result<CostModel, CalibrationError>
 where
     C: CopyChannel,
-    L: Lock<Port<C>>,
+    L: Lock<SharedChannel<C>>,
     W: Wait,
     M: Mapper,
     K: CpuCopier,

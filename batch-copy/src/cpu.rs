@@ -4,9 +4,11 @@ use heapless::Deque;
 use ptdma::Cookie;
 
 use crate::batch::CPU_CHUNK_BYTES;
-use crate::channel::{CopyChannel, Failure, Health, Limits, PrepError, Progress, Segment, Stopped};
 use crate::host::CpuCopier;
 use crate::map::Piece;
+use ptdma::{
+    ChannelLimits, CopyChannel, CopyFailure, CopyProgress, Health, PrepError, Segment, Stopped,
+};
 
 /// The error code of a copy that the CPU could not do. No code of an engine: those have six bits.
 pub const CPU_COPY_FAILED: u8 = 0xff;
@@ -40,8 +42,8 @@ impl<K: CpuCopier, const SLOTS: usize> CpuChannel<K, SLOTS> {
 }
 
 impl<K: CpuCopier, const SLOTS: usize> CopyChannel for CpuChannel<K, SLOTS> {
-    fn limits(&self) -> Limits {
-        Limits {
+    fn limits(&self) -> ChannelLimits {
+        ChannelLimits {
             // A copy is done inside of a look, with the channel's lock held.
             max_len_bytes: CPU_CHUNK_BYTES,
             align_bytes: 1,
@@ -78,7 +80,7 @@ impl<K: CpuCopier, const SLOTS: usize> CopyChannel for CpuChannel<K, SLOTS> {
         self.issued = self.ring.len();
     }
 
-    fn poll(&mut self, _now_ns: u64) -> Progress {
+    fn poll(&mut self, _now_ns: u64) -> CopyProgress {
         let mut failure = None;
         if self.issued != 0
             && let Some(copy) = self.ring.pop_front()
@@ -92,14 +94,14 @@ impl<K: CpuCopier, const SLOTS: usize> CopyChannel for CpuChannel<K, SLOTS> {
                 len_bytes: copy.len_bytes,
             };
             if self.copier.copy(&piece).is_err() {
-                failure = Some(Failure {
+                failure = Some(CopyFailure {
                     cookie: self.done_before,
                     code: CPU_COPY_FAILED,
                 });
             }
             self.done_before = self.done_before.after(1);
         }
-        Progress {
+        CopyProgress {
             done_before: self.done_before,
             failure,
             begun_again: false,

@@ -3,13 +3,13 @@
 use heapless::Vec;
 use ptdma::{BOUNDARY_LEN_BYTES, DmaAddr};
 
-use crate::channel::Segment;
 use crate::cursor::{Cursor, Place};
 use crate::map::{MapError, Mapper, Piece};
 use crate::plan::Stretch;
 use crate::scattered::{crosses_boundary, scattered};
 use crate::source::FolioSource;
 use crate::sum::Sum;
+use ptdma::Segment;
 
 /// Most descriptors that are prepared while a channel's lock is held: about a microsecond, so
 /// that neither interrupts nor other CPUs wait for the whole of a long batch.

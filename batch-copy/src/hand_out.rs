@@ -2,15 +2,15 @@
 
 use ptdma::Lock;
 
-use crate::channel::{CopyChannel, PrepError};
 use crate::cursor::Place;
-use crate::engines::{Accepted, Announce, Engines, Port};
 use crate::gather::{Chunk, Digest, Ended, Gather, Refused, Target, Walked};
 use crate::lane::Lane;
 use crate::map::Mapper;
 use crate::scattered::{is_scattered, scattered};
 use crate::source::FolioSource;
 use crate::sum::Sum;
+use ptdma::shared::{Accepted, Announce, Channels, SharedChannel};
+use ptdma::{CopyChannel, PrepError};
 
 /// How descriptors are to be given to a channel.
 #[derive(Clone, Copy, Debug)]
@@ -69,14 +69,14 @@ impl Order {
     #[inline(always)]
     pub(crate) fn give_scattered<S, C, L, const N: usize>(
         &self,
-        engines: &Engines<C, L, N>,
+        engines: &Channels<C, L, N>,
         source: &S,
         lane: &Lane,
     ) -> Given
     where
         S: FolioSource + ?Sized,
         C: CopyChannel,
-        L: Lock<Port<C>>,
+        L: Lock<SharedChannel<C>>,
     {
         let begin = lane.next;
         let most = lane.whole_until.saturating_sub(begin.folio).min(self.most);
@@ -120,7 +120,7 @@ impl Order {
     #[inline(always)]
     pub(crate) fn give_gathered<S, C, L, M, const N: usize>(
         &self,
-        engines: &Engines<C, L, N>,
+        engines: &Channels<C, L, N>,
         source: &S,
         lane: &Lane,
         mapper: &mut M,
@@ -130,7 +130,7 @@ impl Order {
     where
         S: FolioSource + ?Sized,
         C: CopyChannel,
-        L: Lock<Port<C>>,
+        L: Lock<SharedChannel<C>>,
         M: Mapper,
     {
         let mut gather = Gather::new(

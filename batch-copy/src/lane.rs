@@ -1,9 +1,9 @@
 //! One channel's share of a batch, and what of it is in the ring.
 
 use crate::cursor::Place;
-use crate::engines::{Cause, Motion, Share};
 use crate::gather::{Digest, Walked};
 use crate::sum::Sum;
+use ptdma::shared::{Cause, Motion, Share};
 
 /// Descriptors after which a burst is not continued. To trace one that failed back to its bytes,
 /// its burst is walked again: some 40 us for so many, whatever the length of the batch. A ring of

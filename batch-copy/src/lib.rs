@@ -6,10 +6,9 @@
 //!
 //! ```
 //! use batch_copy::{
-//!     Batch, CpuChannel, CpuCopier, CpuCopyError, Engines, Folio, Host, Options, Outcome,
-//!     OverlapCheck, Piece, Polling, Port,
+//!     Batch, Channels, Clock, CpuChannel, CpuCopier, CpuCopyError, DmaAddr, Folio, Host, Options,
+//!     Outcome, OverlapCheck, Piece, Polling,
 //! };
-//! use ptdma::{Clock, DmaAddr};
 //!
 //! // Somebody who copies: here the CPU, which pretends.
 //! struct Pretend;
@@ -26,11 +25,9 @@
 //! }
 //!
 //! // Once: the channels, each behind a lock.
-//! type Channel = CpuChannel<Pretend, 64>;
-//! let mut engines = Engines::<Channel, spin::Mutex<Port<Channel>>, 16>::new();
+//! let mut channels: Channels<CpuChannel<Pretend, 64>> = Channels::new();
 //! for _ in 0..4 {
-//!     let port = Port::new(CpuChannel::new(Pretend, None));
-//!     engines.add(spin::Mutex::new(port)).ok().ok_or("too many")?;
+//!     channels.add_channel(CpuChannel::new(Pretend, None)).map_err(|_| "too many")?;
 //! }
 //!
 //! // For every batch, on any CPU:
@@ -39,7 +36,7 @@
 //! let mut outcomes = [Outcome::Dma; 64];
 //! let mut host = Host::new(Polling(Uptime(std::time::Instant::now())));
 //! let report = Batch::<16>::new().run(
-//!     &engines,
+//!     &channels,
 //!     &folios[..],
 //!     OverlapCheck::Pairwise,
 //!     &Options::default(),
@@ -63,7 +60,7 @@
 //!    that are contiguous on both sides become one descriptor, and a whole stretch is one burst
 //!    with one doorbell. A ring that cannot hold it is refilled whenever half of it is free.
 //! 4. **Watch**: by polling, by interrupts, or by both ([`Wait`]), with a deadline. Several
-//!    batches on several CPUs share the channels: each [`Port`] knows how far its engine is and
+//!    batches on several CPUs share the channels: each [`SharedChannel`] knows how far its engine is and
 //!    which descriptors were lost, and each batch which ones are its own. An [`Observer`] hears of
 //!    what goes wrong in a queue, for logs and traces.
 //! 5. **Account**: a failed descriptor is traced back to its bytes by walking the same stretch
@@ -111,11 +108,9 @@ extern crate std;
 
 mod batch;
 mod calibrate;
-mod channel;
 mod closing;
 mod cpu;
 mod cursor;
-mod engines;
 mod folio;
 mod gather;
 mod hand_out;
@@ -127,7 +122,6 @@ mod orphans;
 mod overlap;
 mod plan;
 mod policy;
-mod queue;
 mod reason;
 mod scattered;
 mod source;
@@ -138,11 +132,7 @@ mod wait;
 
 pub use batch::{Batch, CPU_CHUNK_BYTES};
 pub use calibrate::{CALIBRATION_BYTES, CalibrationError, calibrate};
-pub use channel::{
-    CopyChannel, Failure, Health, Limits, PrepError, Prepared, Progress, Segment, Stopped,
-};
 pub use cpu::{CPU_COPY_FAILED, CpuChannel};
-pub use engines::{Engines, NotIdle, Port, Service};
 pub use folio::{FailReason, Folio, LengthMismatch, Outcome, SkipReason};
 pub use gather::CHUNK;
 pub use host::{CpuCopier, CpuCopyError, Host, NoCpu, NoRescue, Rescue};
@@ -151,9 +141,15 @@ pub use options::Options;
 pub use overlap::{Interval, OverlapCheck};
 pub use plan::{CutRules, Plan, Stretch, pieces};
 pub use policy::{CostModel, Decision, Policy};
-pub use queue::{NoClock, Observer, PtdmaQueue};
+// The layer below, as far as batches are given to it.
+pub use ptdma;
+pub use ptdma::{
+    ChannelLimits, Channels, Clock, CopyChannel, CopyFailure, CopyProgress, DmaAddr, Health, Lock,
+    NoClock, NotIdle, Observer, PrepError, Prepared, PtdmaQueue, Segment, ServiceState,
+    SharedChannel, SharedStats, Stopped,
+};
 pub use reason::Reasons;
 pub use source::{FolioFn, FolioSource};
-pub use stats::{ChannelStats, Report, Totals};
+pub use stats::{Report, Totals, TotalsNow};
 pub use survey::{BadInput, Bounds, MAX_BATCH_BYTES, Survey};
 pub use wait::{Naps, Polling, Sleeper, SpinThenSleep, Wait, WaitFor, Wake};

@@ -2,7 +2,7 @@
 
 use ptdma::DmaAddr;
 
-use crate::channel::Segment;
+use ptdma::Segment;
 
 /// A part of one folio, in the caller's addresses, about to be given to a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

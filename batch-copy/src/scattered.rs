@@ -5,9 +5,9 @@
 
 use ptdma::{BOUNDARY_LEN_BYTES, DmaAddr};
 
-use crate::channel::Segment;
 use crate::folio::Folio;
 use crate::source::FolioSource;
+use ptdma::Segment;
 
 /// Up to `most` folios from `first` on that are descriptors as they are. Ends before the first one
 /// that is not, and before the last one of the batch, which nothing is behind.

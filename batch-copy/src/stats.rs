@@ -1,37 +1,67 @@
 //! Counts.
 
-/// What one channel did for all batches. All counts wrap at 2^64.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub struct ChannelStats {
-    /// Descriptors given to the channel.
-    pub submitted: u64,
-    /// Descriptors that are over, failed ones included.
-    pub completed: u64,
-    /// Descriptors that the engine failed.
-    pub errors: u64,
-    /// Descriptors that were dropped because the engine had to be stopped.
-    pub dropped: u64,
-    /// Bytes of submitted descriptors.
-    pub bytes: u64,
-    /// Folio parts that needed no descriptor of their own, because they continue another one.
-    pub coalesced: u64,
-    /// Times that the doorbell was rung.
-    pub doorbells: u64,
-    /// Calls of the interrupt entry point.
-    pub interrupts: u64,
-    /// Looks at the engine by waiting batches.
-    pub polls: u64,
-    /// Times that the engine was stopped by force.
-    pub stops: u64,
-    /// Times that it stood still for too long.
-    pub hangs: u64,
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// Counts what batches came to, on any number of CPUs; for the caller of
+/// [`Batch::run`](crate::Batch::run) to keep. All counts wrap at 2^64.
+#[derive(Debug, Default)]
+pub struct Totals {
+    batches: AtomicU64,
+    declined: AtomicU64,
+    folios_dma: AtomicU64,
+    folios_cpu: AtomicU64,
+    fallbacks: AtomicU64,
 }
 
-/// What all batches of an [`Engines`](crate::Engines) came to. All counts wrap at 2^64.
+impl Totals {
+    /// No batches yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            batches: AtomicU64::new(0),
+            declined: AtomicU64::new(0),
+            folios_dma: AtomicU64::new(0),
+            folios_cpu: AtomicU64::new(0),
+            fallbacks: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts a batch that was run.
+    pub fn count(&self, report: &Report) {
+        let add = |count: &AtomicU64, folios: usize| {
+            count.fetch_add(folios as u64, Ordering::Relaxed);
+        };
+        add(&self.batches, 1);
+        add(&self.folios_dma, report.folios_dma);
+        add(&self.folios_cpu, report.folios_cpu);
+        add(&self.fallbacks, report.folios_left);
+    }
+
+    /// Counts a batch of `folios` folios that was not run because the policy left it to the CPU.
+    #[inline]
+    pub fn count_declined(&self, folios: usize) {
+        self.declined.fetch_add(1, Ordering::Relaxed);
+        self.fallbacks.fetch_add(folios as u64, Ordering::Relaxed);
+    }
+
+    /// The counts now.
+    #[must_use]
+    pub fn get(&self) -> TotalsNow {
+        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        TotalsNow {
+            batches: get(&self.batches),
+            declined: get(&self.declined),
+            folios_dma: get(&self.folios_dma),
+            folios_cpu: get(&self.folios_cpu),
+            fallbacks: get(&self.fallbacks),
+        }
+    }
+}
+
+/// What [`Totals`] have counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub struct Totals {
+pub struct TotalsNow {
     /// Batches that were run.
     pub batches: u64,
     /// Batches that the policy left to the CPU.

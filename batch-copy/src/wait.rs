@@ -21,7 +21,7 @@ pub struct WaitFor {
 /// Why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wake {
-    /// An interrupt handler has called [`Engines::interrupt`](crate::Engines::interrupt) for some
+    /// An interrupt handler has called [`Channels::interrupt`](crate::Channels::interrupt) for some
     /// channel: what it found is in memory, no register has to be read. Wrong alarms do no harm.
     Interrupted,
     /// Nobody has looked; ask the engine.

@@ -13,6 +13,8 @@
 //! | [`io`] | the seam: registers, ring memory and clock as traits |
 //! | [`mmio`], [`ring_memory`] | the seam's hardware side; all `unsafe` of the crate is there |
 //! | [`Channel`] | one queue: bring-up, submission, completion, recovery, tear-down |
+//! | [`CopyChannel`] | what a channel promises, whatever its engine is; [`PtdmaQueue`] promises it |
+//! | [`Channels`], [`shared`] | channels that many CPUs share |
 //! | [`group`] | scatter-gather lists spread over many channels, shared by many CPUs |
 //!
 //! # Contract
@@ -209,6 +211,7 @@ mod channel;
 mod clock;
 mod completion;
 mod cookie;
+mod copy_channel;
 pub mod descriptor;
 mod error;
 mod error_code;
@@ -220,10 +223,12 @@ mod lifecycle;
 mod lock;
 #[cfg(target_arch = "x86_64")]
 pub mod mmio;
+mod queue;
 pub mod regs;
 mod request;
 mod ring;
 pub mod ring_memory;
+pub mod shared;
 mod stats;
 mod traits;
 mod wait;
@@ -232,6 +237,10 @@ pub use channel::{Channel, ChannelConfig, CookieStart, ErrorHead, Signalling, Su
 pub use clock::{Deadline, MAX_POLLS};
 pub use completion::Progress;
 pub use cookie::Cookie;
+pub use copy_channel::{
+    ChannelLimits, CopyChannel, CopyFailure, CopyProgress, Health, PrepError, Prepared, Segment,
+    Stopped,
+};
 pub use descriptor::Descriptor;
 pub use error::{Anomaly, BringUpError, Failure, Fault, NotStopped, SubmitError};
 pub use error_code::{ErrorCode, KnownError};
@@ -242,11 +251,13 @@ pub use lifecycle::{FunctionQuiesced, Terminated};
 pub use lock::Lock;
 #[cfg(target_arch = "x86_64")]
 pub use mmio::Mmio;
+pub use queue::{NoClock, Observer, PtdmaQueue};
 pub use request::{
     BOUNDARY_LEN_BYTES, CopyRequest, DEFAULT_MAX_LEN_BYTES, Limits, Notify, RequestError,
 };
 pub use ring::{MAX_ENTRIES, MIN_ENTRIES, RingError};
 pub use ring_memory::CoherentRing;
+pub use shared::{Channels, NotIdle, ServiceState, SharedChannel, SharedStats};
 pub use stats::Stats;
 pub use traits::{EngineTraits, Restart, Seen};
 pub use wait::WaitError;

@@ -5,9 +5,7 @@ use ptdma::{DmaAddr, Lock};
 use super::share::CPU_CHUNK_BYTES;
 use super::{Phase, Run};
 
-use crate::channel::CopyChannel;
 use crate::cursor::{Cursor, Place};
-use crate::engines::Port;
 use crate::folio::{FailReason, Outcome, SkipReason};
 use crate::gather::{find_refused, next_refused};
 use crate::host::{CpuCopier, Rescue};
@@ -17,6 +15,8 @@ use crate::source::FolioSource;
 use crate::stats::Report;
 use crate::sum::Sum;
 use crate::wait::Wait;
+use ptdma::CopyChannel;
+use ptdma::shared::SharedChannel;
 
 /// What is to become of a part of the stream that no engine copied.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +30,7 @@ impl<S, C, L, W, M, K, R, const N: usize> Run<'_, S, C, L, W, M, K, R, N>
 where
     S: FolioSource + ?Sized,
     C: CopyChannel,
-    L: Lock<Port<C>>,
+    L: Lock<SharedChannel<C>>,
     W: Wait,
     M: Mapper,
     K: CpuCopier,
@@ -171,8 +171,6 @@ where
                 *count = count.wrapping_add(1);
             }
         }
-        self.engines
-            .count_batch(report.folios_dma, report.folios_cpu, report.folios_left);
         // Every lane is through: there is nothing for `drop` to stop.
         self.state.lanes.clear();
         self.report

@@ -5,13 +5,13 @@ use ptdma::Lock;
 use super::Run;
 use super::refill::Serviced;
 
-use crate::channel::CopyChannel;
-use crate::engines::{Glance, Look, Losses, Port, Watch};
 use crate::host::{CpuCopier, Rescue};
 use crate::lane::Lane;
 use crate::map::Mapper;
 use crate::source::FolioSource;
 use crate::wait::{Wait, Wake};
+use ptdma::CopyChannel;
+use ptdma::shared::{Losses, PollKind, Reaped, SharedChannel, Watch};
 
 /// While it polls, a batch looks at one channel until that is done, then at the next; every so
 /// many turns without progress it looks at all, because another one may wait behind a failure.
@@ -24,14 +24,14 @@ struct Swept {
     /// So many lanes, from the first one on, are left to look at.
     left: usize,
     /// What was seen of the last one of these, if it was glanced at.
-    glance: Option<Glance>,
+    glance: Option<Reaped>,
 }
 
 impl<S, C, L, W, M, K, R, const N: usize> Run<'_, S, C, L, W, M, K, R, N>
 where
     S: FolioSource + ?Sized,
     C: CopyChannel,
-    L: Lock<Port<C>>,
+    L: Lock<SharedChannel<C>>,
     W: Wait,
     M: Mapper,
     K: CpuCopier,
@@ -63,25 +63,25 @@ where
             let rest = lane.rest() != 0;
             let quiet = lane.quiet;
             let look = match (glance, wake) {
-                (Some(Glance::NotYet), _) => {
+                (Some(Reaped::NotYet), _) => {
                     in_turn = false;
                     done = false;
                     continue;
                 }
                 // Somebody's loss may have kept it from being asked.
-                (Some(_), Wake::Poll) => Look::Poll,
-                (Some(_), _) if quiet => Look::Poll,
-                (Some(_), _) => Look::Known,
+                (Some(_), Wake::Poll) => PollKind::Poll,
+                (Some(_), _) if quiet => PollKind::Poll,
+                (Some(_), _) => PollKind::Known,
                 // It is looked at when the lane that speaks for it is through.
                 (None, Wake::Interrupted) if quiet && announced && !rest => {
                     done = false;
                     continue;
                 }
-                (None, Wake::Interrupted | Wake::Overdue) if quiet => Look::Poll,
-                (None, Wake::Interrupted) => Look::Known,
-                (None, Wake::Overdue) => Look::Overdue,
+                (None, Wake::Interrupted | Wake::Overdue) if quiet => PollKind::Poll,
+                (None, Wake::Interrupted) => PollKind::Known,
+                (None, Wake::Overdue) => PollKind::Overdue,
                 (None, Wake::Poll) if rest || in_turn || idle % LOOK_AT_ALL == LOOK_AT_ALL - 1 => {
-                    Look::Poll
+                    PollKind::Poll
                 }
                 // Its channel would have to be asked; that is for later.
                 (None, Wake::Poll) => {
@@ -136,7 +136,7 @@ where
                 }
                 let ask = poll || lane.quiet;
                 let motion = &mut lane.motion;
-                let glance = self.engines.glance(
+                let glance = self.engines.try_reap(
                     lane.channel,
                     ask,
                     move || Watch {
@@ -147,7 +147,7 @@ where
                     },
                     || burst.span.bytes(),
                 );
-                if glance != Glance::Over {
+                if glance != Reaped::All {
                     last = Some(glance);
                     break;
                 }

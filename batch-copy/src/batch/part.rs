@@ -6,8 +6,6 @@ use ptdma::{DmaAddr, Lock};
 
 use super::{Batch, Run};
 
-use crate::channel::CopyChannel;
-use crate::engines::Port;
 use crate::gather::Digest;
 use crate::host::{CpuCopier, Rescue};
 use crate::lane::{Burst, Lane, Span, done_ns};
@@ -15,12 +13,14 @@ use crate::map::{Mapper, Piece};
 use crate::source::FolioSource;
 use crate::sum::Sum;
 use crate::wait::Wait;
+use ptdma::CopyChannel;
+use ptdma::shared::SharedChannel;
 
 impl<S, C, L, W, M, K, R, const N: usize> Run<'_, S, C, L, W, M, K, R, N>
 where
     S: FolioSource + ?Sized,
     C: CopyChannel,
-    L: Lock<Port<C>>,
+    L: Lock<SharedChannel<C>>,
     W: Wait,
     M: Mapper,
     K: CpuCopier,

@@ -5,9 +5,7 @@ use ptdma::{DmaAddr, Lock};
 use super::account::Fate;
 use super::{Batch, Run, Unfiled};
 
-use crate::channel::{CopyChannel, Limits, PrepError};
 use crate::cursor::Cursor;
-use crate::engines::{Accepted, Look, Losses, Motion, Port, Share, Watch};
 use crate::folio::SkipReason;
 use crate::gather::{CHUNK, Ended, Gather, Target};
 use crate::hand_out::Order;
@@ -17,6 +15,8 @@ use crate::map::Mapper;
 use crate::plan::Stretch;
 use crate::source::FolioSource;
 use crate::wait::Wait;
+use ptdma::shared::{Accepted, Losses, Motion, PollKind, Share, SharedChannel, Watch};
+use ptdma::{ChannelLimits, CopyChannel, PrepError};
 
 /// What came of a look at a lane.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +50,7 @@ impl<S, C, L, W, M, K, R, const N: usize> Run<'_, S, C, L, W, M, K, R, N>
 where
     S: FolioSource + ?Sized,
     C: CopyChannel,
-    L: Lock<Port<C>>,
+    L: Lock<SharedChannel<C>>,
     W: Wait,
     M: Mapper,
     K: CpuCopier,
@@ -61,7 +61,7 @@ where
     pub(super) fn service(
         &mut self,
         index: usize,
-        mut look: Look,
+        mut look: PollKind,
         now_ns: u64,
         losses: &mut Losses,
     ) -> Serviced {
@@ -82,10 +82,10 @@ where
                 now_ns,
                 hang_ns: self.options.hang_ns,
             };
-            let Some(sight) = self.engines.look(channel, watch, look, losses) else {
+            let Some(sight) = self.engines.poll(channel, watch, look, losses) else {
                 return Serviced::more(moved);
             };
-            look = Look::Known;
+            look = PollKind::Known;
             free_slots = Some(sight.free_slots);
             lane.dead |= !sight.active;
             let lane = if losses.is_empty() {
@@ -161,7 +161,7 @@ where
     pub(super) fn refill(
         &mut self,
         index: usize,
-        limits: &Limits,
+        limits: &ChannelLimits,
         free: usize,
         now_ns: u64,
     ) -> bool {

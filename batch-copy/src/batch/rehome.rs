@@ -7,9 +7,7 @@ use ptdma::Lock;
 use super::account::Fate;
 use super::{Phase, Run};
 
-use crate::channel::CopyChannel;
 use crate::cursor::{Cursor, Place};
-use crate::engines::{Cause, Loss, Port};
 use crate::folio::{FailReason, SkipReason};
 use crate::gather::{Gather, Target};
 use crate::host::{CpuCopier, Rescue};
@@ -19,12 +17,14 @@ use crate::plan::Stretch;
 use crate::source::FolioSource;
 use crate::sum::Sum;
 use crate::wait::Wait;
+use ptdma::CopyChannel;
+use ptdma::shared::{Cause, Loss, SharedChannel};
 
 impl<S, C, L, W, M, K, R, const N: usize> Run<'_, S, C, L, W, M, K, R, N>
 where
     S: FolioSource + ?Sized,
     C: CopyChannel,
-    L: Lock<Port<C>>,
+    L: Lock<SharedChannel<C>>,
     W: Wait,
     M: Mapper,
     K: CpuCopier,

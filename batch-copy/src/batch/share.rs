@@ -4,14 +4,14 @@ use ptdma::Lock;
 
 use super::{Phase, Run};
 
-use crate::channel::CopyChannel;
 use crate::cursor::{Cursor, Place};
-use crate::engines::Port;
 use crate::host::{CpuCopier, Rescue};
 use crate::map::Mapper;
 use crate::plan::Stretch;
 use crate::source::FolioSource;
 use crate::wait::Wait;
+use ptdma::CopyChannel;
+use ptdma::shared::SharedChannel;
 
 /// Most bytes that the CPU copies between two looks at the engines: some 6 us, about what an
 /// interrupt costs.
@@ -34,7 +34,7 @@ impl<S, C, L, W, M, K, R, const N: usize> Run<'_, S, C, L, W, M, K, R, N>
 where
     S: FolioSource + ?Sized,
     C: CopyChannel,
-    L: Lock<Port<C>>,
+    L: Lock<SharedChannel<C>>,
     W: Wait,
     M: Mapper,
     K: CpuCopier,

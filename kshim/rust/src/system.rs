@@ -3,7 +3,7 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use batch_copy::{Engines, NotIdle, Policy, Port, Service};
+use batch_copy::{Channels, NotIdle, Policy, ServiceState, SharedChannel};
 use ptdma::{CoherentRing, Cookie, EngineTraits, ErrorHead, FunctionQuiesced, Mmio, Restart, Seen};
 
 use crate::abi::{
@@ -15,7 +15,8 @@ use crate::channel::{self, KernelQueue, bus};
 use crate::errno;
 use crate::kernel::{self, KernelLock};
 
-pub(crate) type SystemEngines = Engines<KernelQueue, KernelLock<Port<KernelQueue>>, MAX_CHANNELS>;
+pub(crate) type SystemEngines =
+    Channels<KernelQueue, KernelLock<SharedChannel<KernelQueue>>, MAX_CHANNELS>;
 
 /// Counts of a queue, which begin anew when it comes up.
 #[derive(Clone, Copy, Debug, Default)]
@@ -59,7 +60,7 @@ fn bit(number: usize) -> u64 {
 #[derive(Clone, Copy, Debug, Default)]
 struct Seat {
     /// What the channels' statistics said when the function was bound.
-    zero: batch_copy::ChannelStats,
+    zero: batch_copy::SharedStats,
     /// What the queues before this one have counted since then.
     before: EngineCounts,
     /// Where the next channel with this number begins to count: no cookie ever names two
@@ -109,12 +110,12 @@ impl System {
         // SAFETY: `at` is valid (caller).
         let engines = unsafe { &raw mut (*at).engines };
         // SAFETY: within `*at`. A constant with nothing in it, so nothing large is moved.
-        unsafe { engines.write(const { Engines::new() }) };
+        unsafe { engines.write(const { Channels::new() }) };
         // SAFETY: initialised just above, and nobody else knows of it yet.
         let engines = unsafe { &mut *engines };
         for _ in 0..MAX_CHANNELS {
             // There is room for as many.
-            let _ = engines.add(KernelLock::new(LockKind::Port, Port::vacant()));
+            let _ = engines.add(KernelLock::new(LockKind::Port, SharedChannel::vacant()));
         }
     }
 
@@ -279,9 +280,9 @@ impl System {
             return ChannelService::Absent;
         }
         match self.engines.service(number) {
-            Some(Service::Active) => ChannelService::Active,
-            Some(Service::Retired) => ChannelService::Stopped,
-            Some(Service::Unproven) => ChannelService::Unproven,
+            Some(ServiceState::Active) => ChannelService::Active,
+            Some(ServiceState::Retired) => ChannelService::Stopped,
+            Some(ServiceState::Unproven) => ChannelService::Unproven,
             None => ChannelService::Absent,
         }
     }

@@ -7,8 +7,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use batch_copy::{
-    Batch, ChannelStats, Engines, Host, Interval, NotIdle, Options, Outcome, OverlapCheck, Piece,
-    Polling, Port, PtdmaQueue, Rescue, Service, SpinThenSleep, Wait,
+    Batch, Channels, Host, Interval, NotIdle, Options, Outcome, OverlapCheck, Piece, Polling,
+    PtdmaQueue, Rescue, ServiceState, SharedChannel, SharedStats, SpinThenSleep, Wait,
 };
 use ptdma::Clock;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -44,7 +44,7 @@ const LET_GO: Duration = Duration::from_secs(2);
 const LET_GO_POLL: Duration = Duration::from_millis(1);
 
 type Queue = PtdmaQueue<crate::hardware::Bar, crate::hardware::Ring, Monotonic>;
-type SharedPort = ThreadLock<Port<Queue>>;
+type SharedPort = ThreadLock<SharedChannel<Queue>>;
 
 fn queue(channel: VfioChannel, node: Option<u16>) -> Queue {
     PtdmaQueue::new(channel, node).with_clock(Monotonic, Monotonic::ticks(STOP))
@@ -87,7 +87,7 @@ pub struct ChannelState {
     /// Whether batches use it. If not, [`Mover::revive`] may bring it back.
     pub in_service: bool,
     /// What it has done.
-    pub stats: ChannelStats,
+    pub stats: SharedStats,
 }
 
 /// Functions that copy together, for any number of threads at a time.
@@ -105,7 +105,7 @@ pub struct Mover {
 }
 
 struct Shared {
-    engines: Engines<Queue, SharedPort, MAX_CHANNELS>,
+    engines: Channels<Queue, SharedPort, MAX_CHANNELS>,
     handles: Vec<FunctionHandle>,
     bell: Bell,
 }
@@ -154,7 +154,7 @@ impl Mover {
     /// [`Error::TooManyFunctions`], or one of [`Function::into_channel`].
     pub fn new(space: &Space, functions: Vec<Function>, setup: Setup) -> Result<Self, Error> {
         let mut shared = Shared {
-            engines: Engines::new(),
+            engines: Channels::new(),
             handles: Vec::new(),
             bell: Bell::default(),
         };
@@ -170,7 +170,7 @@ impl Mover {
                     return Err(error);
                 }
             };
-            let port = ThreadLock::new(Port::new(queue(channel, handle.node())));
+            let port = ThreadLock::new(SharedChannel::new(queue(channel, handle.node())));
             shared.handles.push(handle);
             // Not more than MAX_CHANNELS, so there is room.
             let _ = shared.engines.add(port);
@@ -202,7 +202,7 @@ impl Mover {
             .map(|(number, handle)| ChannelState {
                 address: handle.address(),
                 node: handle.node(),
-                in_service: engines.service(number) == Some(Service::Active),
+                in_service: engines.service(number) == Some(ServiceState::Active),
                 stats: engines.channel_stats(number).unwrap_or_default(),
             })
             .collect()
@@ -305,7 +305,7 @@ impl Mover {
         let engines = &self.shared.engines;
         // Held throughout: one thread at a time revives.
         let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
-        if engines.service(number) == Some(Service::Active) {
+        if engines.service(number) == Some(ServiceState::Active) {
             return Ok(());
         }
         let proof = handle.reset()?;
@@ -407,7 +407,7 @@ impl Shared {
     fn stops(&self, number: usize) -> bool {
         // Another batch may have asked before, and the reset of a channel that has been brought
         // back since would cost it its work.
-        if self.engines.service(number) == Some(Service::Retired) {
+        if self.engines.service(number) == Some(ServiceState::Retired) {
             return true;
         }
         self.handles

@@ -5,8 +5,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 
 use batch_copy::{
-    Batch, Engines, Folio, Host, Identity, NoCpu, Options, Outcome, OverlapCheck, Piece, Polling,
-    Port, PtdmaQueue, Rescue, Service, Sleeper, SpinThenSleep, Wait,
+    Batch, Channels, Folio, Host, Identity, NoCpu, Options, Outcome, OverlapCheck, Piece, Polling,
+    PtdmaQueue, Rescue, ServiceState, SharedChannel, Sleeper, SpinThenSleep, Wait,
 };
 use heapless::Vec;
 use ptdma::{Channel, Deadline, DmaAddr, FunctionQuiesced};
@@ -34,7 +34,7 @@ const HANG_NS: u64 = 1_000_000_000;
 const OVERDUE_NS: u64 = 10_000_000;
 
 type Queue = PtdmaQueue<Regs, Ring, Nanoseconds>;
-type Shared = Engines<Queue, IrqLock<Port<Queue>>, MAX_FUNCTIONS>;
+type Shared = Channels<Queue, IrqLock<SharedChannel<Queue>>, MAX_FUNCTIONS>;
 
 static ENGINES: Once<Shared> = Once::new();
 static FUNCTIONS: Once<Vec<Function, MAX_FUNCTIONS>> = Once::new();
@@ -57,7 +57,7 @@ pub(crate) fn set_up(spaces: impl Iterator<Item = Space>) -> usize {
                 print(format_args!("engine {number}: {}\n", channel.traits()));
                 // There is room for as many as are looked at.
                 let _ = functions.push(function);
-                let _ = engines.add(IrqLock::new(Port::new(queue(channel))));
+                let _ = engines.add(IrqLock::new(SharedChannel::new(queue(channel))));
             }
             Err(error) => print(format_args!("{space:?} is not used: {error}\n")),
         }
@@ -349,7 +349,7 @@ pub(crate) fn revive() {
     };
     let mut revived = 0;
     for (number, function) in functions.iter().enumerate() {
-        if engines.service(number) == Some(Service::Active) {
+        if engines.service(number) == Some(ServiceState::Active) {
             continue;
         }
         match revive_one(engines, number, function) {

@@ -10,11 +10,11 @@
 use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
-use batch_copy::{Batch, Host, Options, Outcome, OverlapCheck, Policy};
+use batch_copy::{Batch, Host, Options, Outcome, OverlapCheck, Policy, Totals};
 use ptdma_batch_tests::contest::{Contest, ENTRIES, Strategy};
 use ptdma_batch_tests::memory::Memory;
 use ptdma_batch_tests::published::{self, STOCK_ENTRIES, StockQueue};
-use ptdma_batch_tests::rig::{MAX_CHANNELS, Rig, RigEngines, Setup};
+use ptdma_batch_tests::rig::{MAX_CHANNELS, Rig, Setup};
 use ptdma_batch_tests::workload::{WORKLOADS, Workload};
 use ptdma_model::{BusRing, Counters, Forks, Model, ModelConfig};
 use serde::Serialize;
@@ -386,24 +386,24 @@ fn on_plain_memory(
 
 /// What a caller does about a batch that is too small: asks the policy, and counts it.
 #[inline(never)]
-fn decline(policy: &Policy, engines: &RigEngines, folios: usize, bytes: u64) -> bool {
+fn decline(policy: &Policy, totals: &Totals, folios: usize, bytes: u64) -> bool {
     let wanted = policy.should_batch(std::hint::black_box(COMPACTION));
     let base = Options::default();
     if wanted && policy.options(folios, bytes, MAX_CHANNELS, &base).is_some() {
         return false;
     }
-    engines.count_declined(folios);
+    totals.count_declined(folios);
     true
 }
 
 fn declines(times: u64) -> anyhow::Result<()> {
     let policy = Policy::default();
-    let engines = RigEngines::new();
+    let totals = Totals::new();
     for _ in 0..times {
         let (folios, bytes) = std::hint::black_box((1, 4096));
-        ensure!(decline(&policy, &engines, folios, bytes), "not declined");
+        ensure!(decline(&policy, &totals, folios, bytes), "not declined");
     }
-    ensure!(engines.totals().declined == times, "not counted");
+    ensure!(totals.get().declined == times, "not counted");
     Ok(())
 }
 

@@ -1,8 +1,8 @@
 //! The two strategies side by side on plain memory, where only the CPU's part is left.
 
 use batch_copy::{
-    BadInput, Batch, Engines, Folio, Host, Options, Outcome, OverlapCheck, Port, PtdmaQueue, Wait,
-    WaitFor, Wake,
+    BadInput, Batch, Channels, Folio, Host, Options, Outcome, OverlapCheck, PtdmaQueue,
+    SharedChannel, Wait, WaitFor, Wake,
 };
 use ptdma::{Channel, ChannelConfig, ErrorHead, Restart, Signalling};
 
@@ -50,7 +50,7 @@ impl Strategy {
 }
 
 type PlainQueue = PtdmaQueue<PlainRegisters, PlainRing>;
-type PlainEngines = Engines<PlainQueue, spin::Mutex<Port<PlainQueue>>, MAX_CHANNELS>;
+type PlainEngines = Channels<PlainQueue, spin::Mutex<SharedChannel<PlainQueue>>, MAX_CHANNELS>;
 
 /// Plain functions are done when one looks.
 struct Immediate<'a> {
@@ -104,7 +104,7 @@ impl Contest {
     pub fn new(strategy: Strategy, workload: &Workload, channels: usize) -> Self {
         let folios = workload.folios();
         let mut contest = Self {
-            ours: Engines::new(),
+            ours: Channels::new(),
             registers: Vec::new(),
             theirs: Vec::new(),
             strategy,
@@ -130,7 +130,7 @@ impl Contest {
                     Ok(channel) => channel,
                     Err((error, ..)) => panic!("bring-up: {error}"),
                 };
-                let lock = spin::Mutex::new(Port::new(PtdmaQueue::new(channel, None)));
+                let lock = spin::Mutex::new(SharedChannel::new(PtdmaQueue::new(channel, None)));
                 assert!(contest.ours.add(lock).is_ok(), "too many channels");
             }
             let _ = registers.take_interrupts();

@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use batch_copy::{
-    CopyChannel, Engines, Failure, Health, Limits, Port, PrepError, Progress, Segment, Stopped,
+    ChannelLimits, Channels, CopyChannel, CopyFailure, CopyProgress, Health, PrepError, Segment,
+    SharedChannel, Stopped,
 };
 use ptdma::Cookie;
 
@@ -48,13 +49,13 @@ pub struct Puppet {
     /// What pulls the engine.
     pub strings: Rc<RefCell<Strings>>,
     /// What the channel can do.
-    pub limits: Limits,
+    pub limits: ChannelLimits,
     /// Sources at and over this are out of its reach.
     pub reach: u64,
 }
 
 /// Channels of this kind.
-pub type Puppets<const N: usize> = Engines<Puppet, spin::Mutex<Port<Puppet>>, N>;
+pub type Puppets<const N: usize> = Channels<Puppet, spin::Mutex<SharedChannel<Puppet>>, N>;
 
 impl Puppet {
     /// A channel with a ring of `slots` descriptors, whose engine stands.
@@ -65,7 +66,7 @@ impl Puppet {
                 stops: true,
                 ..Strings::default()
             })),
-            limits: Limits {
+            limits: ChannelLimits {
                 max_len_bytes: 1 << 21,
                 align_bytes: 1,
                 node: None,
@@ -82,9 +83,9 @@ impl Puppet {
     /// If there are more than `N`.
     #[must_use]
     pub fn engines<const N: usize>(puppets: &[Self]) -> Puppets<N> {
-        let mut engines = Engines::new();
+        let mut engines = Channels::new();
         for puppet in puppets {
-            let lock = spin::Mutex::new(Port::new(puppet.clone()));
+            let lock = spin::Mutex::new(SharedChannel::new(puppet.clone()));
             assert!(engines.add(lock).is_ok(), "room for {N}");
         }
         engines
@@ -92,7 +93,7 @@ impl Puppet {
 }
 
 impl CopyChannel for Puppet {
-    fn limits(&self) -> Limits {
+    fn limits(&self) -> ChannelLimits {
         self.limits
     }
 
@@ -127,7 +128,7 @@ impl CopyChannel for Puppet {
         strings.issued = strings.ring.len();
     }
 
-    fn poll(&mut self, _now_ns: u64) -> Progress {
+    fn poll(&mut self, _now_ns: u64) -> CopyProgress {
         let mut strings = self.strings.borrow_mut();
         strings.polls += 1;
         let mut failure = None;
@@ -145,7 +146,7 @@ impl CopyChannel for Puppet {
             match act {
                 Act::Copy => strings.copied.push(copy),
                 Act::Fail(code) => {
-                    failure = Some(Failure {
+                    failure = Some(CopyFailure {
                         cookie: Cookie::new(strings.done),
                         code,
                     });
@@ -154,7 +155,7 @@ impl CopyChannel for Puppet {
             }
             strings.done += 1;
         }
-        Progress {
+        CopyProgress {
             done_before: Cookie::new(strings.done),
             failure,
             begun_again,

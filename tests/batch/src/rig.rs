@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use batch_copy::{
-    Batch, CpuCopier, Engines, Host, Mapper, Options, Outcome, OverlapCheck, Port, PtdmaQueue,
-    Report, Rescue, Wait, WaitFor, Wake,
+    Batch, Channels, CpuCopier, Host, Mapper, Options, Outcome, OverlapCheck, PtdmaQueue, Report,
+    Rescue, SharedChannel, Wait, WaitFor, Wake,
 };
 use ptdma::{Channel, ChannelConfig, Deadline, ErrorHead, Limits, Restart, Signalling};
 use ptdma_model::forks;
@@ -20,9 +20,9 @@ pub const MAX_CHANNELS: usize = 16;
 /// A channel on a modelled function.
 pub type Queue = PtdmaQueue<Model, BusRing>;
 /// Its lock.
-pub type QueueLock = spin::Mutex<Port<Queue>>;
+pub type QueueLock = spin::Mutex<SharedChannel<Queue>>;
 /// All channels of a rig.
-pub type RigEngines = Engines<Queue, QueueLock, MAX_CHANNELS>;
+pub type RigEngines = Channels<Queue, QueueLock, MAX_CHANNELS>;
 
 /// How a rig is set up.
 #[derive(Clone, Copy, Debug)]
@@ -86,7 +86,7 @@ impl Rig {
     #[must_use]
     pub fn new(setup: Setup) -> Self {
         let bus = BusSpace::new();
-        let mut engines = Engines::new();
+        let mut engines = Channels::new();
         let mut models = Vec::new();
         let mut pending = Vec::new();
         for index in 0..setup.channels {
@@ -125,7 +125,7 @@ impl Rig {
             }
             let queue = PtdmaQueue::new(channel, Some(node_of(index, setup.channels)))
                 .with_stop_polls(2000);
-            let lock = QueueLock::new(Port::new(queue));
+            let lock = QueueLock::new(SharedChannel::new(queue));
             assert!(engines.add(lock).is_ok(), "room for {MAX_CHANNELS}");
             let _bring_up = model.take_counters();
             models.push(model);

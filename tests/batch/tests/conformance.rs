@@ -3,7 +3,7 @@
 #![allow(missing_docs)]
 
 use batch_copy::{
-    CPU_CHUNK_BYTES, CopyChannel, CpuChannel, Health, PrepError, Progress, PtdmaQueue, Segment,
+    CPU_CHUNK_BYTES, CopyChannel, CopyProgress, CpuChannel, Health, PrepError, PtdmaQueue, Segment,
 };
 use ptdma::{Channel, ChannelConfig, Cookie, DmaAddr, Signalling};
 use ptdma_batch_tests::memory::{Cpu, Layout, Memory};
@@ -24,7 +24,7 @@ struct Subject<'m, C> {
 }
 
 impl<C: CopyChannel> Subject<'_, C> {
-    fn look(&mut self, now_ns: u64) -> Progress {
+    fn look(&mut self, now_ns: u64) -> CopyProgress {
         (self.step)();
         if self.by_interrupt {
             self.channel.interrupt(now_ns)
@@ -113,7 +113,7 @@ fn with_each(folios: usize, test: &dyn Fn(&mut dyn AnySubject, &Memory)) {
 trait AnySubject {
     fn channel(&mut self) -> &mut dyn AnyChannel;
     fn run_to(&mut self, end: Cookie) -> Vec<Cookie>;
-    fn look(&mut self, now_ns: u64) -> Progress;
+    fn look(&mut self, now_ns: u64) -> CopyProgress;
 }
 
 impl<C: CopyChannel> AnySubject for Subject<'_, C> {
@@ -123,7 +123,7 @@ impl<C: CopyChannel> AnySubject for Subject<'_, C> {
     fn run_to(&mut self, end: Cookie) -> Vec<Cookie> {
         Subject::run_to(self, end)
     }
-    fn look(&mut self, now_ns: u64) -> Progress {
+    fn look(&mut self, now_ns: u64) -> CopyProgress {
         Subject::look(self, now_ns)
     }
 }

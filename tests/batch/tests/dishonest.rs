@@ -6,9 +6,9 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use batch_copy::{
-    Batch, CopyChannel, Engines, FailReason, Folio, Health, Host, Limits, MapError, Mapper,
-    Options, Outcome, OverlapCheck, Piece, Port, PrepError, Prepared, Progress, Report, Rescue,
-    Segment, Service, Stopped, Wait, WaitFor, Wake,
+    Batch, ChannelLimits, Channels, CopyChannel, CopyProgress, FailReason, Folio, Health, Host,
+    MapError, Mapper, Options, Outcome, OverlapCheck, Piece, PrepError, Prepared, Report, Rescue,
+    Segment, ServiceState, SharedChannel, Stopped, Wait, WaitFor, Wake,
 };
 use ptdma::{Cookie, DmaAddr};
 use ptdma_batch_tests::memory::{Layout, Memory};
@@ -97,7 +97,7 @@ impl Rescue for WithReset {
 fn what_was_given_up_is_not_moved_when_the_engine_is_stopped() {
     let (rig, _, report, outcomes, rescue) = given_up(|model| WithReset { model, asked: 0 });
     assert_eq!(rescue.asked, 1);
-    assert_eq!(rig.engines.service(0), Some(Service::Retired));
+    assert_eq!(rig.engines.service(0), Some(ServiceState::Retired));
     assert_eq!(outcomes, [Outcome::Failed(FailReason::Engine(19)); 8]);
     assert_eq!(report.failed_bytes, report.bytes, "{report:?}");
     assert_eq!(
@@ -111,7 +111,7 @@ fn what_was_given_up_is_not_moved_when_the_engine_is_stopped() {
 #[test]
 fn what_was_given_up_is_quarantined_when_the_engine_does_not_stop() {
     let (rig, memory, report, _, rescue) = given_up(|_| NoReset::default());
-    assert_eq!(rig.engines.service(0), Some(Service::Unproven));
+    assert_eq!(rig.engines.service(0), Some(ServiceState::Unproven));
     assert!(report.quarantined_bytes != 0, "{report:?}");
     let named = &rescue.quarantined;
     for (index, folio) in memory.folios.iter().enumerate().skip(3) {
@@ -175,8 +175,8 @@ struct WrongCookies {
 }
 
 impl CopyChannel for WrongCookies {
-    fn limits(&self) -> Limits {
-        Limits {
+    fn limits(&self) -> ChannelLimits {
+        ChannelLimits {
             max_len_bytes: 1 << 20,
             align_bytes: 1,
             node: None,
@@ -208,8 +208,8 @@ impl CopyChannel for WrongCookies {
     fn issue_pending(&mut self, _interrupt: bool) {
         self.rung.set(self.rung.get() + 1);
     }
-    fn poll(&mut self, _now_ns: u64) -> Progress {
-        Progress {
+    fn poll(&mut self, _now_ns: u64) -> CopyProgress {
+        CopyProgress {
             done_before: Cookie::new(0),
             failure: None,
             begun_again: false,
@@ -240,8 +240,9 @@ fn copies_that_no_batch_knows_of_are_not_started() {
         }
     }
     let rung = Rc::new(Cell::new(0));
-    let mut engines: Engines<WrongCookies, spin::Mutex<Port<WrongCookies>>, 1> = Engines::new();
-    let port = Port::new(WrongCookies {
+    let mut engines: Channels<WrongCookies, spin::Mutex<SharedChannel<WrongCookies>>, 1> =
+        Channels::new();
+    let port = SharedChannel::new(WrongCookies {
         rung: Rc::clone(&rung),
     });
     assert!(engines.add(spin::Mutex::new(port)).is_ok());

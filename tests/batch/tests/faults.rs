@@ -3,7 +3,9 @@
 //! memory is what was reported, and nobody writes afterwards.
 #![allow(missing_docs)]
 
-use batch_copy::{FailReason, Host, Options, Outcome, Piece, Report, Rescue, Service, SkipReason};
+use batch_copy::{
+    FailReason, Host, Options, Outcome, Piece, Report, Rescue, ServiceState, SkipReason,
+};
 use ptdma::Signalling;
 use ptdma_batch_tests::memory::{Layout, Memory};
 use ptdma_batch_tests::rig::{Rig, Setup};
@@ -259,7 +261,7 @@ fn an_engine_that_hangs_and_can_be_stopped_loses_nothing() {
             // Once may happen to anybody.
             assert_eq!(
                 rig.engines.service(case.channels - 1),
-                Some(Service::Active)
+                Some(ServiceState::Active)
             );
         }
     }
@@ -274,7 +276,7 @@ fn an_engine_that_always_hangs_is_taken_out() {
     for case in Case::all() {
         let (rig, _, run) = run(&case, &[Fault::new(Trigger::Always, stall.clone())]);
         if case.channels == 1 {
-            assert_eq!(rig.engines.service(0), Some(Service::Retired));
+            assert_eq!(rig.engines.service(0), Some(ServiceState::Retired));
         } else {
             // The others did its work meanwhile; it was not tried again.
             let stats = rig.engines.channel_stats(case.channels - 1).unwrap();
@@ -319,12 +321,12 @@ fn an_engine_that_cannot_be_stopped_is_reset_or_its_memory_quarantined() {
                 assert!(run.asked > 0, "{kinds:?} at {at}: {:?}", run.report);
                 if case.rescue {
                     assert!(run.quarantined.is_empty());
-                    assert_eq!(rig.engines.service(victim), Some(Service::Retired));
+                    assert_eq!(rig.engines.service(victim), Some(ServiceState::Retired));
                     if case.channels > 1 || case.repair {
                         assert!(run.report.is_complete(), "{:?}", run.report);
                     }
                 } else {
-                    assert_eq!(rig.engines.service(victim), Some(Service::Unproven));
+                    assert_eq!(rig.engines.service(victim), Some(ServiceState::Unproven));
                     // The folio it hangs at, and those behind it in the ring; what it had
                     // finished was copied, what was not in the ring was moved.
                     assert!(!run.quarantined.is_empty());
@@ -347,7 +349,7 @@ fn a_function_that_is_gone_is_taken_out() {
             let (rig, _, run) = run(&case, &[Fault::at(at, FaultKind::AllOnes { reads: None })]);
             assert_ne!(
                 rig.engines.service(case.channels - 1),
-                Some(Service::Active)
+                Some(ServiceState::Active)
             );
             assert!(!run.quarantined.is_empty());
             if case.channels > 1 {
@@ -388,7 +390,7 @@ fn errors_of_every_descriptor_take_the_channel_out_and_spare_the_rest() {
             .count();
         assert_ne!(
             rig.engines.service(case.channels - 1),
-            Some(Service::Active)
+            Some(ServiceState::Active)
         );
         if case.repair {
             assert!(run.report.is_complete());

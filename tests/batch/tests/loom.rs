@@ -6,8 +6,9 @@
 use std::collections::VecDeque;
 
 use batch_copy::{
-    Batch, CopyChannel, Engines, FailReason, Failure, Folio, Health, Host, Limits, Options,
-    Outcome, OverlapCheck, Port, PrepError, Progress, Segment, Stopped, Wait, WaitFor, Wake,
+    Batch, ChannelLimits, Channels, CopyChannel, CopyFailure, CopyProgress, FailReason, Folio,
+    Health, Host, Options, Outcome, OverlapCheck, PrepError, Segment, SharedChannel, Stopped, Wait,
+    WaitFor, Wake,
 };
 use loom::sync::{Arc, Mutex};
 use loom::thread;
@@ -37,8 +38,8 @@ impl Scripted {
 }
 
 impl CopyChannel for Scripted {
-    fn limits(&self) -> Limits {
-        Limits {
+    fn limits(&self) -> ChannelLimits {
+        ChannelLimits {
             max_len_bytes: 1 << 20,
             align_bytes: 1,
             node: None,
@@ -62,21 +63,21 @@ impl CopyChannel for Scripted {
     fn issue_pending(&mut self, _interrupt: bool) {
         self.issued = self.ring.len();
     }
-    fn poll(&mut self, _now_ns: u64) -> Progress {
+    fn poll(&mut self, _now_ns: u64) -> CopyProgress {
         let mut failure = None;
         if self.issued > 0
             && let Some(copy) = self.ring.pop_front()
         {
             self.issued -= 1;
             if copy.src.get() >= BAD {
-                failure = Some(Failure {
+                failure = Some(CopyFailure {
                     cookie: Cookie::new(self.done),
                     code: BAD_CODE,
                 });
             }
             self.done += 1;
         }
-        Progress {
+        CopyProgress {
             done_before: Cookie::new(self.done),
             failure,
             begun_again: false,
@@ -108,7 +109,7 @@ impl<T> Lock<T> for Watched<T> {
     }
 }
 
-type Shared = Engines<Scripted, Watched<Port<Scripted>>, 2>;
+type Shared = Channels<Scripted, Watched<SharedChannel<Scripted>>, 2>;
 
 /// Lets others run, then asks the engine.
 struct Yield;
@@ -129,7 +130,7 @@ impl Wait for Yield {
 fn engines(channels: usize, slots: usize) -> Arc<Shared> {
     let mut engines = Shared::new();
     for _ in 0..channels {
-        let port = Port::new(Scripted::new(slots));
+        let port = SharedChannel::new(Scripted::new(slots));
         assert!(engines.add(Watched(Mutex::new(port))).is_ok());
     }
     Arc::new(engines)

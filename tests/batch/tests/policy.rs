@@ -4,9 +4,9 @@
 use std::cell::Cell;
 
 use batch_copy::{
-    Batch, CALIBRATION_BYTES, CalibrationError, CostModel, CpuChannel, CpuCopier, CpuCopyError,
-    Engines, Folio, Host, Options, Outcome, OverlapCheck, Piece, Policy, Port, PtdmaQueue, Wait,
-    WaitFor, Wake, calibrate,
+    Batch, CALIBRATION_BYTES, CalibrationError, Channels, CostModel, CpuChannel, CpuCopier,
+    CpuCopyError, Folio, Host, Options, Outcome, OverlapCheck, Piece, Policy, PtdmaQueue,
+    SharedChannel, Wait, WaitFor, Wake, calibrate,
 };
 use ptdma::{CoherentRing, DmaAddr, Mmio};
 use ptdma_batch_tests::memory::{Layout, Memory};
@@ -205,7 +205,7 @@ fn options_follow_the_decision() {
 #[test]
 fn state_is_small() {
     type Real = PtdmaQueue<Mmio, CoherentRing>;
-    let engines = size_of::<Engines<Real, spin::Mutex<Port<Real>>, 16>>();
+    let engines = size_of::<Channels<Real, spin::Mutex<SharedChannel<Real>>, 16>>();
     let batch = size_of::<Batch<16>>();
     let all = engines + 8 * batch;
     println!("engines {engines}, batch {batch}, all {all} bytes");
@@ -249,11 +249,13 @@ fn the_cpu_is_a_channel_like_any_other() {
         let bytes = Bytes(Mutex::new(filled.collect()));
         type Channel<'a> = CpuChannel<&'a Bytes, 4>;
         let mut engines =
-            Engines::<Channel<'_>, spin::Mutex<Port<Channel<'_>>>, MAX_CHANNELS>::new();
+            Channels::<Channel<'_>, spin::Mutex<SharedChannel<Channel<'_>>>, MAX_CHANNELS>::new();
         for _ in 0..channels {
             assert!(
                 engines
-                    .add(spin::Mutex::new(Port::new(CpuChannel::new(&bytes, None))))
+                    .add(spin::Mutex::new(SharedChannel::new(CpuChannel::new(
+                        &bytes, None
+                    ))))
                     .is_ok()
             );
         }

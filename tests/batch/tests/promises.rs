@@ -6,10 +6,10 @@ use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use batch_copy::{
-    BadInput, Batch, Bounds, CHUNK, CPU_CHUNK_BYTES, CpuChannel, CpuCopier, CpuCopyError, CutRules,
-    Engines, FailReason, Folio, FolioFn, FolioSource, Host, MapError, Mapper, Options, Outcome,
-    OverlapCheck, Piece, Plan, Port, Report, Rescue, Segment, Service, SkipReason, Survey, Wait,
-    WaitFor, Wake,
+    BadInput, Batch, Bounds, CHUNK, CPU_CHUNK_BYTES, Channels, CpuChannel, CpuCopier, CpuCopyError,
+    CutRules, FailReason, Folio, FolioFn, FolioSource, Host, MapError, Mapper, Options, Outcome,
+    OverlapCheck, Piece, Plan, Report, Rescue, Segment, ServiceState, SharedChannel, SkipReason,
+    Survey, Wait, WaitFor, Wake,
 };
 use ptdma::DmaAddr;
 use ptdma_batch_tests::puppet::{Act, Puppet, Puppets};
@@ -202,7 +202,7 @@ fn an_engine_that_begins_again_moves_once() {
         let stats = engines.channel_stats(0).expect("it is there");
         assert_eq!(report.is_complete(), !for_ever, "{report:?}");
         assert_eq!(stats.hangs != 0, for_ever, "{stats:?}");
-        let gone = engines.service(0) != Some(Service::Active);
+        let gone = engines.service(0) != Some(ServiceState::Active);
         assert_eq!(gone, for_ever, "{report:?}");
     }
 }
@@ -408,7 +408,7 @@ fn a_panic_leaves_no_engine_writing_and_nothing_held() {
         assert!(ended.is_err());
         if stops {
             assert!(puppet.strings.borrow().ring.is_empty());
-            assert_eq!(engines.service(0), Some(Service::Active));
+            assert_eq!(engines.service(0), Some(ServiceState::Active));
             engines.retire(0, 0);
         } else {
             assert_eq!(puppet.strings.borrow().ring.len(), CHUNK);
@@ -524,7 +524,7 @@ fn a_full_log_takes_no_healthy_channel_out() {
     });
     let options = Options::default();
     let (report, outcomes) = run(&engines, &mine[..], &options, &mut Host::new(wait));
-    assert_eq!(engines.service(0), Some(Service::Active));
+    assert_eq!(engines.service(0), Some(ServiceState::Active));
     let failed = Outcome::Failed(FailReason::Engine(3));
     assert_eq!(outcomes, [failed; 10], "{report:?}");
 }
@@ -612,7 +612,7 @@ fn the_list_is_asked_without_a_lock() {
     let engines = Puppet::engines::<1>(std::slice::from_ref(&puppet));
     let folios = apart(0, 20, 4096);
     let list = FolioFn(|index: usize| {
-        assert_eq!(engines.service(0), Some(Service::Active));
+        assert_eq!(engines.service(0), Some(ServiceState::Active));
         folios.get(index).copied()
     });
     let now_ns = Cell::new(0);
@@ -632,8 +632,8 @@ fn the_cpu_as_a_channel_copies_short_pieces() {
         }
     }
     type Channel = CpuChannel<Pieces, 64>;
-    let mut engines = Engines::<Channel, spin::Mutex<Port<Channel>>, 1>::new();
-    let port = Port::new(CpuChannel::new(Pieces(Vec::new()), None));
+    let mut engines = Channels::<Channel, spin::Mutex<SharedChannel<Channel>>, 1>::new();
+    let port = SharedChannel::new(CpuChannel::new(Pieces(Vec::new()), None));
     assert!(engines.add(spin::Mutex::new(port)).is_ok());
     let folios = apart(0, 2, 2 << 20);
     let now_ns = Cell::new(0);

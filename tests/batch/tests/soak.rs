@@ -6,14 +6,14 @@
 //! `PTDMA_SOAK_SEED`.
 #![allow(missing_docs)]
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use batch_copy::{
-    Batch, Host, Options, Outcome, OverlapCheck, Piece, Polling, PtdmaQueue, Rescue, Service,
-    Sleeper, SpinThenSleep,
+    Batch, Host, Options, Outcome, OverlapCheck, Piece, Polling, PtdmaQueue, Rescue, ServiceState,
+    Sleeper, SpinThenSleep, Totals,
 };
 use ptdma::{Channel, ChannelConfig, Clock, FunctionQuiesced, Signalling};
 use ptdma_batch_tests::memory::{Layout, Memory};
@@ -90,7 +90,7 @@ impl Rescue for Reset<'_> {
     }
 }
 
-fn worker(rig: &Rig, bell: &Bell, clock: Uptime, seed: u64, stop: &AtomicBool, count: &AtomicU64) {
+fn worker(rig: &Rig, bell: &Bell, clock: Uptime, seed: u64, stop: &AtomicBool, totals: &Totals) {
     let mut random = Random(seed | 1);
     let mut state = Batch::<MAX_CHANNELS>::new();
     while !stop.load(Ordering::Relaxed) {
@@ -171,13 +171,13 @@ fn worker(rig: &Rig, bell: &Bell, clock: Uptime, seed: u64, stop: &AtomicBool, c
             context()
         );
         memory.release(&rig.bus);
-        count.fetch_add(1, Ordering::Relaxed);
+        totals.count(&report);
     }
 }
 
 /// Brings a channel that was taken out of service back into it, as a driver's owner would.
 fn revive(rig: &Rig, channel: usize) {
-    if rig.engines.service(channel) == Some(Service::Active) {
+    if rig.engines.service(channel) == Some(ServiceState::Active) {
         return;
     }
     if !rig.models[channel].function_reset() {
@@ -275,7 +275,7 @@ fn everything_at_once() {
     let clock = Uptime(Instant::now());
     let bell = Bell::default();
     let (stop, quiet) = (AtomicBool::new(false), AtomicBool::new(false));
-    let count = Arc::new(AtomicU64::new(0));
+    let totals = Totals::new();
     thread::scope(|scope| {
         scope.spawn(|| {
             // The interrupt handler.
@@ -291,8 +291,8 @@ fn everything_at_once() {
         let troubles = scope.spawn(|| chaos(&rig, clock, seed, &stop));
         let workers: Vec<_> = (0..WORKERS)
             .map(|index| {
-                let (rig, bell, stop, count) = (&rig, &bell, &stop, &count);
-                scope.spawn(move || worker(rig, bell, clock, seed * 31 + index, stop, count))
+                let (rig, bell, stop, totals) = (&rig, &bell, &stop, &totals);
+                scope.spawn(move || worker(rig, bell, clock, seed * 31 + index, stop, totals))
             })
             .collect();
         let end = Instant::now() + Duration::from_secs(seconds);
@@ -311,11 +311,7 @@ fn everything_at_once() {
                 std::panic::resume_unwind(panic);
             }
         }
-        println!(
-            "{} batches, {faults} faults, {:?}",
-            count.load(Ordering::Relaxed),
-            rig.engines.totals()
-        );
+        println!("{faults} faults, {:?}", totals.get());
     });
     // Nothing is left behind: every channel can be taken away at once.
     for channel in 0..CHANNELS {
@@ -324,7 +320,7 @@ fn everything_at_once() {
         assert!(rig.engines.take(channel).is_ok(), "channel {channel}");
     }
     assert!(
-        count.load(Ordering::Relaxed) > 10 * seconds,
+        totals.get().batches > 10 * seconds,
         "hardly anything was done"
     );
     drop(threads);

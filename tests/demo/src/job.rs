@@ -312,7 +312,6 @@ fn one_batch(
     let options = options(args, folios.len(), bytes, active, &base);
     let mut declined = false;
     let options = options.unwrap_or_else(|| {
-        machine.engines.count_declined(folios.len());
         declined = true;
         // All of it is the CPU's share.
         Options {

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, anyhow};
-use batch_copy::{Engines, Piece, Port, PtdmaQueue, Rescue};
+use batch_copy::{Channels, Piece, PtdmaQueue, Rescue, SharedChannel};
 use ptdma::{Channel, ChannelConfig, Clock, Deadline, ErrorHead, Signalling};
 use ptdma_model::forks;
 use ptdma_model::{
@@ -38,7 +38,7 @@ pub(crate) struct Machine {
     /// The functions, by channel number.
     pub(crate) models: Vec<Model>,
     /// The channels.
-    pub(crate) engines: Engines<Queue, spin::Mutex<Port<Queue>>, MAX_CHANNELS>,
+    pub(crate) engines: Channels<Queue, spin::Mutex<SharedChannel<Queue>>, MAX_CHANNELS>,
     /// Memory that folios are moved from.
     pub(crate) src: BusBuffer,
     /// Memory that they are moved to.
@@ -63,7 +63,7 @@ impl Machine {
         let (src, dst) = (memory("source")?, memory("destination")?);
         let mut machine = Self {
             models: Vec::new(),
-            engines: Engines::new(),
+            engines: Channels::new(),
             src,
             dst,
             bell: Bell::default(),
@@ -113,7 +113,7 @@ impl Machine {
             let queue = PtdmaQueue::new(channel, Some(node));
             machine
                 .engines
-                .add(spin::Mutex::new(Port::new(queue)))
+                .add(spin::Mutex::new(SharedChannel::new(queue)))
                 .map_err(|_| anyhow!("more than {MAX_CHANNELS} channels"))?;
             machine.models.push(model);
         }

@@ -4,8 +4,8 @@
 use std::cell::{Cell, RefCell};
 
 use batch_copy::{
-    Batch, CpuCopier, Engines, Host, Options, Outcome, OverlapCheck, Piece, Port, PtdmaQueue,
-    Rescue, Service, SkipReason, Wait, WaitFor, Wake,
+    Batch, Channels, CpuCopier, Host, Options, Outcome, OverlapCheck, Piece, PtdmaQueue, Rescue,
+    ServiceState, SharedChannel, SkipReason, Wait, WaitFor, Wake,
 };
 use ptdma::Signalling;
 use ptdma_batch_tests::memory::{GAP_LEN_BYTES, Layout, Memory, UNTOUCHED};
@@ -100,7 +100,7 @@ type Queue = PtdmaQueue<Stepper, BusRing>;
 struct Lab {
     case: Case,
     steppers: Vec<Stepper>,
-    engines: Engines<Queue, spin::Mutex<Port<Queue>>, CHANNELS>,
+    engines: Channels<Queue, spin::Mutex<SharedChannel<Queue>>, CHANNELS>,
     now_ns: Cell<u64>,
     random: RefCell<Random>,
     /// Destinations that an engine may write for ever.
@@ -159,13 +159,13 @@ fn bring_up(stepper: &Stepper, bus: &BusSpace, case: &Case) -> Result<Queue, Str
 
 impl Lab {
     fn new(case: &Case, bus: &BusSpace) -> Result<Self, String> {
-        let mut engines = Engines::new();
+        let mut engines = Channels::new();
         let mut steppers = Vec::new();
         for n in 0..CHANNELS as u64 {
             let stepper = Stepper::new(case.forks, bus, case.seed ^ n << 32);
             let queue = bring_up(&stepper, bus, case)?;
             engines
-                .add(spin::Mutex::new(Port::new(queue)))
+                .add(spin::Mutex::new(SharedChannel::new(queue)))
                 .map_err(|_full| "no room for a channel")?;
             steppers.push(stepper);
         }
@@ -349,7 +349,7 @@ impl Lab {
     fn all_active(&self) -> Verdict {
         for channel in 0..CHANNELS {
             let service = self.engines.service(channel);
-            if service != Some(Service::Active) {
+            if service != Some(ServiceState::Active) {
                 return Err(format!("LOST CHANNEL: {channel} is {service:?}"));
             }
         }
@@ -360,7 +360,7 @@ impl Lab {
     /// False if one cannot be had.
     fn revive(&self) -> Result<bool, String> {
         for (channel, stepper) in self.steppers.iter().enumerate() {
-            if self.engines.service(channel) == Some(Service::Active) {
+            if self.engines.service(channel) == Some(ServiceState::Active) {
                 continue;
             }
             if !crate::reset(stepper.model()) {

@@ -6,8 +6,8 @@
 #![forbid(unsafe_code)]
 
 use batch_copy::{
-    Batch, CostModel, CutRules, Engines, Folio, Host, Options, Outcome, OverlapCheck, Policy, Port,
-    PtdmaQueue, Wait, WaitFor, Wake,
+    Batch, Channels, CostModel, CutRules, Folio, Host, Options, Outcome, OverlapCheck, Policy,
+    PtdmaQueue, SharedChannel, Wait, WaitFor, Wake,
 };
 use ptdma::descriptor::{CommandWord, Descriptor};
 use ptdma::io::RingMemory;
@@ -90,7 +90,8 @@ fn executed(costs: &Costs, load: Load, channels: usize) -> (f64, usize) {
         },
         ..ModelConfig::default()
     };
-    let mut engines: Engines<Queue, spin::Mutex<Port<Queue>>, MAX_CHANNELS> = Engines::new();
+    let mut engines: Channels<Queue, spin::Mutex<SharedChannel<Queue>>, MAX_CHANNELS> =
+        Channels::new();
     for _ in 0..channels {
         let ring = PricedRing {
             ring: BusRing::new(&bus, RING_ENTRIES).unwrap(),
@@ -105,7 +106,7 @@ fn executed(costs: &Costs, load: Load, channels: usize) -> (f64, usize) {
         let Ok(channel) = Channel::bring_up(function, ring, channel_config) else {
             panic!("bring-up failed")
         };
-        let port = Port::new(PtdmaQueue::new(channel, None));
+        let port = SharedChannel::new(PtdmaQueue::new(channel, None));
         assert!(engines.add(spin::Mutex::new(port)).is_ok());
     }
     let (len, count) = (load.folio.bytes(), load.count as usize);

@@ -3,7 +3,9 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use batch_copy::{CopyChannel, Failure, Health, Limits, PrepError, Progress, Segment, Stopped};
+use batch_copy::{
+    ChannelLimits, CopyChannel, CopyFailure, CopyProgress, Health, PrepError, Segment, Stopped,
+};
 use ptdma::Cookie;
 
 use super::world::World;
@@ -33,7 +35,7 @@ enum Stuck {
 #[derive(Debug)]
 pub(super) struct Engine {
     pub(super) number: usize,
-    pub(super) limits: Limits,
+    pub(super) limits: ChannelLimits,
     /// Whether addresses are translated for it.
     pub(super) translated: bool,
     ring: VecDeque<Descriptor>,
@@ -53,7 +55,7 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    pub(super) fn new(number: usize, limits: Limits, translated: bool) -> Self {
+    pub(super) fn new(number: usize, limits: ChannelLimits, translated: bool) -> Self {
         Self {
             number,
             limits,
@@ -182,17 +184,17 @@ impl Engine {
         self.told = self.first;
     }
 
-    fn look(&mut self) -> Progress {
+    fn look(&mut self) -> CopyProgress {
         let mut failure = None;
         if let Some(code) = self.failed.take() {
-            failure = Some(Failure {
+            failure = Some(CopyFailure {
                 cookie: Cookie::new(self.first),
                 code,
             });
             self.pass();
         }
         self.told = self.first;
-        Progress {
+        CopyProgress {
             done_before: Cookie::new(self.told),
             failure,
             begun_again: false,
@@ -227,7 +229,7 @@ impl EngineChannel {
 }
 
 impl CopyChannel for EngineChannel {
-    fn limits(&self) -> Limits {
+    fn limits(&self) -> ChannelLimits {
         self.with(|engine| engine.limits)
     }
 
@@ -279,7 +281,7 @@ impl CopyChannel for EngineChannel {
         });
     }
 
-    fn poll(&mut self, _now_ns: u64) -> Progress {
+    fn poll(&mut self, _now_ns: u64) -> CopyProgress {
         self.with(Engine::look)
     }
 

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use batch_copy::{CopyChannel, Limits, PrepError, Prepared, Progress, Segment, Stopped};
+use batch_copy::{ChannelLimits, CopyChannel, CopyProgress, PrepError, Prepared, Segment, Stopped};
 use ptdma::Cookie;
 
 use super::engine::{Engine, EngineChannel};
@@ -104,7 +104,7 @@ macro_rules! either {
 }
 
 impl CopyChannel for FuzzChannel {
-    fn limits(&self) -> Limits {
+    fn limits(&self) -> ChannelLimits {
         either!(self, channel => channel.limits())
     }
     fn next_cookie(&self) -> Cookie {
@@ -122,16 +122,16 @@ impl CopyChannel for FuzzChannel {
     fn issue_pending(&mut self, interrupt: bool) {
         either!(self, channel => channel.issue_pending(interrupt));
     }
-    fn poll(&mut self, now_ns: u64) -> Progress {
+    fn poll(&mut self, now_ns: u64) -> CopyProgress {
         either!(self, channel => channel.poll(now_ns))
     }
     fn poll_head(&mut self, now_ns: u64) -> Option<Cookie> {
         either!(self, channel => channel.poll_head(now_ns))
     }
-    fn interrupt(&mut self, now_ns: u64) -> Progress {
+    fn interrupt(&mut self, now_ns: u64) -> CopyProgress {
         either!(self, channel => channel.interrupt(now_ns))
     }
-    fn overdue(&mut self, now_ns: u64) -> Progress {
+    fn overdue(&mut self, now_ns: u64) -> CopyProgress {
         either!(self, channel => channel.overdue(now_ns))
     }
     fn terminate(&mut self, now_ns: u64) -> Stopped {

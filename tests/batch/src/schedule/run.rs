@@ -5,8 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
 use batch_copy::{
-    BadInput, Batch, CutRules, Engines, FailReason, Folio, FolioSource, Host, Identity, Limits,
-    Mapper, Options, Outcome, OverlapCheck, Port, Report, Service,
+    BadInput, Batch, ChannelLimits, Channels, CutRules, FailReason, Folio, FolioSource, Host,
+    Identity, Mapper, Options, Outcome, OverlapCheck, Report, ServiceState, SharedChannel,
 };
 use ptdma::DmaAddr;
 use ptdma_model::Forks;
@@ -41,7 +41,7 @@ pub struct Tally {
     pub panics: u64,
 }
 
-type FuzzEngines<const N: usize> = Engines<FuzzChannel, FuzzLock<Port<FuzzChannel>>, N>;
+type FuzzEngines<const N: usize> = Channels<FuzzChannel, FuzzLock<SharedChannel<FuzzChannel>>, N>;
 
 /// Most events of one run: some hundred times what an average one takes.
 const MOST_EVENTS: u64 = 400_000;
@@ -104,7 +104,7 @@ fn run<const N: usize>(
         slow_lists: setup.one_in(3),
         align_bytes,
     };
-    let limits = Limits {
+    let limits = ChannelLimits {
         max_len_bytes: setup.one_of(&[16, 41, 99, 1 << 20]),
         align_bytes,
         node: None,
@@ -146,7 +146,7 @@ fn run<const N: usize>(
         };
         let lock = FuzzLock {
             world: Rc::clone(&world),
-            value: RefCell::new(Port::new(channel)),
+            value: RefCell::new(SharedChannel::new(channel)),
         };
         assert!(engines.add(lock).is_ok(), "room for {N}");
     }
@@ -315,7 +315,7 @@ fn interfere<const N: usize>(world: &Rc<World>, engines: &FuzzEngines<N>) {
     // Time passes, whoever has the turn.
     world.now_ns.set(world.now_ns.get() + 10);
     let number = world.below(world.engines.len() as u64) as usize;
-    if engines.service(number) != Some(Service::Active) && world.one_in(8) {
+    if engines.service(number) != Some(ServiceState::Active) && world.one_in(8) {
         revive(world, engines, number);
     }
     if let Hardware::Function(function) = &world.engines[number]
@@ -351,7 +351,7 @@ fn interfere<const N: usize>(world: &Rc<World>, engines: &FuzzEngines<N>) {
 
 /// Brings a channel back that is out of service, as a driver's owner would.
 fn revive<const N: usize>(world: &Rc<World>, engines: &FuzzEngines<N>, number: usize) {
-    if engines.service(number) == Some(Service::Unproven) {
+    if engines.service(number) == Some(ServiceState::Unproven) {
         world.reset(number);
         engines.confirm_stopped(number);
     }

@@ -1,11 +1,9 @@
-//! A channel, and what batches have to know of each other's use of it.
-
-use ptdma::Cookie;
+//! A channel, and what owners of work have to know of each other's use of it.
 
 use super::ownership::{Cause, Ownership};
 
-use crate::channel::{CopyChannel, Failure, Health, Limits, Progress};
-use crate::stats::ChannelStats;
+use crate::cookie::Cookie;
+use crate::copy_channel::{ChannelLimits, CopyChannel, CopyFailure, CopyProgress, Health};
 
 /// Stops in a row, without [`GOOD_AGAIN`] good descriptors in between, after which a channel is
 /// taken out. Twice may be an accident of the memory that was copied.
@@ -20,30 +18,58 @@ const MAX_ERRORS_IN_A_ROW: u32 = 16;
 
 /// Losses that a channel remembers until their owners have taken note. While only the last place
 /// is left the channel is not looked at, so that an engine that waits behind a failure goes on
-/// waiting; every waiting batch takes its own out each time it looks.
+/// waiting; every waiting owner takes its own out each time it looks.
 const LOG_SLOTS: usize = 9;
 
 /// Most losses that one look tells: one for each place of the log, and one for a channel that is
 /// out of service.
-pub(crate) type Losses = heapless::Vec<super::ownership::Loss, { LOG_SLOTS + 1 }>;
+pub type Losses = heapless::Vec<super::ownership::Loss, { LOG_SLOTS + 1 }>;
 
 /// Whether a channel takes part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Service {
+pub enum ServiceState {
     /// In service.
     Active,
     /// Taken out; its engine is known to have stopped.
     Retired,
     /// Taken out, and its engine may still write: see
-    /// [`Engines::confirm_stopped`](crate::Engines::confirm_stopped).
+    /// [`Channels::confirm_stopped`](crate::Channels::confirm_stopped).
     Unproven,
 }
 
-/// A channel and what batches have to know of each other's use of it. Lives inside the lock.
+/// What a shared channel did for all owners. All counts wrap at 2^64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct SharedStats {
+    /// Descriptors given to the channel.
+    pub submitted: u64,
+    /// Descriptors that are over, failed ones included.
+    pub completed: u64,
+    /// Descriptors that the engine failed.
+    pub errors: u64,
+    /// Descriptors that were dropped because the engine had to be stopped.
+    pub dropped: u64,
+    /// Bytes of submitted descriptors.
+    pub bytes: u64,
+    /// Folio parts that needed no descriptor of their own, because they continue another one.
+    pub coalesced: u64,
+    /// Times that the doorbell was rung.
+    pub doorbells: u64,
+    /// Calls of the interrupt entry point.
+    pub interrupts: u64,
+    /// Looks at the engine by waiting owners.
+    pub polls: u64,
+    /// Times that the engine was stopped by force.
+    pub stops: u64,
+    /// Times that it stood still for too long.
+    pub hangs: u64,
+}
+
+/// A channel and what owners of work have to know of each other's use of it. Lives inside the lock.
 #[derive(Debug)]
-pub struct Port<C> {
+pub struct SharedChannel<C> {
     pub(super) channel: Option<C>,
-    pub(super) service: Service,
+    pub(super) service: ServiceState,
     pub(super) books: Ownership<LOG_SLOTS>,
     /// How often the engine has begun again, each time with another oldest descriptor.
     begun_again: u32,
@@ -55,18 +81,18 @@ pub struct Port<C> {
     pub(super) stops: u32,
     pub(super) good: u64,
     pub(super) errors_in_a_row: u32,
-    pub(super) stats: ChannelStats,
-    pub(super) limits: Limits,
+    pub(super) stats: SharedStats,
+    pub(super) limits: ChannelLimits,
 }
 
-impl<C: CopyChannel> Port<C> {
+impl<C: CopyChannel> SharedChannel<C> {
     /// Takes a channel in. It must be idle.
     pub fn new(channel: C) -> Self {
         let limits = channel.limits().whole_units();
         let next = channel.next_cookie();
         Self {
             channel: Some(channel),
-            service: Service::Active,
+            service: ServiceState::Active,
             books: Ownership::new(next),
             begun_again: 0,
             begun_again_at: Cookie::new(next.number().wrapping_sub(1)),
@@ -74,18 +100,18 @@ impl<C: CopyChannel> Port<C> {
             stops: 0,
             good: 0,
             errors_in_a_row: 0,
-            stats: ChannelStats::default(),
+            stats: SharedStats::default(),
             limits,
         }
     }
 
-    /// A place for a channel that is not there yet: [`Engines::put`](crate::Engines::put) fills it.
+    /// A place for a channel that is not there yet: [`Channels::put`](crate::Channels::put) fills it.
     /// For owners whose channels come and go, and are called by numbers that they choose.
     #[must_use]
     pub fn vacant() -> Self {
         Self {
             channel: None,
-            service: Service::Retired,
+            service: ServiceState::Retired,
             books: Ownership::new(Cookie::new(0)),
             begun_again: 0,
             begun_again_at: Cookie::new(u64::MAX),
@@ -93,8 +119,8 @@ impl<C: CopyChannel> Port<C> {
             stops: 0,
             good: 0,
             errors_in_a_row: 0,
-            stats: ChannelStats::default(),
-            limits: Limits {
+            stats: SharedStats::default(),
+            limits: ChannelLimits {
                 max_len_bytes: 0,
                 align_bytes: 1,
                 node: None,
@@ -107,12 +133,12 @@ impl<C: CopyChannel> Port<C> {
     #[inline(always)]
     pub(super) fn poll(&mut self, now_ns: u64) {
         self.stats.polls = self.stats.polls.wrapping_add(1);
-        if self.service == Service::Active
+        if self.service == ServiceState::Active
             && self.books.has_room()
             && let Some(channel) = &mut self.channel
             && let Some(done_before) = channel.poll_head(now_ns)
         {
-            self.absorb(Progress::up_to(done_before), now_ns);
+            self.absorb(CopyProgress::up_to(done_before), now_ns);
         } else {
             self.poll_further(now_ns);
         }
@@ -132,7 +158,7 @@ impl<C: CopyChannel> Port<C> {
                 }
                 return true;
             }
-            self.absorb_trouble(Progress::up_to(done_before), false, now_ns);
+            self.absorb_trouble(CopyProgress::up_to(done_before), false, now_ns);
         } else {
             self.poll_further(now_ns);
         }
@@ -147,8 +173,8 @@ impl<C: CopyChannel> Port<C> {
 
     /// Asks the channel for news, unless there would be no room for bad ones.
     #[inline(always)]
-    pub(super) fn ask(&mut self, now_ns: u64, how: impl FnOnce(&mut C, u64) -> Progress) {
-        if self.service != Service::Active || !self.books.has_room() {
+    pub(super) fn ask(&mut self, now_ns: u64, how: impl FnOnce(&mut C, u64) -> CopyProgress) {
+        if self.service != ServiceState::Active || !self.books.has_room() {
             return;
         }
         let Some(channel) = &mut self.channel else {
@@ -160,7 +186,7 @@ impl<C: CopyChannel> Port<C> {
 
     /// Takes note of what a channel answered.
     #[inline(always)]
-    fn absorb(&mut self, progress: Progress, now_ns: u64) {
+    fn absorb(&mut self, progress: CopyProgress, now_ns: u64) {
         let over = progress.done_before.since(self.books.done_before());
         // A channel must not take back what it said, nor finish what it was not given.
         let known = over <= self.books.in_flight();
@@ -195,7 +221,7 @@ impl<C: CopyChannel> Port<C> {
     }
 
     #[cold]
-    fn absorb_trouble(&mut self, progress: Progress, known: bool, now_ns: u64) {
+    fn absorb_trouble(&mut self, progress: CopyProgress, known: bool, now_ns: u64) {
         let honest = progress.failure.is_none_or(|failure| {
             !failure.cookie.is_before(self.books.done_before())
                 && failure.cookie.is_before(progress.done_before)
@@ -209,7 +235,7 @@ impl<C: CopyChannel> Port<C> {
             let failed = u64::from(progress.failure.is_some());
             self.advance(over, over.saturating_sub(failed));
         }
-        if let Some(Failure { cookie, code }) = progress.failure {
+        if let Some(CopyFailure { cookie, code }) = progress.failure {
             self.stats.errors = self.stats.errors.wrapping_add(1);
             self.errors_in_a_row = self.errors_in_a_row.saturating_add(1);
             // There is room: looked at before the channel was asked.
@@ -222,7 +248,7 @@ impl<C: CopyChannel> Port<C> {
         if progress.begun_again {
             self.begin_again();
         }
-        if progress.health == Health::Faulted && self.service == Service::Active {
+        if progress.health == Health::Faulted && self.service == ServiceState::Active {
             self.stop(now_ns, true);
         }
     }
@@ -250,7 +276,7 @@ impl<C: CopyChannel> Port<C> {
         let Some(channel) = &mut self.channel else {
             return;
         };
-        if self.service != Service::Active {
+        if self.service != ServiceState::Active {
             return;
         }
         self.stats.stops = self.stats.stops.wrapping_add(1);
@@ -274,9 +300,9 @@ impl<C: CopyChannel> Port<C> {
             // What is left in flight is lost, as `fate_in_flight` says.
             self.books.advance(over);
             self.service = if stopped.proven {
-                Service::Retired
+                ServiceState::Retired
             } else {
-                Service::Unproven
+                ServiceState::Unproven
             };
             self.books.in_flight()
         };
@@ -290,15 +316,15 @@ impl<C: CopyChannel> Port<C> {
     /// What becomes of everything in flight; `None` in service, where the engine says so.
     pub(super) const fn fate_in_flight(&self) -> Option<Cause> {
         match self.service {
-            Service::Active => None,
-            Service::Retired => Some(Cause::Dropped),
-            Service::Unproven => Some(Cause::Unproven),
+            ServiceState::Active => None,
+            ServiceState::Retired => Some(Cause::Dropped),
+            ServiceState::Unproven => Some(Cause::Unproven),
         }
     }
 
     pub(super) fn free_slots(&self) -> usize {
         match (&self.channel, self.service) {
-            (Some(channel), Service::Active) => channel.free_slots(),
+            (Some(channel), ServiceState::Active) => channel.free_slots(),
             _ => 0,
         }
     }

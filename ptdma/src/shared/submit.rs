@@ -1,27 +1,29 @@
 //! Giving descriptors to a channel.
 
+use super::member::{ServiceState, SharedChannel};
 use super::ownership::Share;
-use super::port::{Port, Service};
 
-use crate::channel::{CopyChannel, PrepError, Prepared, Segment};
+use crate::copy_channel::{CopyChannel, PrepError, Prepared, Segment};
 
 /// What became of a chunk of descriptors.
 #[derive(Debug)]
-pub(crate) struct Accepted {
+pub struct Accepted {
     /// Those that were accepted, from the first of the chunk on: the caller's own from now on.
-    pub(crate) share: Share,
-    /// So many.
-    pub(crate) count: usize,
+    pub share: Share,
+    /// How many.
+    pub count: usize,
     /// Bytes of those.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
     /// Why the next one was not.
-    pub(crate) error: Option<PrepError>,
-    pub(crate) rang: bool,
+    pub error: Option<PrepError>,
+    /// Whether the doorbell was rung for them.
+    pub rang: bool,
 }
 
 impl Accepted {
     /// Nothing, and why.
-    pub(crate) const fn nothing(error: Option<PrepError>) -> Self {
+    #[inline]
+    pub const fn nothing(error: Option<PrepError>) -> Self {
         Self {
             share: Share::empty(),
             count: 0,
@@ -34,18 +36,18 @@ impl Accepted {
 
 /// How what was prepared is to be announced.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Announce {
+pub struct Announce {
     /// Ring the doorbell.
-    pub(crate) ring: bool,
+    pub ring: bool,
     /// The last descriptor shall interrupt.
-    pub(crate) interrupt: bool,
+    pub interrupt: bool,
     /// Copies that were offered to the channel.
-    pub(crate) offered: usize,
+    pub offered: usize,
     /// Parts of folios that have no copy of their own.
-    pub(crate) coalesced: u64,
+    pub coalesced: u64,
 }
 
-impl<C: CopyChannel> Port<C> {
+impl<C: CopyChannel> SharedChannel<C> {
     /// Has copies prepared and makes them known.
     #[inline]
     pub(super) fn submit(
@@ -53,12 +55,12 @@ impl<C: CopyChannel> Port<C> {
         now_ns: u64,
         prepare: impl FnOnce(&mut C) -> (Prepared, Announce),
     ) -> Accepted {
-        let (Some(channel), Service::Active) = (&mut self.channel, self.service) else {
+        let (Some(channel), ServiceState::Active) = (&mut self.channel, self.service) else {
             return Accepted::nothing(Some(PrepError::Faulted));
         };
         let (prepared, announce) = prepare(channel);
         // Cookies that are not the next ones would make every later report a guess; what has them
-        // is not known to any batch, so it must not run.
+        // is not known to any owner, so it must not run.
         let known = prepared.count == 0 || prepared.first == Some(self.books.next());
         let count = match u32::try_from(prepared.count) {
             Ok(count) if known => count,
@@ -103,7 +105,7 @@ impl<C: CopyChannel> Port<C> {
         copy: Segment,
         interrupt: bool,
     ) -> Option<Share> {
-        let (Some(channel), Service::Active) = (&mut self.channel, self.service) else {
+        let (Some(channel), ServiceState::Active) = (&mut self.channel, self.service) else {
             return None;
         };
         if copy.len_bytes > self.limits.max_len_bytes {

@@ -1,6 +1,7 @@
-//! What a batch needs of a copy engine.
+//! What the layers above need of a copy engine.
 
-use ptdma::{Cookie, DmaAddr};
+use crate::addr::DmaAddr;
+use crate::cookie::Cookie;
 
 /// One contiguous copy, in the bus addresses of the channel that does it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -15,7 +16,7 @@ pub struct Segment {
 
 /// What a channel can do; constant over its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct ChannelLimits {
     /// Longest copy of one descriptor, in bytes.
     pub max_len_bytes: u64,
     /// Required alignment of source, destination and length: a power of two, 1 for none.
@@ -26,7 +27,7 @@ pub struct Limits {
     pub ring_slots: usize,
 }
 
-impl Limits {
+impl ChannelLimits {
     /// The same with a longest copy that is a multiple of the alignment: behind one that is not,
     /// nothing could begin.
     pub(crate) const fn whole_units(self) -> Self {
@@ -59,7 +60,7 @@ pub struct Prepared {
     pub first: Option<Cookie>,
     /// How many were accepted.
     pub count: usize,
-    /// Bytes of those, exactly: the batch goes on behind them.
+    /// Bytes of those, exactly: the caller goes on behind them.
     pub bytes: u64,
     /// Why the one behind them was not, if there was one.
     pub error: Option<PrepError>,
@@ -67,12 +68,12 @@ pub struct Prepared {
 
 /// An answer of [`CopyChannel::poll`] and its kin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
+pub struct CopyProgress {
     /// Every descriptor before this one is over: copied, or reported as failed by this or an
     /// earlier answer. Never goes back.
     pub done_before: Cookie,
     /// A descriptor that failed, at most one per answer; before `done_before`, never told twice.
-    pub failure: Option<Failure>,
+    pub failure: Option<CopyFailure>,
     /// Whether the engine was set going again with descriptors that are not over: to find one that
     /// failed, or because it stood. Nothing more is over yet, but it has time again.
     pub begun_again: bool,
@@ -80,7 +81,7 @@ pub struct Progress {
     pub health: Health,
 }
 
-impl Progress {
+impl CopyProgress {
     /// All before `done_before` is over, and none of it failed that was not reported before.
     #[inline]
     pub(crate) const fn up_to(done_before: Cookie) -> Self {
@@ -95,7 +96,7 @@ impl Progress {
 
 /// A failed descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Failure {
+pub struct CopyFailure {
     /// Which.
     pub cookie: Cookie,
     /// The engine's raw error code.
@@ -129,8 +130,8 @@ pub struct Stopped {
 /// A copy engine with a ring of descriptors that it works off in order.
 ///
 /// Everything is called with the channel's lock held, so nothing here may sleep; every call is
-/// bounded in time. `ptdma` channels implement it, [`CpuChannel`](crate::CpuChannel) does, and so
-/// can any engine that completes in order.
+/// bounded in time. [`PtdmaQueue`](crate::PtdmaQueue) implements it, the
+/// `CpuChannel` of `batch-copy` does, and so can any engine that completes in order.
 ///
 /// # What an implementer promises
 ///
@@ -142,7 +143,7 @@ pub struct Stopped {
 ///   is how no failure is ever lost.
 pub trait CopyChannel {
     /// What the channel can do. Asked once.
-    fn limits(&self) -> Limits;
+    fn limits(&self) -> ChannelLimits;
 
     /// The cookie that the next accepted descriptor gets. Asked once, when nothing is outstanding.
     fn next_cookie(&self) -> Cookie;
@@ -186,8 +187,8 @@ pub trait CopyChannel {
     fn issue_pending(&mut self, interrupt: bool);
 
     /// Looks how far the engine is, and lets it go on behind a failed descriptor. `now_ns` is the
-    /// time on the clock of whoever looks; batches may have different ones.
-    fn poll(&mut self, now_ns: u64) -> Progress;
+    /// time on the clock of whoever looks; owners of work may have different ones.
+    fn poll(&mut self, now_ns: u64) -> CopyProgress;
 
     /// What [`poll`](Self::poll) would answer, if that is no more than how far the engine is: all
     /// before the answer is over, none of it failed that was not reported before, and the channel
@@ -200,16 +201,16 @@ pub trait CopyChannel {
     }
 
     /// The interrupt handler's way to look: acknowledges the interrupt too.
-    fn interrupt(&mut self, now_ns: u64) -> Progress {
+    fn interrupt(&mut self, now_ns: u64) -> CopyProgress {
         self.poll(now_ns)
     }
 
     /// Looks because an interrupt is overdue: it may have been lost.
-    fn overdue(&mut self, now_ns: u64) -> Progress {
+    fn overdue(&mut self, now_ns: u64) -> CopyProgress {
         self.poll(now_ns)
     }
 
-    /// Stops the engine and drops everything that it has not finished, other batches' work too.
+    /// Stops the engine and drops everything that it has not finished, other owners' work too.
     /// Bounded: an engine that does not stop is reported as not proven.
     fn terminate(&mut self, now_ns: u64) -> Stopped;
 }

@@ -1,8 +1,22 @@
-//! The channels that all batches share.
+//! Channels that several owners of work share, on any number of CPUs.
+//!
+//! [`Channels`] is what most callers need. The rest of this module is for those who plan work
+//! themselves, as `batch-copy` does: they submit chunks of descriptors, keep the [`Share`] that
+//! each one returns, and poll until it is over.
+//!
+//! # Owners of shares
+//!
+//! - A [`Share`] is given back once, to the channel that issued it: by a [`poll`](Channels::poll)
+//!   that finds it over without losses, by [`let_go`](Channels::let_go) after the losses of it were
+//!   dealt with, or by [`abandon`](Channels::abandon).
+//! - What a share copies belongs to the engine until it is over and no [`Loss`] of it is
+//!   [unproven](Cause::Unproven).
+//! - The bytes of what was submitted count as the channel's load until they are
+//!   [taken off](Channels::sub_load).
 
-mod look;
+mod member;
 mod ownership;
-mod port;
+mod poll;
 mod slot;
 mod submit;
 
@@ -10,28 +24,26 @@ use core::marker::PhantomData;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use heapless::Vec;
-use ptdma::Lock;
 
-use crate::channel::{CopyChannel, Limits, PrepError, Prepared, Segment};
-use crate::stats::{ChannelStats, Totals};
+use crate::copy_channel::{ChannelLimits, CopyChannel, PrepError, Prepared, Segment};
+use crate::lock::Lock;
 
-use port::MAX_STOPS;
-use slot::{SharedLimits, Slot};
+use member::MAX_STOPS;
+use slot::{ChannelSlot, SharedLimits};
 
-pub(crate) use look::{Glance, Look, Motion, Sight, Watch};
-pub(crate) use ownership::{Cause, Loss, Share};
-pub(crate) use port::Losses;
-pub use port::{Port, Service};
-pub(crate) use submit::{Accepted, Announce};
+pub use member::{Losses, ServiceState, SharedChannel, SharedStats};
+pub use ownership::{Cause, Loss, Share};
+pub use poll::{Motion, PollKind, Reaped, ShareStatus, Watch};
+pub use submit::{Accepted, Announce};
 
 /// A channel cannot be taken out yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotIdle {
     /// There is no channel with this number, or it was taken out before.
     Absent,
-    /// It is in service: [`Engines::retire`] it first.
+    /// It is in service: [`Channels::retire`] it first.
     InService,
-    /// Its engine may still write: [`Engines::confirm_stopped`] first.
+    /// Its engine may still write: [`Channels::confirm_stopped`] first.
     Unproven,
     /// Batches have yet to take note of what became of this many descriptors. They do so on
     /// their own, soon.
@@ -51,7 +63,7 @@ impl core::fmt::Display for NotIdle {
             }
             Self::Held { descriptors } => write!(
                 f,
-                "batches have yet to take note of {descriptors} descriptors: try again"
+                "owners have yet to take note of {descriptors} descriptors: try again"
             ),
         }
     }
@@ -59,13 +71,13 @@ impl core::fmt::Display for NotIdle {
 
 impl core::error::Error for NotIdle {}
 
-/// Up to `N` channels, shared by any number of batches on any number of CPUs.
+/// Up to `N` channels, shared by any number of owners of work on any number of CPUs.
 ///
 /// `L` is the lock around each channel: [`spin::Mutex`] on bare metal, the kernel's own in a
-/// kernel. One lock is held at a time, for at most [`CHUNK`](crate::CHUNK) descriptors.
+/// kernel. One lock is held at a time.
 #[derive(Debug)]
-pub struct Engines<C, L, const N: usize> {
-    slots: Vec<Slot<L>, N>,
+pub struct Channels<C, L = spin::Mutex<SharedChannel<C>>, const N: usize = 16> {
+    slots: Vec<ChannelSlot<L>, N>,
     /// One past the highest number that was ever in service: places behind it need no look.
     used: AtomicUsize,
     /// How many channels are in service: changed with the channel's lock held, read without.
@@ -73,29 +85,36 @@ pub struct Engines<C, L, const N: usize> {
     /// The strictest alignment of all channels that were ever in service.
     align_bytes: AtomicU64,
     next_start: AtomicUsize,
-    totals: AtomicTotals,
     channel: PhantomData<fn() -> C>,
 }
 
-#[derive(Debug)]
-struct AtomicTotals {
-    batches: AtomicU64,
-    declined: AtomicU64,
-    folios_dma: AtomicU64,
-    folios_cpu: AtomicU64,
-    fallbacks: AtomicU64,
-}
+/// The numbers of channels, in the order in which an owner of work shall use them.
+pub type Choice<const N: usize> = Vec<usize, N>;
 
-/// The numbers of channels, in the order in which a batch shall use them.
-pub(crate) type Choice<const N: usize> = Vec<usize, N>;
-
-impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Default for Engines<C, L, N> {
+impl<C: CopyChannel, L: Lock<SharedChannel<C>>, const N: usize> Default for Channels<C, L, N> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
+impl<C: CopyChannel, const N: usize> Channels<C, spin::Mutex<SharedChannel<C>>, N> {
+    /// Adds a channel, behind a lock of its own; returns its number.
+    ///
+    /// # Errors
+    ///
+    /// Gives it back if there are `N` already.
+    pub fn add_channel(&mut self, channel: C) -> Result<usize, C> {
+        let number = self.slots.len();
+        if number >= N {
+            return Err(channel);
+        }
+        // There is room.
+        let _ = self.add(spin::Mutex::new(SharedChannel::new(channel)));
+        Ok(number)
+    }
+}
+
+impl<C: CopyChannel, L: Lock<SharedChannel<C>>, const N: usize> Channels<C, L, N> {
     /// No channels yet.
     #[must_use]
     pub const fn new() -> Self {
@@ -105,44 +124,37 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
             active: AtomicUsize::new(0),
             align_bytes: AtomicU64::new(1),
             next_start: AtomicUsize::new(0),
-            totals: AtomicTotals {
-                batches: AtomicU64::new(0),
-                declined: AtomicU64::new(0),
-                folios_dma: AtomicU64::new(0),
-                folios_cpu: AtomicU64::new(0),
-                fallbacks: AtomicU64::new(0),
-            },
             channel: PhantomData,
         }
     }
 
-    /// Adds a channel, as `lock(port)` with a [`Port::new`]; returns its number.
+    /// Adds a channel, as `lock(channel)` with a [`SharedChannel::new`]; returns its number.
     ///
     /// # Errors
     ///
     /// Gives it back if there are `N` already.
-    pub fn add(&mut self, port: L) -> Result<usize, L> {
+    pub fn add(&mut self, channel: L) -> Result<usize, L> {
         let number = self.slots.len();
-        let (limits, service) = port.with(|port| (port.limits, port.service));
-        let slot = Slot {
-            port,
+        let (limits, service) = channel.with(|shared| (shared.limits, shared.service));
+        let slot = ChannelSlot {
+            channel,
             limits: SharedLimits::new(limits),
             load_bytes: AtomicU64::new(0),
-            active: AtomicBool::new(service == Service::Active),
+            active: AtomicBool::new(service == ServiceState::Active),
         };
         match self.slots.push(slot) {
             Ok(()) => {
-                if service == Service::Active {
+                if service == ServiceState::Active {
                     self.uses(number, limits);
                     self.active.fetch_add(1, Ordering::Relaxed);
                 }
                 Ok(number)
             }
-            Err(slot) => Err(slot.port),
+            Err(slot) => Err(slot.channel),
         }
     }
 
-    fn uses(&self, number: usize, limits: Limits) {
+    fn uses(&self, number: usize, limits: ChannelLimits) {
         let end = number.saturating_add(1);
         self.used.fetch_max(end, Ordering::Relaxed);
         self.align_bytes
@@ -150,7 +162,7 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
     }
 
     /// The places in which a channel was ever in service.
-    fn used(&self) -> &[Slot<L>] {
+    fn used(&self) -> &[ChannelSlot<L>] {
         let used = self.used.load(Ordering::Relaxed);
         self.slots.get(..used).unwrap_or_default()
     }
@@ -175,55 +187,42 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
 
     /// The interrupt handler's entry point: call it for every interrupt of channel `number`, then
     /// wake whoever waits. It acknowledges the interrupt and records what the engine has done, so
-    /// that waiters need not ask. Takes the channel's lock. `now_ns` is for the channel; batches go by
+    /// that waiters need not ask. Takes the channel's lock. `now_ns` is for the channel; owners go by
     /// clocks of their own.
     pub fn interrupt(&self, number: usize, now_ns: u64) {
-        self.with(number, |port| {
-            port.stats.interrupts = port.stats.interrupts.wrapping_add(1);
-            port.ask(now_ns, C::interrupt);
+        self.with(number, |shared| {
+            shared.stats.interrupts = shared.stats.interrupts.wrapping_add(1);
+            shared.ask(now_ns, C::interrupt);
         });
     }
 
     /// Whether a channel takes part; `None` if there is none with this number.
     #[must_use]
-    pub fn service(&self, number: usize) -> Option<Service> {
-        self.with(number, |port| port.service)
+    pub fn service(&self, number: usize) -> Option<ServiceState> {
+        self.with(number, |shared| shared.service)
     }
 
     /// What a channel did; `None` if there is none with this number.
     #[must_use]
-    pub fn channel_stats(&self, number: usize) -> Option<ChannelStats> {
-        self.with(number, |port| port.stats)
-    }
-
-    /// What all batches came to.
-    #[must_use]
-    pub fn totals(&self) -> Totals {
-        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        Totals {
-            batches: get(&self.totals.batches),
-            declined: get(&self.totals.declined),
-            folios_dma: get(&self.totals.folios_dma),
-            folios_cpu: get(&self.totals.folios_cpu),
-            fallbacks: get(&self.totals.fallbacks),
-        }
+    pub fn channel_stats(&self, number: usize) -> Option<SharedStats> {
+        self.with(number, |shared| shared.stats)
     }
 
     /// Runs `f` with the channel itself, for what only its owner knows how to do (statistics,
     /// power management). `f` must not submit or complete anything.
     pub fn with_channel<T>(&self, number: usize, f: impl FnOnce(&mut C) -> T) -> Option<T> {
-        self.with(number, |port| port.channel.as_mut().map(f))
+        self.with(number, |shared| shared.channel.as_mut().map(f))
             .flatten()
     }
 
-    /// Takes a channel out of service: stops its engine; batches move what it had to others.
+    /// Takes a channel out of service: stops its engine; owners of work move what it had to others.
     /// Returns whether the engine is known to have stopped. For hot removal, power management and
     /// unloading.
     pub fn retire(&self, number: usize, now_ns: u64) -> bool {
-        self.with(number, |port| {
-            port.stops = MAX_STOPS;
-            port.stop(now_ns, true);
-            port.service == Service::Retired
+        self.with(number, |shared| {
+            shared.stops = MAX_STOPS;
+            shared.stop(now_ns, true);
+            shared.service == ServiceState::Retired
         })
         .unwrap_or(true)
     }
@@ -231,9 +230,9 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
     /// States that the engine of a channel can no longer reach memory, because its function was
     /// reset, cut off or removed. Batches that wait for it then have the work done by others.
     pub fn confirm_stopped(&self, number: usize) {
-        self.with(number, |port| {
-            if port.service == Service::Unproven {
-                port.service = Service::Retired;
+        self.with(number, |shared| {
+            if shared.service == ServiceState::Unproven {
+                shared.service = ServiceState::Retired;
             }
         });
     }
@@ -244,20 +243,20 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
     ///
     /// [`NotIdle`]: not yet.
     pub fn take(&self, number: usize) -> Result<C, NotIdle> {
-        self.with(number, |port| match port.service {
-            Service::Active => Err(NotIdle::InService),
-            Service::Unproven => Err(NotIdle::Unproven),
-            Service::Retired if port.books.held() != 0 => Err(NotIdle::Held {
-                descriptors: port.books.held(),
+        self.with(number, |shared| match shared.service {
+            ServiceState::Active => Err(NotIdle::InService),
+            ServiceState::Unproven => Err(NotIdle::Unproven),
+            ServiceState::Retired if shared.books.held() != 0 => Err(NotIdle::Held {
+                descriptors: shared.books.held(),
             }),
-            Service::Retired => port.channel.take().ok_or(NotIdle::Absent),
+            ServiceState::Retired => shared.channel.take().ok_or(NotIdle::Absent),
         })
         .unwrap_or(Err(NotIdle::Absent))
     }
 
     /// Puts a channel in the place of one that was [taken](Self::take) away, and into service.
-    /// Statistics go on counting. If its limits differ from those of the one before, no batch may
-    /// be running: batches read them more than once.
+    /// Statistics go on counting. If its limits differ from those of the one before, no work may
+    /// be under way: its owners read them more than once.
     ///
     /// # Errors
     ///
@@ -266,16 +265,16 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
         let Some(slot) = self.slots.get(number) else {
             return Err(channel);
         };
-        slot.port.with(|port| {
-            if port.channel.is_some() {
+        slot.channel.with(|shared| {
+            if shared.channel.is_some() {
                 return Err(channel);
             }
             let limits = channel.limits().whole_units();
             slot.limits.set(limits);
             self.uses(number, limits);
-            let stats = port.stats;
-            *port = Port::new(channel);
-            port.stats = stats;
+            let stats = shared.stats;
+            *shared = SharedChannel::new(channel);
+            shared.stats = stats;
             if !slot.active.swap(true, Ordering::Relaxed) {
                 self.active.fetch_add(1, Ordering::Relaxed);
             }
@@ -283,11 +282,11 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
         })
     }
 
-    fn with<T>(&self, number: usize, f: impl FnOnce(&mut Port<C>) -> T) -> Option<T> {
+    fn with<T>(&self, number: usize, f: impl FnOnce(&mut SharedChannel<C>) -> T) -> Option<T> {
         self.slots.get(number).map(|slot| {
-            slot.port.with(|port| {
-                let result = f(port);
-                if port.service != Service::Active {
+            slot.channel.with(|shared| {
+                let result = f(shared);
+                if shared.service != ServiceState::Active {
                     self.falls_out(slot);
                 }
                 result
@@ -297,32 +296,34 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
 
     /// A channel is not in service. Its lock is held.
     #[cold]
-    fn falls_out(&self, slot: &Slot<L>) {
+    fn falls_out(&self, slot: &ChannelSlot<L>) {
         if slot.active.swap(false, Ordering::Relaxed) {
             self.active.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
-    pub(crate) fn limits(&self, number: usize) -> Option<Limits> {
+    /// What a channel can do; `None` if there is none with this number. Takes no lock.
+    #[must_use]
+    pub fn limits(&self, number: usize) -> Option<ChannelLimits> {
         self.slots.get(number).map(|slot| slot.limits.get())
     }
 
     /// The strictest alignment of all channels.
-    pub(crate) fn align_bytes(&self) -> u64 {
+    pub fn align_bytes(&self) -> u64 {
         self.align_bytes.load(Ordering::Relaxed)
     }
 
     /// Whether a channel takes part, as far as is known without its lock.
     #[must_use]
     pub fn is_active(&self, number: usize) -> bool {
-        self.slots.get(number).is_some_and(Slot::is_active)
+        self.slots.get(number).is_some_and(ChannelSlot::is_active)
     }
 
     /// Chooses up to `most` channels: those near the destination first (writes cross the fabric
     /// at a higher price than reads), then those near the source, then the least loaded. Each
-    /// batch starts with another one, so that batches that begin together do not queue up at the
+    /// call starts with another one, so that owners that begin together do not queue up at the
     /// same lock.
-    pub(crate) fn choose(
+    pub fn choose(
         &self,
         most: usize,
         dst_node: Option<u16>,
@@ -335,7 +336,7 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
         let start = self.next_start.fetch_add(1, Ordering::Relaxed);
         let first = start.checked_rem(used.len()).unwrap_or(0);
         if let Some(only) = only {
-            if used.get(only).is_some_and(Slot::is_active) {
+            if used.get(only).is_some_and(ChannelSlot::is_active) {
                 let _ = choice.push(only);
             }
             return;
@@ -349,7 +350,7 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
             if next == used.len() {
                 next = 0;
             }
-            if all || used.get(number).is_some_and(Slot::is_active) {
+            if all || used.get(number).is_some_and(ChannelSlot::is_active) {
                 let _ = choice.push(number);
             }
         }
@@ -368,33 +369,37 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
         }
     }
 
-    pub(crate) fn look(
+    /// Polls a channel for the owner of a share. `losses` gets what the owner was not told of yet;
+    /// it must be empty. `None` if there is no such channel.
+    pub fn poll(
         &self,
         number: usize,
         watch: Watch<'_, &mut Share>,
-        look: Look,
+        look: PollKind,
         losses: &mut Losses,
-    ) -> Option<Sight> {
-        self.with(number, |port| port.look(watch, look, losses))
+    ) -> Option<ShareStatus> {
+        self.with(number, |shared| shared.poll_share(watch, look, losses))
     }
 
-    pub(crate) fn free_slots(&self, number: usize) -> usize {
-        self.with(number, |port| port.free_slots()).unwrap_or(0)
+    /// Descriptors that a channel would take now. Takes its lock.
+    #[must_use]
+    pub fn free_slots(&self, number: usize) -> usize {
+        self.with(number, |shared| shared.free_slots()).unwrap_or(0)
     }
 
     /// Lets go of descriptors that are over, once it is settled what becomes of those that were
     /// lost. Until then the channel cannot be taken away.
-    pub(crate) fn let_go(&self, number: usize, descriptors: u64) {
-        self.with(number, |port| {
-            port.books.let_go(descriptors);
+    pub fn let_go(&self, number: usize, descriptors: u64) {
+        self.with(number, |shared| {
+            shared.books.let_go(descriptors);
         });
     }
 
     /// Stops the engine of a channel that has work; `blame` it if it did not move.
-    pub(crate) fn stop(&self, number: usize, now_ns: u64, blame: bool) {
-        self.with(number, |port| {
-            if port.books.in_flight() != 0 {
-                port.stop(now_ns, blame);
+    pub fn stop(&self, number: usize, now_ns: u64, blame: bool) {
+        self.with(number, |shared| {
+            if shared.books.in_flight() != 0 {
+                shared.stop(now_ns, blame);
             }
         });
     }
@@ -402,15 +407,15 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
     /// Takes a share back whose owner cannot wait for it any more: its channel is stopped if the
     /// share is not over. Returns whether the engine may still write what is in it.
     #[cold]
-    pub(crate) fn abandon(&self, number: usize, share: &mut Share, now_ns: u64) -> bool {
-        self.with(number, |port| {
-            if !port.books.is_over(share) && port.service == Service::Active {
-                port.stop(now_ns, false);
+    pub fn abandon(&self, number: usize, share: &mut Share, now_ns: u64) -> bool {
+        self.with(number, |shared| {
+            if !shared.books.is_over(share) && shared.service == ServiceState::Active {
+                shared.stop(now_ns, false);
             }
             // Whatever its owner was told: it did not get to deal with it.
-            let unproven = port.service == Service::Unproven && !port.books.is_over(share);
-            port.books.claim(share, port.fate_in_flight(), |_| {});
-            port.books.let_go(share.count());
+            let unproven = shared.service == ServiceState::Unproven && !shared.books.is_over(share);
+            shared.books.claim(share, shared.fate_in_flight(), |_| {});
+            shared.books.let_go(share.count());
             unproven
         })
         .unwrap_or(false)
@@ -418,7 +423,7 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
 
     /// Has descriptors prepared, with the channel's lock held.
     #[inline]
-    pub(crate) fn submit(
+    pub fn submit(
         &self,
         number: usize,
         now_ns: u64,
@@ -427,7 +432,7 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
         let Some(slot) = self.slots.get(number) else {
             return Accepted::nothing(Some(PrepError::Faulted));
         };
-        let accepted = slot.port.with(|port| port.submit(now_ns, prepare));
+        let accepted = slot.channel.with(|shared| shared.submit(now_ns, prepare));
         slot.load_bytes.fetch_add(accepted.bytes, Ordering::Relaxed);
         accepted
     }
@@ -435,7 +440,7 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
     /// [`submit`](Self::submit) for one copy, the doorbell included; its descriptor.
     /// `None` if it was not accepted: `submit` says why.
     #[inline]
-    pub(crate) fn submit_one(
+    pub fn submit_one(
         &self,
         number: usize,
         now_ns: u64,
@@ -444,85 +449,74 @@ impl<C: CopyChannel, L: Lock<Port<C>>, const N: usize> Engines<C, L, N> {
     ) -> Option<Share> {
         let slot = self.slots.get(number)?;
         let accepted = slot
-            .port
-            .with(|port| port.submit_one(now_ns, copy, interrupt));
+            .channel
+            .with(|shared| shared.submit_one(now_ns, copy, interrupt));
         if accepted.is_some() {
             slot.load_bytes.fetch_add(copy.len_bytes, Ordering::Relaxed);
         }
         accepted
     }
 
-    /// [`look`](Self::look) for the usual case, in which the answer is yes or not yet; with `ask`,
+    /// [`poll`](Self::poll) for the usual case, in which the answer is yes or not yet; with `ask`,
     /// the channel is polled. What is over is taken off the channel's load: `bytes`.
     ///
     /// `watch` is asked for with the lock held, and `bytes` after it: nothing has to be kept over
     /// taking it.
     #[inline]
-    pub(crate) fn glance<'s>(
+    pub fn try_reap<'s>(
         &self,
         number: usize,
         ask: bool,
         watch: impl FnOnce() -> Watch<'s, &'s Share>,
         bytes: impl FnOnce() -> u64,
-    ) -> Glance {
+    ) -> Reaped {
         let Some(slot) = self.slots.get(number) else {
-            return Glance::Unusual;
+            return Reaped::Unusual;
         };
-        let glance = slot.port.with(|port| port.glance(&mut watch(), ask));
-        if glance == Glance::Over {
+        let reaped = slot
+            .channel
+            .with(|shared| shared.try_reap(&mut watch(), ask));
+        if reaped == Reaped::All {
             slot.load_bytes.fetch_sub(bytes(), Ordering::Relaxed);
         }
-        glance
+        reaped
     }
 
     /// Whether none of these channels has anything to do, as far as is known without a lock.
     #[inline(never)]
-    pub(crate) fn are_idle(&self, numbers: &[usize]) -> bool {
+    pub fn are_idle(&self, numbers: &[usize]) -> bool {
         let mut slots = numbers.iter().map(|&number| self.slots.get(number));
         slots.all(|slot| slot.is_none_or(|slot| slot.load_bytes.load(Ordering::Relaxed) == 0))
     }
 
     /// Rings the doorbell for what was prepared without. Returns `false` if there was nothing:
-    /// another batch has rung, and its interrupt says nothing about this one's work.
-    pub(crate) fn ring(&self, number: usize, interrupt: bool) -> bool {
-        self.with(number, |port| match (&mut port.channel, port.service) {
-            (Some(channel), Service::Active) if port.unrung => {
-                channel.issue_pending(interrupt);
-                port.unrung = false;
-                port.stats.doorbells = port.stats.doorbells.wrapping_add(1);
-                true
+    /// another owner has rung, and its interrupt says nothing about this one's work.
+    pub fn ring(&self, number: usize, interrupt: bool) -> bool {
+        self.with(number, |shared| {
+            match (&mut shared.channel, shared.service) {
+                (Some(channel), ServiceState::Active) if shared.unrung => {
+                    channel.issue_pending(interrupt);
+                    shared.unrung = false;
+                    shared.stats.doorbells = shared.stats.doorbells.wrapping_add(1);
+                    true
+                }
+                _ => false,
             }
-            _ => false,
         })
         .unwrap_or(false)
     }
 
-    /// Bytes that batches have given to a channel and not got back. A hint.
-    pub(crate) fn load_bytes(&self, number: usize) -> u64 {
+    /// Bytes that owners have given to a channel and not got back. A hint.
+    pub fn load_bytes(&self, number: usize) -> u64 {
         self.slots
             .get(number)
             .map_or(0, |slot| slot.load_bytes.load(Ordering::Relaxed))
     }
 
-    pub(crate) fn sub_load(&self, number: usize, bytes: u64) {
+    /// Takes bytes off the load of a channel.
+    pub fn sub_load(&self, number: usize, bytes: u64) {
         if let Some(slot) = self.slots.get(number) {
             slot.load_bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
-    }
-
-    pub(crate) fn count_batch(&self, dma: usize, cpu: usize, left: usize) {
-        let totals = &self.totals;
-        totals.batches.fetch_add(1, Ordering::Relaxed);
-        totals.folios_dma.fetch_add(dma as u64, Ordering::Relaxed);
-        totals.folios_cpu.fetch_add(cpu as u64, Ordering::Relaxed);
-        totals.fallbacks.fetch_add(left as u64, Ordering::Relaxed);
-    }
-
-    /// Counts a batch of `folios` folios that was not run because the policy left it to the CPU.
-    pub fn count_declined(&self, folios: usize) {
-        self.totals.declined.fetch_add(1, Ordering::Relaxed);
-        self.totals
-            .fallbacks
-            .fetch_add(folios as u64, Ordering::Relaxed);
     }
 }

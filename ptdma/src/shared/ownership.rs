@@ -1,6 +1,6 @@
 //! Who owns which descriptors of a ring, and what became of them.
 //!
-//! A ring has several owners at a time: batches on several CPUs. The engine works it off in
+//! A ring has several owners at a time: lists or batches on several CPUs. The engine works it off in
 //! order, whoever the descriptors belong to, and one stop drops what all of them have left. No
 //! memory is kept for each descriptor, only bounds and a short log of losses.
 //!
@@ -22,12 +22,13 @@
 //! [`done_before`]: Ownership::done_before
 
 use heapless::Vec;
-use ptdma::Cookie;
+
+use crate::cookie::Cookie;
 
 /// What happened to descriptors that were not copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(test, derive(Hash))]
-pub(crate) enum Cause {
+pub enum Cause {
     /// The engine failed it; raw code.
     Failed(u8),
     /// It was dropped when the engine was stopped; it may be copied again by anybody.
@@ -39,10 +40,13 @@ pub(crate) enum Cause {
 /// Descriptors `first..end` were not copied.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(test, derive(PartialEq, Eq, Hash))]
-pub(crate) struct Loss {
-    pub(crate) first: Cookie,
-    pub(crate) end: Cookie,
-    pub(crate) cause: Cause,
+pub struct Loss {
+    /// The first of them.
+    pub first: Cookie,
+    /// The one behind the last of them.
+    pub end: Cookie,
+    /// What happened to them.
+    pub cause: Cause,
 }
 
 /// A loss, until its owners were told.
@@ -72,7 +76,7 @@ impl Entry {
 /// Descriptors of one owner that follow each other in a ring.
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone, PartialEq, Eq, Hash))]
-pub(crate) struct Share {
+pub struct Share {
     first: Cookie,
     count: u32,
     /// Of so many, from the first one on, the owner was told what it lost.
@@ -82,7 +86,8 @@ pub(crate) struct Share {
 
 impl Share {
     /// No descriptors.
-    pub(crate) const fn empty() -> Self {
+    #[inline]
+    pub const fn empty() -> Self {
         Self {
             first: Cookie::new(0),
             count: 0,
@@ -93,7 +98,7 @@ impl Share {
 
     /// How many there are.
     #[inline]
-    pub(crate) const fn count(&self) -> u64 {
+    pub const fn count(&self) -> u64 {
         self.count as u64
     }
 
@@ -102,11 +107,13 @@ impl Share {
         self.first.after(self.count as u64)
     }
 
+    #[inline]
     const fn told(&self) -> Cookie {
         self.first.after(self.told as u64)
     }
 
     /// Its owner is told of everything before this one, which is not before `told`.
+    #[inline]
     const fn tell(&mut self, known: Cookie) {
         // No more than there are.
         self.told = known.since(self.first) as u32;
@@ -114,12 +121,13 @@ impl Share {
 
     /// Whether its owner was not told of anything yet.
     #[inline]
-    pub(crate) const fn is_untold(&self) -> bool {
+    pub const fn is_untold(&self) -> bool {
         self.told == 0
     }
 
     /// How many of its own descriptors are before this one.
-    pub(crate) const fn index_of(&self, cookie: Cookie) -> u64 {
+    #[inline]
+    pub const fn index_of(&self, cookie: Cookie) -> u64 {
         cookie.since(self.first)
     }
 
@@ -127,7 +135,7 @@ impl Share {
     /// not stopped in between. A stop drops the rest of a share; that goes its own way then, and
     /// what comes after it in the ring must not be mixed up with it.
     #[inline]
-    pub(crate) const fn is_continued_by(&self, next: &Self) -> bool {
+    pub const fn is_continued_by(&self, next: &Self) -> bool {
         next.first.since(self.end()) == 0
             && self.epoch == next.epoch
             && self.count.checked_add(next.count).is_some()
@@ -135,7 +143,7 @@ impl Share {
 
     /// Takes the descriptors of a share in that [continues](Self::is_continued_by) this one.
     #[inline]
-    pub(crate) const fn join(&mut self, next: Self) {
+    pub const fn join(&mut self, next: Self) {
         // It was looked at whether it fits.
         self.count = self.count.wrapping_add(next.count);
     }
@@ -326,10 +334,12 @@ impl<const LOG: usize> Ownership<LOG> {
     }
 }
 
+#[inline]
 fn later(a: Cookie, b: Cookie) -> Cookie {
     if a.is_before(b) { b } else { a }
 }
 
+#[inline]
 fn earlier(a: Cookie, b: Cookie) -> Cookie {
     if a.is_before(b) { a } else { b }
 }

@@ -2,20 +2,20 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use crate::channel::Limits;
+use crate::copy_channel::ChannelLimits;
 
 /// A channel with what is asked about it without its lock.
 #[derive(Debug)]
-pub(super) struct Slot<L> {
-    pub(super) port: L,
+pub(super) struct ChannelSlot<L> {
+    pub(super) channel: L,
     pub(super) limits: SharedLimits,
-    /// Bytes that batches have given to the channel and not got back. A hint.
+    /// Bytes that owners have given to the channel and not got back. A hint.
     pub(super) load_bytes: AtomicU64,
     /// A hint: the truth is behind the lock.
     pub(super) active: AtomicBool,
 }
 
-impl<L> Slot<L> {
+impl<L> ChannelSlot<L> {
     pub(super) fn is_active(&self) -> bool {
         self.active.load(Ordering::Relaxed)
     }
@@ -45,7 +45,8 @@ pub(super) struct SharedLimits {
 const NO_NODE: u32 = u32::MAX;
 
 impl SharedLimits {
-    pub(super) fn new(limits: Limits) -> Self {
+    #[inline]
+    pub(super) fn new(limits: ChannelLimits) -> Self {
         Self {
             max_len_bytes: AtomicU64::new(limits.max_len_bytes),
             align_bytes: AtomicU64::new(limits.align_bytes),
@@ -54,7 +55,8 @@ impl SharedLimits {
         }
     }
 
-    pub(super) fn set(&self, limits: Limits) {
+    #[inline]
+    pub(super) fn set(&self, limits: ChannelLimits) {
         let node = limits.node.map_or(NO_NODE, u32::from);
         self.max_len_bytes
             .store(limits.max_len_bytes, Ordering::Relaxed);
@@ -64,8 +66,9 @@ impl SharedLimits {
         self.ring_slots.store(limits.ring_slots, Ordering::Relaxed);
     }
 
-    pub(super) fn get(&self) -> Limits {
-        Limits {
+    #[inline]
+    pub(super) fn get(&self) -> ChannelLimits {
+        ChannelLimits {
             max_len_bytes: self.max_len_bytes.load(Ordering::Relaxed),
             align_bytes: self.align_bytes.load(Ordering::Relaxed),
             node: u16::try_from(self.node.load(Ordering::Relaxed)).ok(),

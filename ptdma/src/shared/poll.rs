@@ -1,13 +1,13 @@
 //! Looking at a channel on behalf of the owner of some of its descriptors.
 
+use super::member::{Losses, ServiceState, SharedChannel};
 use super::ownership::Share;
-use super::port::{Losses, Port, Service};
 
-use crate::channel::CopyChannel;
+use crate::copy_channel::CopyChannel;
 
 /// How to look at a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Look {
+pub enum PollKind {
     /// At what is known: no hardware, unless that is so old that the engine seems to hang.
     Known,
     /// Poll it.
@@ -19,8 +19,8 @@ pub(crate) enum Look {
 /// How a channel was last seen to move, by somebody who waits for it: each on its own clock, since
 /// those of others need not have begun at the same moment.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Motion {
-    /// What its [`moves`](Port::moves) were.
+pub struct Motion {
+    /// What its [`moves`](SharedChannel::moves) were.
     moves: u64,
     /// When that was seen first.
     since_ns: u64,
@@ -28,7 +28,8 @@ pub(crate) struct Motion {
 
 impl Motion {
     /// Not seen yet.
-    pub(crate) const fn since(now_ns: u64) -> Self {
+    #[inline]
+    pub const fn since(now_ns: u64) -> Self {
         Self {
             moves: 0,
             since_ns: now_ns,
@@ -36,11 +37,13 @@ impl Motion {
     }
 
     /// How long ago that was.
-    pub(crate) const fn age_ns(&self, now_ns: u64) -> u64 {
+    #[inline]
+    pub const fn age_ns(&self, now_ns: u64) -> u64 {
         now_ns.saturating_sub(self.since_ns)
     }
 
     /// Whether it has stood still for `hang_ns`, now that its moves are `moves`.
+    #[inline]
     fn stands(&mut self, moves: u64, now_ns: u64, hang_ns: u64) -> bool {
         if self.moves != moves {
             *self = Self {
@@ -55,42 +58,47 @@ impl Motion {
 
 /// What is looked at: descriptors of one owner.
 #[derive(Debug)]
-pub(crate) struct Watch<'m, S> {
-    pub(crate) share: S,
-    pub(crate) motion: &'m mut Motion,
-    pub(crate) now_ns: u64,
+pub struct Watch<'m, S> {
+    /// The descriptors.
+    pub share: S,
+    /// How their owner has seen the channel move.
+    pub motion: &'m mut Motion,
+    /// The time on the owner's clock.
+    pub now_ns: u64,
     /// How long the engine may stand still.
-    pub(crate) hang_ns: u64,
+    pub hang_ns: u64,
 }
 
 /// What a look found out for the owner of some descriptors.
 #[derive(Debug)]
-pub(crate) struct Sight {
+pub struct ShareStatus {
     /// Whether all of them are over. If nothing was lost, they are not held any more.
-    pub(crate) over: bool,
-    pub(crate) free_slots: usize,
-    pub(crate) active: bool,
+    pub over: bool,
+    /// Descriptors that the ring would take now.
+    pub free_slots: usize,
+    /// Whether the channel is in service.
+    pub active: bool,
 }
 
 /// What a glance at a channel tells the owner of some descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Glance {
+pub enum Reaped {
     /// All of them are over, none was lost, and they are not held any more.
-    Over,
+    All,
     /// Not all of them are over, as far as is known.
     NotYet,
-    /// That takes a [`look`](super::Engines::look).
+    /// That takes a [`poll_share`](super::Channels::poll).
     Unusual,
 }
 
-impl<C: CopyChannel> Port<C> {
+impl<C: CopyChannel> SharedChannel<C> {
     /// Looks at the channel on behalf of the owner of a share.
-    pub(super) fn look(
+    pub(super) fn poll_share(
         &mut self,
         watch: Watch<'_, &mut Share>,
-        look: Look,
+        look: PollKind,
         losses: &mut Losses,
-    ) -> Sight {
+    ) -> ShareStatus {
         let Watch {
             share,
             motion,
@@ -100,9 +108,9 @@ impl<C: CopyChannel> Port<C> {
         if !self.books.is_over(share) {
             match look {
                 // What is known may be old: between interrupts nobody looks.
-                Look::Known if !self.stands(motion, now_ns, hang_ns) => {}
-                Look::Known | Look::Poll => self.poll(now_ns),
-                Look::Overdue => {
+                PollKind::Known if !self.stands(motion, now_ns, hang_ns) => {}
+                PollKind::Known | PollKind::Poll => self.poll(now_ns),
+                PollKind::Overdue => {
                     self.stats.polls = self.stats.polls.wrapping_add(1);
                     self.ask(now_ns, C::overdue);
                 }
@@ -125,45 +133,45 @@ impl<C: CopyChannel> Port<C> {
         if over && losses.is_empty() {
             self.books.let_go(share.count());
         }
-        Sight {
+        ShareStatus {
             over,
             free_slots: self.free_slots(),
             active,
         }
     }
 
-    /// What [`look`](Self::look) comes to where nothing is amiss; `ask` says whether to poll.
+    /// What [`poll_share`](Self::poll_share) comes to where nothing is amiss; `ask` says whether to poll.
     #[inline]
-    pub(super) fn glance(&mut self, watch: &mut Watch<'_, &Share>, ask: bool) -> Glance {
+    pub(super) fn try_reap(&mut self, watch: &mut Watch<'_, &Share>, ask: bool) -> Reaped {
         if !self.is_well() {
-            return Glance::Unusual;
+            return Reaped::Unusual;
         }
         if !self.books.is_over(watch.share) {
             if ask && !self.poll_well(watch.now_ns) {
-                return Glance::Unusual;
+                return Reaped::Unusual;
             }
             if !self.books.is_over(watch.share) {
                 return if self.stands(watch.motion, watch.now_ns, watch.hang_ns) {
-                    Glance::Unusual
+                    Reaped::Unusual
                 } else {
-                    Glance::NotYet
+                    Reaped::NotYet
                 };
             }
         }
         self.books.let_go(watch.share.count());
-        Glance::Over
+        Reaped::All
     }
 
     /// Whether it is in service, and nobody's descriptors were lost.
     #[inline]
     pub(super) fn is_well(&self) -> bool {
-        self.service == Service::Active && self.books.is_quiet()
+        self.service == ServiceState::Active && self.books.is_quiet()
     }
 
     /// Whether the engine has work and has not been seen to move for `hang_ns`.
     fn stands(&self, motion: &mut Motion, now_ns: u64, hang_ns: u64) -> bool {
         motion.stands(self.moves(), now_ns, hang_ns)
-            && self.service == Service::Active
+            && self.service == ServiceState::Active
             && self.books.in_flight() != 0
             && self.books.has_room()
     }

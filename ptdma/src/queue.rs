@@ -2,14 +2,18 @@
 
 use core::fmt;
 
-use ptdma::{
-    Anomaly, Channel, Clock, Cookie, Deadline, Fault, MAX_POLLS, NotStopped, Notify, RegisterIo,
-    RequestError, RingMemory, SubmitError, Terminated,
+use crate::channel::Channel;
+use crate::clock::{Deadline, MAX_POLLS};
+use crate::completion::Progress;
+use crate::cookie::Cookie;
+use crate::copy_channel::{
+    ChannelLimits, CopyChannel, CopyFailure, CopyProgress, Health, PrepError, Prepared, Segment,
+    Stopped,
 };
-
-use crate::channel::{
-    CopyChannel, Failure, Health, Limits, PrepError, Prepared, Progress, Segment, Stopped,
-};
+use crate::error::{Anomaly, Fault, NotStopped, SubmitError};
+use crate::io::{Clock, RegisterIo, RingMemory};
+use crate::lifecycle::Terminated;
+use crate::request::{Notify, RequestError};
 
 /// How often a queue that has to stop is looked at before it is given up.
 ///
@@ -34,7 +38,7 @@ impl Clock for NoClock {
 pub trait Observer {
     /// The engine has refused or failed a descriptor, or something was noticed that is not as
     /// usual: `progress` has a failure or an anomaly.
-    fn noticed(&self, progress: &ptdma::Progress);
+    fn noticed(&self, progress: &Progress);
     /// The channel is out of order.
     fn faulted(&self, fault: Fault);
     /// The channel was stopped, and what it had left was dropped.
@@ -45,7 +49,7 @@ pub trait Observer {
 
 impl Observer for () {
     #[inline]
-    fn noticed(&self, _progress: &ptdma::Progress) {}
+    fn noticed(&self, _progress: &Progress) {}
     #[inline]
     fn faulted(&self, _fault: Fault) {}
     #[inline]
@@ -54,7 +58,7 @@ impl Observer for () {
     fn not_stopped(&self, _not_stopped: &NotStopped) {}
 }
 
-/// A [`ptdma::Channel`] with what a batch has to know besides.
+/// A [`Channel`] as a [`CopyChannel`].
 ///
 /// `C` bounds how long the queue may take to stop, `O` hears of what goes wrong.
 pub struct PtdmaQueue<R, M, C = NoClock, O = ()> {
@@ -129,15 +133,15 @@ impl<R: RegisterIo, M: RingMemory, C: Clock, O: Observer> PtdmaQueue<R, M, C, O>
     }
 
     #[inline]
-    fn progress(&self, result: Result<ptdma::Progress, Fault>) -> Progress {
+    fn progress(&self, result: Result<Progress, Fault>) -> CopyProgress {
         match result {
             Ok(progress) => {
                 if progress.failure.is_some() || progress.anomaly.is_some() {
                     self.observer.noticed(&progress);
                 }
-                Progress {
+                CopyProgress {
                     done_before: progress.done_before,
-                    failure: progress.failure.map(|failure| Failure {
+                    failure: progress.failure.map(|failure| CopyFailure {
                         cookie: failure.cookie,
                         code: failure.code.raw(),
                     }),
@@ -150,7 +154,7 @@ impl<R: RegisterIo, M: RingMemory, C: Clock, O: Observer> PtdmaQueue<R, M, C, O>
             }
             Err(fault) => {
                 self.observer.faulted(fault);
-                Progress {
+                CopyProgress {
                     done_before: self.channel.done_before(),
                     failure: None,
                     begun_again: false,
@@ -190,8 +194,8 @@ const fn notify(interrupt: bool) -> Notify {
 }
 
 impl<R: RegisterIo, M: RingMemory, C: Clock, O: Observer> CopyChannel for PtdmaQueue<R, M, C, O> {
-    fn limits(&self) -> Limits {
-        Limits {
+    fn limits(&self) -> ChannelLimits {
+        ChannelLimits {
             max_len_bytes: u64::from(self.channel.limits().max_len_bytes()),
             // The descriptor takes any byte address and length.
             align_bytes: 1,
@@ -240,7 +244,7 @@ impl<R: RegisterIo, M: RingMemory, C: Clock, O: Observer> CopyChannel for PtdmaQ
     }
 
     #[inline]
-    fn poll(&mut self, _now_ns: u64) -> Progress {
+    fn poll(&mut self, _now_ns: u64) -> CopyProgress {
         let result = self.channel.poll();
         self.progress(result)
     }
@@ -250,12 +254,12 @@ impl<R: RegisterIo, M: RingMemory, C: Clock, O: Observer> CopyChannel for PtdmaQ
         self.channel.poll_head()
     }
 
-    fn interrupt(&mut self, _now_ns: u64) -> Progress {
+    fn interrupt(&mut self, _now_ns: u64) -> CopyProgress {
         let result = self.channel.handle_interrupt();
         self.progress(result)
     }
 
-    fn overdue(&mut self, _now_ns: u64) -> Progress {
+    fn overdue(&mut self, _now_ns: u64) -> CopyProgress {
         let result = self.channel.check_lost_interrupt();
         self.progress(result)
     }
