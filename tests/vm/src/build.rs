@@ -58,7 +58,7 @@ pub(crate) fn run(only: Option<Variant>, update: bool) -> Result<bool> {
             // Our modules are for the kernels that have our patches.
             continue;
         }
-        for module in MODULES.iter().filter(|module| module.present()) {
+        for module in MODULES {
             let built = image::build_module(module.name, kernel)?;
             let files: Vec<String> = built
                 .iter()

@@ -51,36 +51,36 @@ struct Driver {
 pub(crate) const MODULES: &[Module] = &[
     Module {
         name: "dcbm",
-        folder: "kshim/dmaengine",
-        inputs: &["kshim/dmaengine"],
+        folder: "tests/modules/dcbm",
+        inputs: &["tests/modules/dcbm"],
         in_place: false,
         driver: None,
     },
     Module {
         name: "testmig",
-        folder: "kshim/testmig",
-        inputs: &["kshim/testmig"],
+        folder: "tests/modules/testmig",
+        inputs: &["tests/modules/testmig"],
         in_place: false,
         driver: None,
     },
     Module {
         name: "testtier",
-        folder: "tests/vm/modules/testtier",
-        inputs: &["tests/vm/modules/testtier"],
+        folder: "tests/modules/testtier",
+        inputs: &["tests/modules/testtier"],
         in_place: false,
         driver: None,
     },
     Module {
         name: "testdma",
-        folder: "tests/vm/modules/testdma",
-        inputs: &["tests/vm/modules/testdma"],
+        folder: "tests/modules/testdma",
+        inputs: &["tests/modules/testdma"],
         in_place: false,
         driver: None,
     },
     Module {
         name: "ptdma_fixed",
-        folder: "tests/vm/modules/ptdma_fixed",
-        inputs: &["tests/vm/modules/ptdma_fixed", "kshim/patches/stock-ptdma"],
+        folder: "tests/modules/ptdma_fixed",
+        inputs: &["tests/modules/ptdma_fixed", "kshim/patches/stock-ptdma"],
         in_place: false,
         driver: Some(Driver {
             folder: "drivers/dma/amd/ptdma",
@@ -94,8 +94,8 @@ pub(crate) const MODULES: &[Module] = &[
     },
     Module {
         name: "testfail",
-        folder: "kshim/testfail",
-        inputs: &["kshim/testfail"],
+        folder: "tests/modules/testfail",
+        inputs: &["tests/modules/testfail"],
         in_place: false,
         driver: None,
     },
@@ -114,16 +114,6 @@ pub(crate) const MODULES: &[Module] = &[
         driver: None,
     },
 ];
-
-impl Module {
-    /// Whether the tree has it.
-    pub(crate) fn present(&self) -> bool {
-        paths::workspace()
-            .join(self.folder)
-            .join("Makefile")
-            .is_file()
-    }
-}
 
 impl Driver {
     /// Copies the driver to `into`, patches it and adds what builds it; returns its folder there.
@@ -353,6 +343,30 @@ pub(super) fn indices(modules: &[PathBuf], release: &str) -> Result<Vec<(String,
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_module_of_the_tests_has_a_folder_of_its_name() -> Result<()> {
+        let mut listed: Vec<&str> = Vec::new();
+        for module in MODULES {
+            let makefile = paths::workspace().join(module.folder).join("Makefile");
+            assert!(makefile.is_file(), "{}", makefile.display());
+            if let Some(folder) = module.folder.strip_prefix("tests/modules/") {
+                assert_eq!(folder, module.name);
+                listed.push(folder);
+            }
+        }
+        let mut found = Vec::new();
+        for entry in fs::read_dir(paths::workspace().join("tests/modules"))? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                found.push(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+        listed.sort_unstable();
+        found.sort_unstable();
+        assert_eq!(listed, found);
+        Ok(())
+    }
 
     #[test]
     fn complaints_are_told_from_other_output() {
