@@ -1,6 +1,7 @@
-//! Numbers that look random and repeat.
+//! Numbers that look random and repeat; a fuzzer's [tape](ptdma_model::tape) goes first.
 
 use ptdma_model::fault::splitmix;
+use ptdma_model::tape;
 
 /// A generator with its state.
 #[derive(Clone, Debug)]
@@ -15,7 +16,10 @@ impl Random {
 
     /// A number below `bound`; 0 if that is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
-        splitmix(&mut self.0).checked_rem(bound).unwrap_or(0)
+        match tape::below(bound) {
+            Some(taped) => taped,
+            None => splitmix(&mut self.0).checked_rem(bound).unwrap_or(0),
+        }
     }
 
     /// A place in a list of `len`.

@@ -75,6 +75,7 @@ mod region;
 mod ring;
 pub mod simulation;
 mod state;
+pub mod tape;
 mod timing;
 
 pub use bus::{BusError, BusMemory, CopyError, Side};

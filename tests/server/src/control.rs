@@ -140,8 +140,12 @@ fn serve(stream: &UnixStream, server: &Server, quit: &Sender<Quit>) -> std::io::
     }
 }
 
-/// The reply to one request, and whether it asks for the end.
-fn answer(server: &Server, line: &[u8]) -> (Result<Value, String>, bool) {
+/// The reply to one line, a request in JSON, and whether it asks for the end.
+///
+/// # Errors
+///
+/// In the reply, in words, if the line is no request or asks for what is not there.
+pub fn answer(server: &Server, line: &[u8]) -> (Result<Value, String>, bool) {
     match serde_json::from_slice::<Request>(line) {
         Err(e) => (Err(format!("bad request: {e}")), false),
         Ok(Request::Quit) => {

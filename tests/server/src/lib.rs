@@ -4,7 +4,7 @@
 //! | module | idea |
 //! |---|---|
 //! | [`wire`] | the messages: bytes in, checked values out |
-//! | `session` | one client: reads a message, does it, answers |
+//! | [`session`] | one client: reads a message, does it, answers |
 //! | [`function`] | one PCI function: regions, interrupts and reset around one model |
 //! | [`config_space`] | its PCI configuration space |
 //! | [`interrupts`] | event descriptors of the client, signalled by the model |
@@ -36,5 +36,5 @@ pub mod function;
 pub mod guest_memory;
 pub mod interrupts;
 pub mod server;
-mod session;
+pub mod session;
 pub mod wire;

@@ -15,7 +15,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use serde::Serialize;
 
 use crate::function::{Function, FunctionStatus};
-use crate::session::Session;
+use crate::session;
 
 /// Most functions that one server has: as many as the machine of the published numbers.
 pub const MAX_FUNCTIONS: usize = 16;
@@ -219,7 +219,7 @@ fn accept_loop(
         }
         function.connect();
         log::info!("function {}: client connected", function.index());
-        match Session::new(function, stream).run() {
+        match session::serve(function, stream) {
             Ok(()) => log::info!("function {}: client closed", function.index()),
             Err(e) => log::warn!("function {}: client lost: {e}", function.index()),
         }

@@ -27,7 +27,7 @@ use crate::wire::{
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum SessionError {
+pub enum SessionError {
     /// The socket failed.
     #[error("socket: {0}")]
     Io(#[from] std::io::Error),
@@ -44,7 +44,16 @@ struct ClientVersion {
     capabilities: serde_json::Map<String, serde_json::Value>,
 }
 
-pub(crate) struct Session<'a> {
+/// Serves a client of `function` until it goes away.
+///
+/// # Errors
+///
+/// [`SessionError`]: the connection is of no use any more.
+pub fn serve(function: &Function, stream: UnixStream) -> Result<(), SessionError> {
+    Session::new(function, stream).run()
+}
+
+struct Session<'a> {
     function: &'a Function,
     stream: UnixStream,
     negotiated: bool,
@@ -53,7 +62,7 @@ pub(crate) struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    pub(crate) fn new(function: &'a Function, stream: UnixStream) -> Self {
+    fn new(function: &'a Function, stream: UnixStream) -> Self {
         Self {
             function,
             stream,
@@ -64,7 +73,7 @@ impl<'a> Session<'a> {
     }
 
     /// Serves the client until it goes away.
-    pub(crate) fn run(mut self) -> Result<(), SessionError> {
+    fn run(mut self) -> Result<(), SessionError> {
         while let Some((header, fds)) = self.receive_header()? {
             let len = header.message_len_bytes;
             let payload_len = usize::try_from(len)

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use ptdma::Lock;
+use ptdma_model::tape;
 
 use super::coroutine::Turn;
 use super::hardware::Hardware;
@@ -109,7 +110,10 @@ impl World {
     }
 
     pub(super) fn below(&self, bound: u64) -> u64 {
-        self.next() % bound
+        match tape::below(bound) {
+            Some(taped) => taped,
+            None => self.next() % bound,
+        }
     }
 
     pub(super) fn one_in(&self, count: u64) -> bool {
@@ -146,7 +150,8 @@ impl World {
     /// A callback: time passes, an engine may do something, and the turn may go to somebody else.
     pub(super) fn tick(self: &Rc<Self>) {
         self.count_event();
-        let chance = self.next();
+        // All that is read of it is its low 16 bits.
+        let chance = tape::below(0x1_0000).unwrap_or_else(|| self.next() & 0xffff);
         self.now_ns.set(self.now_ns.get() + (chance & 31));
         if chance & 32 != 0 {
             self.step_an_engine();
