@@ -1,5 +1,6 @@
 //! This crate beside the published strategy: `cargo bench -p ptdma-batch-tests --bench compare`
-//! (add `-- --json` for machines).
+//! (add `-- --json` for machines, `-- --write` to put the table into the document of results,
+//! `-- --check` to compare it with that).
 //!
 //! The same folio lists on the same device model. Register accesses, doorbells and interrupts are
 //! counted by the model, every byte is verified; allocations by the allocator; instructions by
@@ -7,6 +8,7 @@
 //! two runs of different length, so that only the batches count. All counts are the same on every
 //! run. See `ptdma_batch_tests::published` for what the other strategy is.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
@@ -17,6 +19,7 @@ use ptdma_batch_tests::published::{self, STOCK_ENTRIES, StockQueue};
 use ptdma_batch_tests::rig::{MAX_CHANNELS, Rig, Setup};
 use ptdma_batch_tests::workload::{WORKLOADS, Workload};
 use ptdma_model::{BusRing, Counters, Forks, Model, ModelConfig};
+use ptdma_results::{DOCUMENT, Mode, publish};
 use serde::Serialize;
 
 /// Batches of the longer run under callgrind; the shorter one has half.
@@ -123,17 +126,20 @@ fn main() -> anyhow::Result<()> {
         decline_instructions: valgrind.then(decline_instructions).transpose()?,
         accesses_by_run: accesses_by_run()?,
     };
+    let text = text(&figures);
     if args.iter().any(|arg| arg == "--json") {
         println!("{}", serde_json::to_string_pretty(&figures)?);
     } else {
-        print(&figures);
+        print!("{text}");
     }
+    check(&figures)?;
     if !valgrind {
         eprintln!(
             "SKIPPED: instructions were not counted: install valgrind (apt install valgrind)"
         );
+        return Ok(());
     }
-    check(&figures)
+    publish(Path::new(DOCUMENT), "batches", &text, Mode::of(&args))
 }
 
 /// What the project promises about these figures.
@@ -223,7 +229,8 @@ fn check(figures: &Figures) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print(figures: &Figures) {
+/// The table, as Markdown.
+fn text(figures: &Figures) -> String {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::ASCII_MARKDOWN);
     table.set_header([
@@ -259,15 +266,15 @@ fn print(figures: &Figures) {
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(comfy_table::CellAlignment::Right);
     }
-    println!("{table}");
-    println!(
-        "Engines that need RUN for each burst: {} MMIO accesses for 512 x 4K scattered on 16 \
-         channels.",
+    let mut text = format!(
+        "{table}\n\nEngines that need RUN for each burst: {} MMIO accesses for 512 x 4K scattered \
+         on 16 channels.\n",
         figures.accesses_by_run
     );
     if let Some(count) = figures.decline_instructions {
-        println!("Declining a batch of one 4K folio: {count:.1} instructions.");
+        text += &format!("\nDeclining a batch of one 4K folio: {count:.1} instructions.\n");
     }
+    text
 }
 
 /// Accesses for 512 scattered folios on sixteen engines that go on by RUN alone.

@@ -1,17 +1,20 @@
 //! Instructions and register accesses per descriptor, counted: `cargo bench -p ptdma-host-tests
-//! --bench instructions` (add `-- --json` for machines).
+//! --bench instructions` (add `-- --json` for machines, `-- --write` to put the table into the
+//! document of results, `-- --check` to compare it with that).
 //!
 //! The program runs itself under valgrind's callgrind, twice per case with different numbers of
 //! bursts; the difference is the cost of the bursts alone. Register accesses are counted by the
 //! device model. Both counts are the same on every run. What AMD's Linux driver costs for the same
 //! is measured by `cargo vm test stock` and given here for comparison.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
 use ptdma::{Notify, Restart, Signalling};
 use ptdma_host_tests::fake_function::FakeFunction;
 use ptdma_host_tests::rig::{Rig, Setup};
+use ptdma_results::{DOCUMENT, Mode, publish};
 use serde::Serialize;
 
 /// Bursts of the longer run; the shorter has half. Enough that rounding does not show.
@@ -92,11 +95,9 @@ fn main() -> anyhow::Result<()> {
     if args.iter().any(|arg| arg == "--json") {
         println!("{}", serde_json::to_string_pretty(&rows)?);
     } else {
-        print(&rows);
-    }
-    if !valgrind {
-        eprintln!(
-            "SKIPPED: instructions were not counted: install valgrind (apt install valgrind)"
+        println!(
+            "{}",
+            table(&rows, comfy_table::presets::UTF8_FULL_CONDENSED)
         );
     }
     for row in rows.iter().filter(|row| row.burst >= 31) {
@@ -116,12 +117,19 @@ fn main() -> anyhow::Result<()> {
             "{accesses} accesses, at most {most} wanted"
         );
     }
-    Ok(())
+    if !valgrind {
+        eprintln!(
+            "SKIPPED: instructions were not counted: install valgrind (apt install valgrind)"
+        );
+        return Ok(());
+    }
+    let table = table(&rows, comfy_table::presets::ASCII_MARKDOWN).to_string();
+    publish(Path::new(DOCUMENT), "burst", &table, Mode::of(&args))
 }
 
-fn print(rows: &[Row]) {
+fn table(rows: &[Row], style: comfy_table::TableStyle) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);
+    table.load_style(style);
     table.set_header([
         "signalling",
         "goes on by",
@@ -152,7 +160,7 @@ fn print(rows: &[Row]) {
     for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(comfy_table::CellAlignment::Right);
     }
-    println!("{table}");
+    table
 }
 
 fn signalling(name: &str) -> Signalling {
