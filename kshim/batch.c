@@ -16,9 +16,9 @@
 #include "trace.h"
 
 static LIST_HEAD(ptdma_pool);
-/* Batches that are in the pool or in flight: not those in quarantine. */
+/* Batches in the pool or in flight, without those in quarantine. */
 static unsigned int ptdma_pool_batches;
-/* Those of them that are in flight. */
+/* Batches in flight. */
 static unsigned int ptdma_in_flight;
 static DEFINE_SPINLOCK(ptdma_pool_lock);
 
@@ -65,10 +65,10 @@ static struct ptdma_batch *ptdma_batch_alloc(gfp_t gfp)
 }
 
 /**
- * ptdma_pool_join - A batch that is new or comes out of quarantine.
+ * ptdma_pool_join - Put a batch into the pool that is new or leaves quarantine.
  * @batch: The batch, with nothing mapped and nothing held.
  *
- * Goes into the pool, or is freed if that has got another one in its place.
+ * Frees the batch if another one has taken its place in the pool.
  *
  * Context: Process context.
  */
@@ -91,8 +91,8 @@ void ptdma_pool_join(struct ptdma_batch *batch)
  * ptdma_batch_gfp - How to allocate while a batch is in flight.
  * @batch: The batch.
  *
- * Reclaim may be who waits for the batch: it must not wait for I/O, nor use up the
- * reserves that it has.  All there is to allocate can be done without.
+ * Reclaim may wait for the batch.  So an allocation here must not wait for I/O, nor
+ * use the reserves that reclaim has.  The batch can do without the memory.
  *
  * Return: The flags.
  */
@@ -103,11 +103,11 @@ gfp_t ptdma_batch_gfp(const struct ptdma_batch *batch)
 }
 
 /**
- * ptdma_pool_leave - A batch that was in flight goes into quarantine.
- * @gfp: How to allocate another one.
+ * ptdma_pool_leave - Replace a batch that goes from flight into quarantine.
+ * @gfp: How to allocate the replacement.
  *
- * For as long as there is memory another one takes its place: one engine that
- * can not be stopped may take all batches that were in flight with it.
+ * Without replacements, one engine that cannot be stopped could take all batches
+ * that were in flight out of the pool.  Without memory there is no replacement.
  *
  * Context: Process context, may be within reclaim.
  */
@@ -160,10 +160,10 @@ void ptdma_pool_exit(void)
 
 /**
  * ptdma_batch_get - Take a free batch.
- * @may_sleep: Whoever migrates may sleep.
+ * @may_sleep: The caller of the migration may sleep.
  *
- * One that must not sleep would have to wait for the engines' other work, and to stop
- * them when its time is over: it is only let in while nobody else is.
+ * A batch that must not sleep would spin behind the work of other batches, and
+ * would stop the engines at its deadline.  So it runs only while no other does.
  *
  * Return: The batch, or NULL if all are in use.
  */
@@ -190,7 +190,7 @@ struct ptdma_batch *ptdma_batch_get(bool may_sleep)
  */
 void ptdma_batch_put(struct ptdma_batch *batch)
 {
-	/* The one that was used last is the one that is in the cache. */
+	/* The batch that was used last is the one in the cache. */
 	spin_lock(&ptdma_pool_lock);
 	list_add(&batch->list, &ptdma_pool);
 	ptdma_in_flight--;
@@ -233,7 +233,7 @@ int ptdma_batch_round(struct ptdma_batch *batch, unsigned int nr, int only,
 	rc = ptdma_rs_batch_run(ptdma_system, batch, batch->scratch, &round,
 				result);
 	if (batch->doubted && !result->unproven)
-		/* Can not be, but a doubt is a doubt. */
+		/* Cannot happen; the quarantine is the safe answer. */
 		result->unproven = READ_ONCE(batch->unproven) ?: U64_MAX;
 	if (!result->unproven)
 		ptdma_unmap_round(batch);
@@ -245,7 +245,7 @@ int ptdma_batch_round(struct ptdma_batch *batch, unsigned int nr, int only,
 struct ptdma_copied {
 	unsigned int folios;
 	u64 bytes;
-	/* Times that it slept: in quarantine it may be freed at any time. */
+	/* Copy of batch->sleeps: a batch in quarantine may be freed any time. */
 	unsigned int sleeps;
 };
 
@@ -264,7 +264,7 @@ static void ptdma_mark_round(struct ptdma_batch *batch, unsigned int nr,
 	}
 }
 
-/* The rounds before are not told apart: the core gives up all of the batch. */
+/* Holds earlier rounds too: after -EOWNERDEAD the core gives up the whole batch. */
 static void ptdma_hold_all(struct ptdma_batch *batch, struct list_head *dst_list)
 {
 	struct folio *folio;
@@ -317,7 +317,7 @@ static int ptdma_copy_rounds(struct ptdma_batch *batch,
 	return 0;
 }
 
-/* Looks at no more folios than it takes to know. */
+/* Stops at the first folio that makes the batch large enough. */
 static bool ptdma_is_worth_it(struct list_head *src_list)
 {
 	u64 least = ptdma_rs_min_bytes(ptdma_system);
@@ -366,11 +366,11 @@ static int ptdma_copy_folios(struct list_head *dst_list,
 	batch->sleeps = 0;
 	batch->proof_end = 0;
 	rc = ptdma_copy_rounds(batch, dst_list, src_list, folio_cnt, &copied);
-	/* The marks of earlier rounds are not trusted either. */
+	/* After an error the core trusts no mark, not even of earlier rounds. */
 	if (rc)
 		copied = (struct ptdma_copied){ .sleeps = copied.sleeps };
 	if (trace_ptdma_batch_end_enabled())
-		/* 0: the event was switched on meanwhile. */
+		/* start is 0 if the event was enabled meanwhile. */
 		trace_ptdma_batch_end(folio_cnt, copied.folios, copied.sleeps,
 				      start ? ptdma_k_now_ns() - start : 0, rc);
 
@@ -390,12 +390,12 @@ static int ptdma_copy_folios(struct list_head *dst_list,
  * @copy: The batch, and how it is to be copied.
  *
  * Marks each destination that holds all bytes of its source; the CPU copies the
- * others.  Who migrates asynchronously must not be put to sleep: such a batch polls,
- * or is left to the CPU if it takes longer than polling is worth.
+ * others.  Asynchronous migration must not sleep: such a batch polls, or is left to
+ * the CPU if it would take longer than polling is worth.
  *
- * Return: 0, or -EOWNERDEAD if an engine may still write to the destinations,
- * to all of which a reference was taken then, or another negative error code
- * if the marks are not to be trusted.
+ * Return: 0; -EOWNERDEAD if an engine may still write to the destinations, with a
+ * reference to each of them taken; another negative error code if the marks must
+ * not be trusted.
  */
 int ptdma_copy_batch(const struct migrate_copy_batch *copy)
 {
@@ -409,11 +409,11 @@ int ptdma_copy_batch(const struct migrate_copy_batch *copy)
  * @src_list: Sources, in the same order.
  * @folio_cnt: Entries of each list.
  *
- * For kernels that do not tell how folios migrate.
+ * For kernels whose interface has no mode and no reason.
  *
- * Return: 0, or -EOWNERDEAD if an engine may still write to the destinations,
- * to all of which a reference was taken then, or another negative error code
- * if the marks are not to be trusted.
+ * Return: 0; -EOWNERDEAD if an engine may still write to the destinations, with a
+ * reference to each of them taken; another negative error code if the marks must
+ * not be trusted.
  */
 int ptdma_offload_copy(struct list_head *dst_list, struct list_head *src_list,
 		       unsigned int folio_cnt)

@@ -135,7 +135,7 @@ int ptdma_chan_up(struct ptdma_chan *chan)
 	if (ptdma_bounces(dev, chan->translated)) {
 		if (!chan->bounces)
 			pci_notice(chan->pdev,
-				   "channel %u is not used: the kernel bounces what is mapped for it, so the CPU copies faster\n",
+				   "channel %u is not used: the kernel bounces what is mapped for it, and the CPU copies faster\n",
 				   chan->index);
 		chan->bounces = true;
 		return -EOPNOTSUPP;
@@ -242,11 +242,11 @@ void ptdma_chan_leave(struct ptdma_chan *chan)
 	ptdma_quarantine_remove(chan);
 	if (chan->cut)
 		pci_crit(chan->pdev,
-			 "the engine may go on if another driver makes the function a bus master: reset it first\n");
+			 "the engine may resume if another driver enables bus mastering: reset the function first\n");
 	if (chan->state != PTDMA_CHAN_LEAKED)
 		return;
 	pci_crit(chan->pdev,
-		 "the engine is not proved stopped: its ring of %zu bytes stays allocated\n",
+		 "cannot prove the engine stopped: its ring of %zu bytes stays allocated\n",
 		 chan->ring.bytes);
 	ptdma_ring_unmap(chan, &chan->ring);
 	chan->ring.mem = NULL;
@@ -332,7 +332,7 @@ int ptdma_chans_reopen(void)
 			continue;
 		}
 		pci_err(chan->pdev,
-			"channel %u is out of use, and will be tried again: %d\n",
+			"channel %u is out of service and will be retried: %d\n",
 			i, err);
 		ptdma_chan_rescue(chan);
 	}

@@ -86,10 +86,10 @@ bool ptdma_is_translated(struct device *dev)
  * @dev: The function.
  * @translated: An IOMMU translates for it.
  *
- * Bounced memory is copied three times by the CPU, so that the engine can not
- * win.  It happens if the function does not reach all memory, if a buffer is
- * forced on it (swiotlb=force, encrypted guests), or if the bit that tells
- * encrypted memory is not among those of its addresses.
+ * The CPU copies bounced memory three times, so that the engine cannot win.  Memory
+ * bounces if the function does not reach all of it, if the kernel forces a buffer
+ * (swiotlb=force, encrypted guests), or if the bit that tells encrypted memory is
+ * not among the bits of the function's addresses.
  *
  * Return: true if mappings go through a bounce buffer.
  */

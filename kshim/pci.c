@@ -45,7 +45,7 @@ static irqreturn_t ptdma_irq(int irq, void *data)
 {
 	struct ptdma_chan *chan = data;
 
-	/* No batch may come any more that would notice. */
+	/* The channel fell out of service, and no later batch may notice it. */
 	if (unlikely(!ptdma_rs_interrupt(ptdma_system, chan->index)))
 		ptdma_chan_rescue(chan);
 	WRITE_ONCE(chan->event, atomic64_inc_return(&ptdma_events));
@@ -53,10 +53,9 @@ static irqreturn_t ptdma_irq(int irq, void *data)
 	if (wq_has_sleeper(&chan->wq))
 		wake_up(&chan->wq);
 	/*
-	 * Message-signalled, so never somebody else's.  That the status shows
-	 * nothing is not IRQ_NONE: whoever looked at the engine just before has
-	 * cleared it, and a vector of which the kernel is told often enough that
-	 * nobody cared is turned off.
+	 * Message-signalled vectors are never shared, and a poll may have cleared
+	 * the status before this handler ran.  IRQ_NONE would let the detector of
+	 * spurious interrupts disable the vector.
 	 */
 	return IRQ_HANDLED;
 }
@@ -92,7 +91,7 @@ static int ptdma_irq_get(struct ptdma_chan *chan)
 		pci_free_irq_vectors(pdev);
 		return rc;
 	}
-	/* A wish: batches run near the memory, and so do most of the sleepers. */
+	/* Batches run near their memory, and so do most tasks that sleep here. */
 	if (chan->node != NUMA_NO_NODE)
 		irq_set_affinity_and_hint(chan->irq, cpumask_of_node(chan->node));
 	chan->irq_on = true;
@@ -114,7 +113,7 @@ static void ptdma_unbind(struct ptdma_chan *chan)
 	ptdma_chan_part(chan);
 	down_write(&ptdma_topology);
 	ptdma_irq_put(chan);
-	/* After the last report. */
+	/* The handler is gone, so nothing queues another report. */
 	cancel_work_sync(&chan->report);
 	pci_clear_master(chan->pdev);
 	ptdma_chan_leave(chan);
@@ -128,10 +127,10 @@ static int ptdma_try_up(struct ptdma_chan *chan)
 
 	down_write(&ptdma_topology);
 	rc = ptdma_chan_up(chan);
-	/* Left to the CPU, but bound: it is seen in sysfs. */
+	/* The CPU does the work, but the function stays bound, visible in sysfs. */
 	if (chan->bounces)
 		rc = 0;
-	/* From now on it is brought back whenever it can be. */
+	/* From now on the work item returns the channel to service. */
 	chan->wanted = !rc;
 	if (!rc) {
 		pci_set_drvdata(chan->pdev, chan);
@@ -161,7 +160,7 @@ static int ptdma_bind(struct ptdma_chan *chan)
 
 	if (!rc)
 		rc = ptdma_try_up(chan);
-	/* Somebody else's work is going on, or ours does not stop. */
+	/* The engine works for a previous owner, or does not stop for us. */
 	if (rc == -EBUSY || rc == -ETIMEDOUT) {
 		int reset = ptdma_chan_reset(chan);
 
@@ -175,13 +174,13 @@ static int ptdma_bind(struct ptdma_chan *chan)
 		} else {
 			chan->tried = true;
 			pci_err(pdev,
-				"the engine is at work and can not be stopped: only a cold start helps, or a reset by other means\n");
+				"the engine is busy and cannot be stopped: reset the function by other means, or power-cycle the machine\n");
 		}
 	}
 	if (!rc)
 		return 0;
 	ptdma_unbind(chan);
-	return dev_err_probe(&pdev->dev, rc, "can not bring the queue up\n");
+	return dev_err_probe(&pdev->dev, rc, "cannot bring the queue up\n");
 }
 
 static int ptdma_probe(struct pci_dev *pdev, const struct pci_device_id *id)
@@ -203,15 +202,15 @@ static int ptdma_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 
 	rc = pcim_enable_device(pdev);
 	if (rc)
-		return dev_err_probe(dev, rc, "can not enable the device\n");
+		return dev_err_probe(dev, rc, "cannot enable the device\n");
 	if (pci_resource_len(pdev, PTDMA_BAR) < PTDMA_BAR_BYTES)
 		return dev_err_probe(dev, -ENODEV,
-				     "BAR %d is not that of a PTDMA function\n",
+				     "BAR %d is too short for a PTDMA function\n",
 				     PTDMA_BAR);
 	chan->bar = pcim_iomap_region(pdev, PTDMA_BAR, PTDMA_DRIVER_NAME);
 	if (IS_ERR(chan->bar))
 		return dev_err_probe(dev, PTR_ERR(chan->bar),
-				     "can not map BAR %d\n", PTDMA_BAR);
+				     "cannot map BAR %d\n", PTDMA_BAR);
 	rc = dma_set_mask_and_coherent(dev, DMA_BIT_MASK(PTDMA_DMA_BITS));
 	if (rc)
 		return dev_err_probe(dev, rc, "no %d-bit DMA\n",
@@ -238,7 +237,7 @@ static void ptdma_shutdown(struct pci_dev *pdev)
 {
 	struct ptdma_chan *chan = pci_get_drvdata(pdev);
 
-	/* For kexec: the next kernel's memory is this one's. */
+	/* The engine must not write into the memory of a kernel that kexec starts. */
 	disable_delayed_work_sync(&chan->rescue);
 	down_write(&ptdma_topology);
 	ptdma_chan_down(chan);
@@ -246,7 +245,7 @@ static void ptdma_shutdown(struct pci_dev *pdev)
 	up_write(&ptdma_topology);
 }
 
-/* Down, until ptdma_go_on(). */
+/* Takes the channel down until ptdma_go_on(). */
 static void ptdma_pause(struct ptdma_chan *chan)
 {
 	if (!chan->suspended)
@@ -264,7 +263,7 @@ static void ptdma_go_on(struct ptdma_chan *chan)
 
 	down_write(&ptdma_topology);
 	chan->suspended = false;
-	/* One that has lost its queue was reset meanwhile: that is the proof. */
+	/* A function that has lost its queue was reset meanwhile: a proof. */
 	if ((chan->state == PTDMA_CHAN_LEAKED || chan->cut) &&
 	    ptdma_chan_was_reset(chan)) {
 		scoped_guard(mutex, &chan->lock)
@@ -274,15 +273,18 @@ static void ptdma_go_on(struct ptdma_chan *chan)
 	if (chan->state == PTDMA_CHAN_DOWN && !chan->cut && chan->wanted)
 		rc = ptdma_chan_up(chan);
 	if (rc && !chan->bounces)
-		pci_err(chan->pdev, "channel %u does not come back: %d\n",
+		pci_err(chan->pdev, "channel %u does not return to service: %d\n",
 			chan->index, rc);
-	/* The batch that loses the only channel asks for it, once: be ready before. */
+	/*
+	 * A batch that loses the only channel requests the work item once, so the
+	 * work item must be enabled before batches can run.
+	 */
 	if (paused)
 		enable_delayed_work(&chan->rescue);
 	up_write(&ptdma_topology);
 
 	if (chan->state != PTDMA_CHAN_UP && chan->wanted && !chan->bounces) {
-		/* Something has changed, so it is tried at once. */
+		/* A reset or resume may have cured it: retry without back-off. */
 		chan->not_before = jiffies;
 		ptdma_chan_rescue(chan);
 	}
@@ -296,7 +298,7 @@ static int ptdma_suspend(struct device *dev)
 
 static int ptdma_resume(struct device *dev)
 {
-	/* Migration works without this channel: nothing to fail resume for. */
+	/* Migration works without this channel, so resume must not fail. */
 	ptdma_go_on(dev_get_drvdata(dev));
 	return 0;
 }

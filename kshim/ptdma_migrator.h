@@ -3,8 +3,8 @@
  * PTDMA migrator: what the C files share
  *
  * C does what only the kernel can do: bind PCI functions, map memory, wait,
- * reset, register.  What to copy with which engine, and what an engine's answer
- * means, is decided by the Rust library behind include/ptdma_kshim.h.
+ * reset, register.  The Rust library behind include/ptdma_kshim.h decides which
+ * engine copies what, and what an engine's answer means.
  */
 #ifndef _PTDMA_MIGRATOR_H
 #define _PTDMA_MIGRATOR_H
@@ -44,15 +44,15 @@ struct folio;
 struct migrate_copy_batch;
 
 /**
- * enum ptdma_chan_state - What the engine of a channel may do; see README.md.
+ * enum ptdma_chan_state - What the engine of a channel may do; see ARCHITECTURE.md.
  * @PTDMA_CHAN_DOWN: The library has no queue, and the engine touches no memory.
  * @PTDMA_CHAN_UP: The library drives the queue.
  * @PTDMA_CHAN_STOPPED: The library has the queue, out of service.  The engine
  *	touches no memory until the channel's work item starts it again.
  * @PTDMA_CHAN_SUSPECT: The library has the queue, out of service.  The engine
- *	may write to whatever it was given.
- * @PTDMA_CHAN_LEAKED: The library has no queue.  The engine may touch the ring,
- *	and write to whatever it was given.
+ *	may write to the destinations of its descriptors.
+ * @PTDMA_CHAN_LEAKED: The library has no queue.  The engine may use the ring, and
+ *	write to the destinations of its descriptors.
  *
  * Written with the channel's lock held.
  */
@@ -89,27 +89,27 @@ struct ptdma_ring {
  * @irq_on: Whether the handler is installed.
  * @irq_name: What /proc/interrupts calls it.
  * @translated: An IOMMU translates for it, see mapping.c.
- * @bounces: The kernel copies what is mapped for it, so it can not win.
- * @lock: What may be written only with it held: @state, @cut, @resetting.
+ * @bounces: The kernel bounces its mappings, so the CPU copies faster.
+ * @lock: Protects writes to @state, @cut and @resetting.
  * @state: What the engine may do.
- * @cut: Only the lack of bus mastering keeps the engine from memory: it must be
- *	reset, or be seen to stand, before the function is a bus master again.
- * @resetting: The work item resets the function just now.
- * @wanted: It is bound, and to be in use whenever it can be.
- * @suspended: Down for suspend or reset, comes up again.
- * @tried: The reset that was to prove it stopped before its removal has failed.
- * @rescue: Resets the function, and brings the channel back.
- * @not_before: When that is tried next, in jiffies.
- * @delay: How long it waited before the last try, in jiffies; 0: not at all.
- * @report: Prints what was noticed where nothing can be printed.
- * @events: What there is to print, a bit for each enum ptdma_event.
- * @codes: What belongs to each of them.
- * @event: Number of its latest interrupt among those of all channels, so that none
- *	is missed between look and sleep.
+ * @cut: Only the lack of bus mastering keeps the engine from memory.  The function
+ *	must be reset, or its engine seen to stand, before it is a bus master again.
+ * @resetting: The work item is resetting the function.
+ * @wanted: The function is bound, and its channel should be in service.
+ * @suspended: The channel is down for suspend or reset, and comes up afterwards.
+ * @tried: The reset that should prove the engine stopped before removal failed.
+ * @rescue: Work item: resets the function and returns the channel to service.
+ * @not_before: Earliest time of the next @rescue, in jiffies.
+ * @delay: Back-off before the last @rescue, in jiffies; 0: none yet.
+ * @report: Prints the events that were recorded where printing is not allowed.
+ * @events: Events to print, a bit for each enum ptdma_event.
+ * @codes: Detail of each event, as ptdma_k_report() got it.
+ * @event: Value of ptdma_events at the channel's latest interrupt, so that no
+ *	interrupt between poll and sleep is missed.
  * @wq: Batches that sleep until the engine interrupts.
- * @recoveries: Successful recoveries.
+ * @recoveries: Returns to service.
  * @sleeps: Times that a batch slept until the engine interrupts.
- * @overdue_waits: Those of them that ended because their time was over.
+ * @overdue_waits: Sleeps that ended by their time limit.
  */
 struct ptdma_chan {
 	struct pci_dev *pdev;
@@ -122,7 +122,7 @@ struct ptdma_chan {
 	char irq_name[32];
 	bool translated;
 	bool bounces;
-	struct mutex lock; /* what the engine may do */
+	struct mutex lock; /* state, cut, resetting */
 	enum ptdma_chan_state state;
 	bool cut;
 	bool resetting;
@@ -148,11 +148,12 @@ struct ptdma_chan {
  * @dst: Bus address to write to.
  * @offset: Where in the folio the part begins, in bytes.
  * @len: Bytes.
- * @top: End of the furthest of this part and those behind it in the list, so that
- *	a part behind all of them, as most are, is known for a new one at once.
+ * @top: Largest end offset among this part and its successors in the list.  A
+ *	part that starts at or after it overlaps none of them, so the list need
+ *	not be searched.
  * @next: Index of the folio's next part, PTDMA_NO_PART at the end.
  * @chan: Channel it is mapped for.
- * @windowed: It lies in a window, and is unmapped with that.
+ * @windowed: The part lies in a window, and is unmapped with the window.
  */
 struct ptdma_part {
 	dma_addr_t src;
@@ -166,7 +167,7 @@ struct ptdma_part {
 };
 
 #define PTDMA_NO_PART	U16_MAX
-/* Instead of a channel: is not mapped any more. */
+/* In place of a channel: the part is not mapped any more. */
 #define PTDMA_NO_CHANNEL	U8_MAX
 
 /**
@@ -187,7 +188,7 @@ struct ptdma_window {
 
 /**
  * struct ptdma_batch - Everything that a batch in flight needs, from a pool.
- * @list: In the pool of free ones, or among those in quarantine.
+ * @list: Entry of the pool of free batches, or of the list of doubtful ones.
  * @scratch: The Rust library's working memory for this batch.
  * @folios: The round, for the Rust library.
  * @outcomes: An enum ptdma_outcome for each folio.
@@ -196,20 +197,20 @@ struct ptdma_window {
  * @nr_parts: How many.
  * @windows: Windows.
  * @nr_windows: How many.
- * @must_unmap: There is something to undo for parts that lie in no window.
- * @seen: Number of the latest interrupt that the batch knows of.
- * @may_sleep: Whoever migrates may sleep.
- * @proof_end: When the time is over for proofs that engines have stopped; 0:
- *	none was asked for.
- * @doubted: A proof was asked for in vain: it is in the list of those that may
- *	be written to, and must go into quarantine.
- * @quarantined: It is in quarantine, no longer in flight.
- * @unproven: Channels that may still write to its folios.
- * @orphan: One of these was removed: the folios stay in quarantine for good.
+ * @must_unmap: Parts that lie in no window need to be unmapped.
+ * @seen: Value of ptdma_events when the batch last looked.
+ * @may_sleep: The caller of the migration may sleep.
+ * @proof_end: Deadline for the stop proofs of this batch; 0: no proof requested.
+ * @doubted: A proof failed: the batch is on the list of doubtful batches, and must
+ *	go into quarantine.
+ * @quarantined: The batch is in quarantine, no longer in flight.
+ * @unproven: Channels that may still write to the batch's folios.
+ * @orphan: A channel in @unproven was removed: the folios stay in quarantine for
+ *	good.
  * @held: References to folios in quarantine.
  * @nr_held: How many.
  * @sleeps: Times that the batch slept.
- * @sleeper: Its task, while that sleeps.
+ * @sleeper: The batch's task, while it sleeps.
  * @alarm: Ends a sleep that no interrupt ends.
  */
 struct ptdma_batch {
@@ -260,8 +261,8 @@ struct ptdma_totals {
 
 /*
  * Held for reading while engines copy, for writing while channels come, go, or
- * change.  Migration only tries to get it: it may run below the writer, in
- * reclaim.
+ * change.  Migration only tries to take it: the writer may allocate memory, and
+ * migrate in reclaim.
  */
 extern struct rw_semaphore ptdma_topology;
 extern struct ptdma_chan *ptdma_chans[PTDMA_MAX_CHANNELS];
@@ -269,7 +270,7 @@ extern struct ptdma_chan *ptdma_chans[PTDMA_MAX_CHANNELS];
 extern unsigned int ptdma_chans_end;
 extern struct ptdma_system *ptdma_system;
 extern struct ptdma_totals ptdma_totals;
-/* Bytes of all batches, those in quarantine included. */
+/* Bytes of all batches, including those in quarantine. */
 extern atomic_long_t ptdma_pool_memory;
 
 /* channel.c */

@@ -2,10 +2,10 @@
 /*
  * Memory that an engine may still write to
  *
- * It belongs to nobody until the function is proved stopped, or is gone.  Which
- * channels may write to a batch's folios is told by batch->unproven alone: a bit
- * is set when a proof was asked for in vain, and cleared by the proof.  From the
- * first doubt on, the batch is in the list here, so that no proof misses it.
+ * Nobody may use such memory until the function is proved stopped, or is gone.
+ * batch->unproven alone says which channels may still write to a batch's folios.
+ * A failed proof sets the channel's bit, and a proof clears it.  The first failed
+ * proof puts the batch on the list here, so that no later proof misses the batch.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -15,9 +15,9 @@
 
 #include "ptdma_migrator.h"
 
-/* Batches that were ever doubted: in quarantine, or in flight and about to be. */
+/* Batches with a failed proof: in quarantine, or in flight and bound for it. */
 static LIST_HEAD(ptdma_doubtful);
-/* Protects the list, and in each of its batches doubted, quarantined, unproven. */
+/* Protects the list, and doubted, quarantined and unproven of its batches. */
 static DEFINE_SPINLOCK(ptdma_quarantine_lock);
 
 static void ptdma_quarantine_end(struct ptdma_batch *batch)
@@ -38,16 +38,17 @@ static void ptdma_quarantine_end(struct ptdma_batch *batch)
 }
 
 /**
- * ptdma_quarantine_doubt - Note that a channel may still write to a batch's folios.
+ * ptdma_quarantine_doubt - Record that a channel may still write to a batch.
  * @batch: The batch, in flight; it goes into quarantine when it ends.
  * @chan: The channel.
  *
- * A proof that came while the batch asked for its own is one, too.  Nothing is
- * revived before the batch has let go of its descriptors, so the proof still holds.
- * Without this look the doubt could come behind the release, and would stay.
+ * Another task may have proved the channel stopped while this batch tried.  That
+ * proof still holds: the channel is not revived before the batch has released its
+ * descriptors.  Without this check the bit could be set after the proof had
+ * released the quarantine, and nothing would clear it.
  *
  * Context: Process context, ptdma_topology held.
- * Return: Whether it is in doubt.
+ * Return: true if the channel may still write, false if it was proved stopped.
  */
 bool ptdma_quarantine_doubt(struct ptdma_batch *batch, unsigned int chan)
 {
@@ -68,7 +69,7 @@ bool ptdma_quarantine_doubt(struct ptdma_batch *batch, unsigned int chan)
  * @batch: The batch that goes into quarantine.
  * @nr: How many folios.
  *
- * If there is no memory to remember them, they are never given back.
+ * Without memory for the references, the folios are never given back.
  *
  * Context: Process context, may be within reclaim.
  */
@@ -81,8 +82,8 @@ void ptdma_quarantine_hold(struct ptdma_batch *batch, unsigned int nr)
 }
 
 /**
- * ptdma_quarantine_add - Keep a folio for as long as an engine may write to it.
- * @batch: The batch, which has room.
+ * ptdma_quarantine_add - Keep a folio while an engine may write to it.
+ * @batch: The batch, after ptdma_quarantine_hold().
  * @folio: The folio, with a reference that becomes the batch's.
  */
 void ptdma_quarantine_add(struct ptdma_batch *batch, struct folio *folio)
@@ -92,7 +93,7 @@ void ptdma_quarantine_add(struct ptdma_batch *batch, struct folio *folio)
 }
 
 /**
- * ptdma_quarantine - Keep a batch from everybody, with its folios and mappings.
+ * ptdma_quarantine - Put a batch into quarantine, with its folios and mappings.
  * @batch: The batch, with the references to its folios.
  * @result: What the library says of its last round.
  *
@@ -108,7 +109,7 @@ void ptdma_quarantine(struct ptdma_batch *batch,
 
 	spin_lock(&ptdma_quarantine_lock);
 	if (!batch->doubted) {
-		/* Can not be: the library has not asked whom it doubts. */
+		/* Cannot happen: the library requests a proof before it reports. */
 		batch->unproven = result->unproven;
 		list_add_tail(&batch->list, &ptdma_doubtful);
 		batch->doubted = true;
@@ -118,15 +119,15 @@ void ptdma_quarantine(struct ptdma_batch *batch,
 	spin_unlock(&ptdma_quarantine_lock);
 
 	if (unproven)
-		pr_crit("channels %#llx can not be stopped: %u folios that they may write to are in quarantine\n",
+		pr_crit("cannot stop channels %#llx: %u folios that they may write to are in quarantine\n",
 			unproven, nr);
-	/* A proof may have come while it was in flight. */
+	/* A proof may have arrived while the batch was in flight. */
 	ptdma_quarantine_release(PTDMA_MAX_CHANNELS);
 }
 
 /**
- * ptdma_quarantine_release - Give back what only stopped engines wrote to.
- * @chan: Channel that has been proved stopped, and has got no work since;
+ * ptdma_quarantine_release - Give back memory whose engines are all proved stopped.
+ * @chan: Channel that was proved stopped and has received no work since;
  *	PTDMA_MAX_CHANNELS: none.
  *
  * Context: Process context, ptdma_topology held.
@@ -152,12 +153,12 @@ void ptdma_quarantine_release(unsigned int chan)
 }
 
 /**
- * ptdma_quarantine_remove - A channel goes.
- * @chan: The channel, which is down.
+ * ptdma_quarantine_remove - Detach a channel that is removed from all batches.
+ * @chan: The channel, which is down or leaked.
  *
- * Its mappings go: the number of the channel, and with it the IOMMU domain in which
- * a batch has mappings, can be another function's soon.  If the engine was not
- * proved stopped, what it may write to is never given back.
+ * Unmaps the channel's mappings: another function may soon have the channel's
+ * number, in another IOMMU domain.  If the engine was not proved stopped, the
+ * folios that it may write to are never given back.
  *
  * Context: Process context, ptdma_topology held for writing.
  */
@@ -165,7 +166,7 @@ void ptdma_quarantine_remove(struct ptdma_chan *chan)
 {
 	struct ptdma_batch *batch;
 
-	/* Nobody else changes the list while ptdma_topology is ours. */
+	/* ptdma_topology, held for writing, keeps the list stable. */
 	list_for_each_entry(batch, &ptdma_doubtful, list) {
 		if (chan->state == PTDMA_CHAN_LEAKED &&
 		    (batch->unproven & BIT_ULL(chan->index) ||
@@ -176,10 +177,10 @@ void ptdma_quarantine_remove(struct ptdma_chan *chan)
 }
 
 /**
- * ptdma_quarantine_abandon - The module goes; what is in quarantine stays there.
+ * ptdma_quarantine_abandon - Leave folios in quarantine when the module goes.
  *
  * The references to the folios are never dropped, so nobody gets the memory.
- * The functions are bound to no driver then, and are no bus masters.
+ * No driver has the functions then, and no function is a bus master.
  */
 void ptdma_quarantine_abandon(void)
 {

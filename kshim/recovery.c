@@ -3,15 +3,15 @@
  * Proofs that an engine has stopped, and the way back into service
  *
  * Memory that an engine may still write must not be given back.  The Rust
- * library stops engines by their own registers, and says of which ones it could
- * not prove that they have stopped.
+ * library stops engines by their own registers, and names the engines that it
+ * cannot prove stopped.
  *
  * A migration gets one more proof, within milliseconds: bus mastering off, read
  * back, and no transaction pending.  Where that fails, the destinations of the
  * batch go into quarantine.
  *
- * Everything that takes longer is done by one work item for each channel: the
- * reset of the function, the release of the quarantine, and the way back.
+ * One work item for each channel does everything that takes longer: it resets the
+ * function, releases the quarantine, and returns the channel to service.
  */
 #include <linux/delay.h>
 #include <linux/jiffies.h>
@@ -28,25 +28,25 @@
  */
 #define PTDMA_PROOF_NS		(5 * NSEC_PER_MSEC)
 
-/* Wait after a channel came back and fell out again. */
+/* First back-off, after a channel that came back fell out of service again. */
 #define PTDMA_FIRST_DELAY	msecs_to_jiffies(100)
-/* Longest wait: a channel that fails every time costs one batch a minute. */
+/* Longest back-off: a channel that always fails costs one batch a minute. */
 #define PTDMA_LAST_DELAY	msecs_to_jiffies(60 * MSEC_PER_SEC)
-/* Batches that still hold descriptors of a channel let go of them soon. */
+/* Batches that still hold descriptors of a channel release them soon. */
 #define PTDMA_HELD_DELAY	msecs_to_jiffies(10)
 
 /*
- * Place of FLR among the methods of pci_dev.reset_methods, from Linux 5.15 to 7.3;
- * whoever changes the list in sysfs allows or forbids it there.
+ * Number of FLR in pci_dev.reset_methods, from Linux 5.15 to 7.3.  The file
+ * reset_method in sysfs changes that list, and so allows or forbids FLR.
  */
 #define PTDMA_METHOD_FLR	3
 
 static struct workqueue_struct *ptdma_wq;
 
 /*
- * Whether it was pulled: its port has seen the slot empty or the link down,
- * which no engine survives.  That a function does not answer proves nothing: it
- * may answer again in a moment, with its engine where it was.
+ * Whether the function was pulled: its port has seen the slot empty or the link
+ * down, which no engine survives.  A function that does not answer proves nothing:
+ * it may answer again in a moment, with its engine where it was.
  */
 static bool ptdma_chan_unplugged(struct pci_dev *pdev)
 {
@@ -54,9 +54,9 @@ static bool ptdma_chan_unplugged(struct pci_dev *pdev)
 }
 
 /**
- * ptdma_proof_end - When the time for proofs is over.
+ * ptdma_proof_end - Deadline for the proofs of a batch that begins them now.
  *
- * Return: The time, as ptdma_k_now_ns().
+ * Return: The deadline, as ptdma_k_now_ns().
  */
 u64 ptdma_proof_end(void)
 {
@@ -64,15 +64,15 @@ u64 ptdma_proof_end(void)
 }
 
 /**
- * ptdma_chan_cut_off - Turn bus mastering off, and see that nothing is under way.
+ * ptdma_chan_cut_off - Turn bus mastering off, and wait for pending transactions.
  * @chan: The channel.
  * @until: How long to wait for transactions that are pending.
  * @may_sleep: Sleep meanwhile.
  *
- * A function without bus mastering starts no transaction.  The answer to reading
- * the command register back pushes what it has written before it; what it waits
- * for itself is what its status calls pending.  This holds for as long as bus
- * mastering stays off: the engine may wait with a descriptor, and go on with it.
+ * A function without bus mastering starts no transaction.  The completion of the
+ * command register's read pushes earlier writes of the function ahead of itself.
+ * The device status shows reads that the function still waits for.  The proof
+ * holds while bus mastering stays off: the engine may resume its descriptor later.
  *
  * Context: Process context, chan->lock held.
  * Return: Whether the function touches no memory now.
@@ -106,7 +106,7 @@ bool ptdma_chan_cut_off(struct ptdma_chan *chan, u64 until, bool may_sleep)
 	}
 }
 
-/* A proof, or the lack of one, for a channel whose engine is in doubt. */
+/* Cuts a channel off whose engine was not proved stopped, and sets its state. */
 static bool ptdma_chan_prove(struct ptdma_chan *chan, u64 until, bool may_sleep)
 {
 	bool proved = ptdma_chan_cut_off(chan, until, may_sleep);
@@ -120,16 +120,16 @@ static bool ptdma_chan_prove(struct ptdma_chan *chan, u64 until, bool may_sleep)
 }
 
 /**
- * ptdma_k_prove_stopped - Make sure that a channel touches no memory.
- * @batch: The batch that asks, which gives the channel no more work.
+ * ptdma_k_prove_stopped - Prove that a channel touches no memory.
+ * @batch: The batch that asks, which submits no more work to the channel.
  * @index: The channel, out of service.
  *
- * Takes milliseconds at most, for all channels of a batch.  What comes after is
- * the work item's.
+ * Takes milliseconds at most, for all channels of a batch.  The work item does
+ * what takes longer.
  *
- * Context: Process context, ptdma_topology held for reading; sleeps, if the batch
+ * Context: Process context, ptdma_topology held for reading; sleeps if the batch
  * may.
- * Return: Whether it is proved.
+ * Return: true if the channel is proved stopped.
  */
 bool ptdma_k_prove_stopped(struct ptdma_batch *batch, u32 index)
 {
@@ -141,7 +141,7 @@ bool ptdma_k_prove_stopped(struct ptdma_batch *batch, u32 index)
 
 	if (!batch->proof_end)
 		batch->proof_end = ptdma_proof_end();
-	/* Whoever holds it is at the same proof, or changes a few variables. */
+	/* Holders of the lock make the same proof, or change a few variables. */
 	if (batch->may_sleep)
 		mutex_lock(&chan->lock);
 	else if (!mutex_trylock(&chan->lock))
@@ -171,8 +171,8 @@ out:
 }
 
 /*
- * Whether a reset has reached the function: it is not allowed anything then.  It
- * may have been out of reach while it was told to reset, and be back since.
+ * Whether a reset has reached the function: the reset clears the command register.
+ * A function may be out of reach when it is told to reset, and be back afterwards.
  */
 static bool ptdma_function_was_reset(struct pci_dev *pdev)
 {
@@ -189,8 +189,8 @@ static int ptdma_chan_flr(struct pci_dev *pdev)
 	int rc;
 
 	/*
-	 * Nothing but FLR: other methods take neighbours along, or are not for
-	 * this context.
+	 * Nothing but FLR: other methods reset neighbours too, or cannot be used
+	 * in this context.
 	 */
 	if (!memchr(pdev->reset_methods, PTDMA_METHOD_FLR,
 		    sizeof(pdev->reset_methods)) ||
@@ -198,15 +198,15 @@ static int ptdma_chan_flr(struct pci_dev *pdev)
 		return -EOPNOTSUPP;
 
 	/*
-	 * Keeps user space from reading the configuration space of a function
-	 * that is being reset.  Only tried: whoever holds it may wait for us, and
-	 * without it user space sees all ones, no more.
+	 * Keeps user space from reading the configuration space during the reset.
+	 * A trylock, since its holder may wait for this work item.  Without the
+	 * lock, user space reads all ones, which does no harm.
 	 */
 	quiet = pci_cfg_access_trylock(pdev);
 	rc = pcie_reset_flr(pdev, PCI_RESET_DO_RESET);
 	if (quiet)
 		pci_cfg_access_unlock(pdev);
-	/* It is there: -ENOTTY says that the function does not come back. */
+	/* FLR exists, so -ENOTTY says that the function did not come back. */
 	return rc == -ENOTTY ? -EIO : rc;
 }
 
@@ -218,10 +218,10 @@ static int ptdma_chan_flr(struct pci_dev *pdev)
  * queue is not set up.
  *
  * Context: Process context, without ptdma_topology and chan->lock.  From the work
- * item, or before that can run.  Takes 0.1 s if all is well, and a minute if the
- * function does not come back, which is how long the PCI core waits.
- * Return: 0, -EOPNOTSUPP if the function has no FLR or it is not allowed, or
- * another negative error code.
+ * item, or before the work item can run.  Takes 0.1 s if all is well.  The PCI core
+ * waits a minute for a function that does not come back.
+ * Return: 0, -EOPNOTSUPP if the function has no FLR or FLR is forbidden, or another
+ * negative error code.
  */
 int ptdma_chan_reset(struct ptdma_chan *chan)
 {
@@ -233,13 +233,13 @@ int ptdma_chan_reset(struct ptdma_chan *chan)
 		trace_ptdma_recovery(chan->index, PTDMA_RECOVERY_ABSENT, rc);
 		if (rc)
 			dev_err_ratelimited(&pdev->dev,
-					    "does not answer, and can not be reset\n");
+					    "function does not answer and cannot be reset\n");
 		return rc;
 	}
 
 	/*
-	 * One that was reset while it did not answer knows nothing that is worth
-	 * to be kept: it gets back what was saved before.
+	 * A function that was reset while it did not answer has no state worth
+	 * saving: the state that was saved before is restored.
 	 */
 	if (!ptdma_function_was_reset(pdev)) {
 		pci_clear_master(pdev);
@@ -251,23 +251,23 @@ int ptdma_chan_reset(struct ptdma_chan *chan)
 	trace_ptdma_recovery(chan->index, PTDMA_RECOVERY_RESET, rc);
 	if (!rc) {
 		pci_restore_state(pdev);
-		/* As saved it may have been a bus master. */
+		/* The saved state may include bus mastering. */
 		pci_clear_master(pdev);
 		return 0;
 	}
-	/* Stays off the bus. */
+	/* Bus mastering stays off. */
 	if (rc == -EOPNOTSUPP && !chan->delay)
-		/* Once: nothing about it will change by itself. */
+		/* Printed once: a later try changes nothing. */
 		pci_err(pdev,
-			"can not be reset by itself (no FLR): it stays off the bus; \"echo 1 > reset\" by other methods, or a cold start, helps\n");
+			"no function-level reset, so bus mastering stays off: reset the function by other methods (echo 1 > reset) or power-cycle the machine\n");
 	else if (rc != -EOPNOTSUPP)
-		dev_err_ratelimited(&pdev->dev, "reset failed: %d\n", rc);
+		dev_err_ratelimited(&pdev->dev, "function-level reset failed: %d\n", rc);
 	return ptdma_chan_unplugged(pdev) ? 0 : rc;
 }
 
 /*
- * The first step: whatever the library could not prove is in doubt.  Returns
- * whether there is anything to do.
+ * First step: decides from the library's view of the channel whether the function
+ * needs a reset.  Returns whether there is anything to do.
  */
 static bool ptdma_rescue_look(struct ptdma_chan *chan)
 {
@@ -278,7 +278,7 @@ static bool ptdma_rescue_look(struct ptdma_chan *chan)
 		case PTDMA_SERVICE_ACTIVE:
 			return false;
 		case PTDMA_SERVICE_STOPPED:
-			/* By its registers: nothing keeps it from going on. */
+			/* Proved by its registers: the channel can be revived. */
 			chan->cut = false;
 			WRITE_ONCE(chan->state, PTDMA_CHAN_STOPPED);
 			break;
@@ -291,15 +291,15 @@ static bool ptdma_rescue_look(struct ptdma_chan *chan)
 	if (chan->tried)
 		return false;
 	/*
-	 * What has come up before in vain is reset: its registers said that it
-	 * stands, and then it did not start.
+	 * A channel that failed to come up is reset too: its registers showed a
+	 * stopped engine, and then the engine did not start.
 	 */
 	chan->resetting = chan->cut || chan->state == PTDMA_CHAN_SUSPECT ||
 			  chan->state == PTDMA_CHAN_LEAKED;
 	return true;
 }
 
-/* The second one: the proof is here, or it is not. */
+/* Second step: turns the result of the reset into a proof, or tries another one. */
 static void ptdma_rescue_reset_done(struct ptdma_chan *chan, int rc)
 {
 	bool proved = !rc;
@@ -310,7 +310,7 @@ static void ptdma_rescue_reset_done(struct ptdma_chan *chan, int rc)
 		chan->cut = false;
 	else if (chan->state == PTDMA_CHAN_SUSPECT ||
 		 chan->state == PTDMA_CHAN_LEAKED)
-		/* What was pending may be over by now. */
+		/* Transactions that were pending may have completed by now. */
 		proved = ptdma_chan_cut_off(chan, ptdma_proof_end(), true);
 	else
 		proved = true;
@@ -319,22 +319,23 @@ static void ptdma_rescue_reset_done(struct ptdma_chan *chan, int rc)
 		ptdma_chan_proved(chan);
 }
 
-/* A queue that stands goes on, with the ring that it has. */
+/* Third step: starts a stopped queue again, with the ring that it has. */
 static int ptdma_rescue_revive(struct ptdma_chan *chan)
 {
 	int rc;
 
 	guard(mutex)(&chan->lock);
 	/*
-	 * Whoever had doubts has noted them before the proof: no batch lets go of
-	 * the channel's descriptors, without which nothing is revived, before.
+	 * Every batch that failed to prove the channel stopped is on the list by
+	 * now: it records that before it releases the channel's descriptors, and
+	 * the library revives no channel with descriptors of a batch.
 	 */
 	ptdma_quarantine_release(chan->index);
 	pci_set_master(chan->pdev);
 	rc = ptdma_rs_channel_revive(ptdma_system, chan->index);
 	if (rc) {
 		pci_clear_master(chan->pdev);
-		/* It must be reset next time, but if it was only too early. */
+		/* Reset it next time, unless a batch only held descriptors. */
 		chan->cut = chan->cut || rc != -EAGAIN;
 		return rc;
 	}
@@ -343,8 +344,8 @@ static int ptdma_rescue_revive(struct ptdma_chan *chan)
 }
 
 /*
- * Returns 0 if the channel is in service again or not to be, 1 if there was nothing
- * to do, or a negative error code.
+ * Returns 0 if the channel is in service again or need not be, 1 if there was
+ * nothing to do, or a negative error code.
  */
 static int ptdma_rescue(struct ptdma_chan *chan)
 {
@@ -360,7 +361,7 @@ static int ptdma_rescue(struct ptdma_chan *chan)
 	}
 	up_read(&ptdma_topology);
 
-	/* Nobody who holds ptdma_topology waits for this. */
+	/* Takes up to a minute, so no lock of the module is held. */
 	if (chan->resetting)
 		reset = ptdma_chan_reset(chan);
 
@@ -375,21 +376,21 @@ static int ptdma_rescue(struct ptdma_chan *chan)
 	up_read(&ptdma_topology);
 	if (revive || !chan->wanted)
 		return rc;
-	/* The reset itself has failed: the next one may not. */
+	/* The reset itself failed: retry it after the back-off. */
 	if (reset && reset != -EOPNOTSUPP)
 		return reset;
 
 	/*
-	 * Batches find no engines while somebody waits to write: not for nothing, over
-	 * and over, for a function that can not be reset.
+	 * A writer that waits for ptdma_topology turns batches away.  So do not take
+	 * it again and again for a function that cannot be reset.
 	 */
 	state = READ_ONCE(chan->state);
 	if (state != PTDMA_CHAN_STOPPED && state != PTDMA_CHAN_DOWN)
 		return state == PTDMA_CHAN_UP ? 0 : -EBUSY;
 
 	/*
-	 * Another ring, none, or an engine that can not be reset: bringing a queue
-	 * up looks whether the engine stands before it is a bus master.
+	 * The ring has another size, or is missing, or the engine cannot be reset.
+	 * Bring-up checks that the engine stands before it enables bus mastering.
 	 */
 	down_write(&ptdma_topology);
 	if (chan->state == PTDMA_CHAN_STOPPED)
@@ -402,7 +403,7 @@ static int ptdma_rescue(struct ptdma_chan *chan)
 		rc = -EBUSY;
 	}
 	up_write(&ptdma_topology);
-	/* Its memory would be bounced: that is how it is to be. */
+	/* A channel whose mappings bounce stays down on purpose. */
 	return chan->bounces ? 0 : rc;
 }
 
@@ -419,8 +420,8 @@ static void ptdma_rescue_work(struct work_struct *work)
 		return;
 	}
 	/*
-	 * From one try to the next the wait doubles.  The first comes at once: the
-	 * memory that was copied may be to blame, and not the channel.
+	 * The back-off doubles from one try to the next.  The first try has none:
+	 * the memory that was copied may be to blame, and not the channel.
 	 */
 	chan->delay = chan->delay ? min(2 * chan->delay, PTDMA_LAST_DELAY) :
 				    PTDMA_FIRST_DELAY;
@@ -430,7 +431,7 @@ static void ptdma_rescue_work(struct work_struct *work)
 }
 
 /**
- * ptdma_chan_rescue - Have a channel brought back that is out of service.
+ * ptdma_chan_rescue - Queue the work item of a channel that is out of service.
  * @chan: The channel.
  *
  * Context: Any.
@@ -444,7 +445,7 @@ void ptdma_chan_rescue(struct ptdma_chan *chan)
 }
 
 /**
- * ptdma_chans_rescue - Have channels brought back that are out of service.
+ * ptdma_chans_rescue - Queue the work items of channels that are out of service.
  * @chans: The channels, a bit each.
  *
  * Context: ptdma_topology held.
@@ -460,7 +461,7 @@ void ptdma_chans_rescue(u64 chans)
 	}
 }
 
-/* A channel is not wanted any more: stopped, or else the work item is at it. */
+/* Takes a channel down for good; if it does not stop, its work item resets it. */
 static void ptdma_chan_part_begin(struct ptdma_chan *chan)
 {
 	lockdep_assert_held_write(&ptdma_topology);

@@ -65,7 +65,7 @@ static struct ptdma_test *ptdma_test_alloc(int node)
 	for (i = 0; i < PTDMA_TEST_FOLIOS; i++) {
 		unsigned int order = ptdma_test_order(i);
 
-		/* Compound: a folio, to be held if its engine can not be stopped. */
+		/* Compound: a folio, to be held if its engine cannot be stopped. */
 		test->src[i] = alloc_pages_node(node, GFP_KERNEL | __GFP_COMP,
 						order);
 		test->dst[i] = alloc_pages_node(node, GFP_KERNEL | __GFP_COMP,

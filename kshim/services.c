@@ -240,7 +240,7 @@ void ptdma_k_master_on(u32 index)
  * Machine-check safe, like folio_mc_copy().
  *
  * Context: Process context.
- * Return: 0, or -EHWPOISON if the source can not be read.
+ * Return: 0, or -EHWPOISON if the source cannot be read.
  */
 int ptdma_k_cpu_copy(u64 dst, u64 src, u64 len)
 {
@@ -276,7 +276,7 @@ static void ptdma_print(struct ptdma_chan *chan, u32 event, u64 code)
 				     chan->index, code);
 		break;
 	case PTDMA_EVENT_FAULT:
-		dev_err_ratelimited(dev, "channel %u is out of order (%#llx)\n",
+		dev_err_ratelimited(dev, "channel %u has a fault (%#llx)\n",
 				    chan->index, code);
 		break;
 	case PTDMA_EVENT_NOT_STOPPED:
@@ -285,12 +285,12 @@ static void ptdma_print(struct ptdma_chan *chan, u32 event, u64 code)
 				    chan->index, code);
 		break;
 	case PTDMA_EVENT_REVIVED:
-		dev_notice_ratelimited(dev, "channel %u is in use again\n",
+		dev_notice_ratelimited(dev, "channel %u is back in service\n",
 				       chan->index);
 		break;
 	case PTDMA_EVENT_RETIRED:
 		dev_err_ratelimited(dev,
-				    "channel %u does not come up again, and will be reset\n",
+				    "channel %u does not restart, its function will be reset\n",
 				    chan->index);
 		break;
 	case PTDMA_EVENT_NOTHING_MOVES:

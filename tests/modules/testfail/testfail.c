@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * testfail - has a call of another module fail, in a test
+ * testfail - makes a call of another module fail, in a test
  *
- * The module that is tested is told by name, and so are the kernel's functions that
- * may fail.  Their calls by that module are counted, and the one that was asked for
- * does not take place: the caller gets what the function returns when it fails, or,
- * of some of them, when it has done its work.
- * Unlike the kernel's own fault injection it works on any kernel with kprobes, and
- * no second attempt inside of a function makes up for the first.
+ * Parameters name the module under test, and the kernel's functions that may fail.
+ * This module counts the calls from the module under test and suppresses the one
+ * that was asked for.  The caller gets the value that the function returns when it
+ * fails; some entries of the table return the value for success instead.
+ * Unlike the kernel's own fault injection this works on any kernel with kprobes, and
+ * no retry inside a function hides the failure.
  *
- * It also tells the kernel that a function was pulled, or its driver that the bus had
- * an error, which the emulator cannot do to those that are tested.
+ * The module also reports a PCI function as pulled, or in a bus error, which the
+ * emulator cannot do to functions under test.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -57,11 +57,11 @@ static struct testfail_probe probes[] = {
 	PROBE("dma_iova_sync", -ENOMEM),
 	/* Memory that is never given back. */
 	PROBE("kvfree", 0),
-	/* What a function has under way is not to be known. */
+	/* The device status cannot be read. */
 	PROBE("pcie_capability_read_word", -EIO),
-	/* A reset that never reaches the function, and nobody notices. */
+	/* A reset that reports success and never reaches the function. */
 	PROBE("pcie_reset_flr", 0),
-	/* What is to be done later never is. */
+	/* Delayed work that never runs. */
 	PROBE("queue_delayed_work_on", false),
 	/* A lie: the engine may write on.  Loaded after the module it belongs to. */
 	PROBE("ptdma_k_prove_stopped", true),
@@ -69,12 +69,12 @@ static struct testfail_probe probes[] = {
 
 static char *caller = "ptdma_migrator";
 module_param(caller, charp, 0444);
-MODULE_PARM_DESC(caller, "the module whose calls are counted");
+MODULE_PARM_DESC(caller, "module under test, whose calls are counted");
 
 static char *functions;
 module_param(functions, charp, 0444);
 MODULE_PARM_DESC(functions,
-		 "the functions that may fail, separated by commas (default: all it knows, which needs the module that is tested)");
+		 "functions that may fail, separated by commas (default: all known ones, which needs the module under test)");
 
 static DEFINE_SPINLOCK(testfail_lock);
 /* The first call that fails, from 1, or 0; and from then on every so many. */
@@ -85,13 +85,13 @@ static char last[2 * KSYM_SYMBOL_LEN];
 
 module_param(every, uint, 0644);
 MODULE_PARM_DESC(every,
-		 "after the first one every so many calls fail as well; 0: none (default: 0)");
+		 "after the first failure, every Nth call fails as well; 0: none (default: 0)");
 module_param(calls, uint, 0444);
 MODULE_PARM_DESC(calls, "calls since nth was written");
 module_param(struck, uint, 0444);
-MODULE_PARM_DESC(struck, "how many of them have failed");
+MODULE_PARM_DESC(struck, "calls that failed since nth was written");
 module_param_string(last, last, sizeof(last), 0444);
-MODULE_PARM_DESC(last, "the one that failed last");
+MODULE_PARM_DESC(last, "function that failed last");
 
 static int nth_set(const char *val, const struct kernel_param *kp)
 {
@@ -115,7 +115,7 @@ static const struct kernel_param_ops nth_ops = {
 };
 module_param_cb(nth, &nth_ops, &nth, 0644);
 MODULE_PARM_DESC(nth,
-		 "the call that fails, from 1; 0: none; counting starts anew when it is written");
+		 "number of the call that fails, from 1; 0: none; a write restarts the count");
 
 /* To be put by the caller. */
 static struct pci_dev *testfail_pci_get(const char *name)
@@ -147,7 +147,7 @@ static const struct kernel_param_ops unplugged_ops = {
 };
 module_param_cb(unplugged, &unplugged_ops, NULL, 0200);
 MODULE_PARM_DESC(unplugged,
-		 "a PCI function, like 0000:c1:00.2, of which the kernel is to know that it was pulled");
+		 "PCI function to report as pulled, like 0000:c1:00.2");
 
 static int testfail_recover(struct pci_dev *pdev)
 {
@@ -193,7 +193,7 @@ static const struct kernel_param_ops frozen_ops = {
 };
 module_param_cb(frozen, &frozen_ops, NULL, 0200);
 MODULE_PARM_DESC(frozen,
-		 "a PCI function whose driver is to see an error of the bus, and the recovery from it");
+		 "PCI function whose driver sees a bus error and the recovery from it");
 
 /*
  * Where a call goes that does not take place: returns at once, with the value that
@@ -265,7 +265,7 @@ static int __init testfail_init(void)
 			continue;
 		rc = register_kprobe(&probes[i].kp);
 		if (rc) {
-			pr_err("can not probe %s: %d\n",
+			pr_err("cannot probe %s: %d\n",
 			       probes[i].kp.symbol_name, rc);
 			testfail_unregister(i);
 			return rc;
@@ -282,5 +282,5 @@ static void __exit testfail_exit(void)
 module_init(testfail_init);
 module_exit(testfail_exit);
 
-MODULE_DESCRIPTION("Has a call of another module fail, in a test");
+MODULE_DESCRIPTION("Makes a call of another module fail, in a test");
 MODULE_LICENSE("GPL");

@@ -2,10 +2,9 @@
 /*
  * testmig - a migrator for tests, which does on demand what none should do
  *
- * It copies with the CPU, and /sys/kernel/testmig/mode says how well.  In every
- * mode user memory has to be intact afterwards.  Where a mode leaves a folio to the
- * core, it first fills the destination with rubbish, so that a copy that is left out
- * by mistake is seen as such.
+ * It copies with the CPU, and /sys/kernel/testmig/mode says how well.  User memory
+ * must be intact in every mode.  A mode that leaves a folio to the core first fills
+ * the destination with rubbish, so that a copy that the core forgets is noticed.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -30,9 +29,8 @@
 #define TESTMIG_RUBBISH		0xa5
 
 /*
- * Of so many registrations one waits for a batch to begin.  Where a batch takes as
- * long as many registrations do, as with the checks of a debug kernel, few of them
- * would meet one otherwise.
+ * Every Nth registration waits for a batch to start.  On a debug kernel a batch
+ * outlasts many registrations, so without this few of them would overlap one.
  */
 #define TESTMIG_CHURN_MEET	8
 /* In case that nobody migrates. */
