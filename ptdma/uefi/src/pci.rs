@@ -58,7 +58,7 @@ const WALKING: QueueControl = QueueControl::RUN.union(QueueControl::HALT);
 
 /// Time that the specification gives a function to come back from its reset.
 const RESET_TIME: Duration = Duration::from_millis(100);
-/// Steps in which a function is waited for.
+/// Steps of the wait for a function.
 const STEP: Duration = Duration::from_millis(10);
 /// One second: a completion may take 50 ms by default and up to 900 ms by the longest ranges of
 /// the specification; a function may ask for as long again after its reset.

@@ -146,7 +146,7 @@ impl Kind {
         }
     }
 
-    /// Most bytes of either arena for so many channels.
+    /// Largest length of either arena for a number of channels, in bytes.
     #[must_use]
     pub const fn arena_len_bytes(self, channels: usize) -> usize {
         channels * self.copies() * (self.longest() + 2 * GAP)
@@ -173,7 +173,7 @@ impl Kind {
 /// Bytes that stay free between two copies at the least: what is written past an end is found.
 const GAP: usize = 4096;
 
-/// Lays out the copies of a kind for so many channels: in order in the destination, shuffled in
+/// Lays out the copies of a kind for a number of channels: in order in the destination, shuffled in
 /// the source. Uses the beginning of `room` and returns it.
 #[must_use]
 pub fn lay_out(kind: Kind, channels: usize, room: &mut [Copy]) -> &[Copy] {

@@ -9,7 +9,7 @@ use ptdma::{BringUpError, NotStopped, ProbeError};
 
 use crate::address::PciAddress;
 
-/// Why something was not done. The message says what to do.
+/// Why an operation failed. The message says what to do.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -205,7 +205,7 @@ impl fmt::Display for Error {
             ),
             Self::NotPtdma { address, ids } => write!(
                 f,
-                "{address} is {ids}, and no PTDMA engine (1022:1498): `lspci -d 1022:1498` lists them"
+                "{address} is {ids}, not a PTDMA engine (1022:1498): `lspci -d 1022:1498` lists the engines"
             ),
             Self::NoIommu(address) => write!(
                 f,
@@ -257,11 +257,11 @@ impl fmt::Display for Error {
                 mappable,
             } => write!(
                 f,
-                "BAR 2 of {address} is no register file of an engine: {len_bytes:#x} bytes, {}",
+                "BAR 2 of {address} does not hold an engine's registers: {len_bytes:#x} bytes, {}",
                 if *mappable {
                     "too short"
                 } else {
-                    "and the kernel does not let it be mapped"
+                    "which the kernel does not map"
                 }
             ),
             Self::NoBusMaster { address, command } => write!(
@@ -276,7 +276,7 @@ impl fmt::Display for Error {
                 f,
                 "{what} {value:#x} is not a multiple of {align:#x}: round it to whole pages"
             ),
-            Self::Empty { what } => write!(f, "{what} of no bytes: leave it out"),
+            Self::Empty { what } => write!(f, "{what} has no bytes: leave it out"),
             Self::OutOfBounds {
                 offset,
                 len_bytes,
@@ -294,8 +294,8 @@ impl fmt::Display for Error {
             ),
             Self::MemoryLimit { asked, limit } => write!(
                 f,
-                "{asked:#x} more bytes would be over this user's limit of locked memory, {limit:#x}: raise \
-                 it (`ulimit -l`, LimitMEMLOCK= of systemd, limits.conf)"
+                "{asked:#x} more bytes exceed the limit of locked memory, {limit:#x} bytes: raise the limit \
+                 (`ulimit -l`, LimitMEMLOCK= of systemd, limits.conf)"
             ),
             Self::NoMemory { kind, asked } => write!(
                 f,
@@ -321,19 +321,19 @@ impl fmt::Display for Error {
             Self::Engine(address, error) => write!(f, "{address}: {error}"),
             Self::NotReset { address, source } => write!(
                 f,
-                "{address} could not be reset ({source}): it may still touch what is mapped; unmap \
-                 that, or close the function"
+                "{address} could not be reset ({source}): its engine may still access mapped memory; \
+                 unmap the memory, or close the function"
             ),
             Self::NotStopped(address, error) => write!(f, "{address}: {error}"),
             Self::TooManyFunctions { most } => {
-                write!(f, "more functions than the {most} that a mover drives: use two movers")
+                write!(f, "a mover drives at most {most} functions: use two movers")
             }
             Self::BadList(error) => error.fmt(f),
             Self::Busy(address) => {
-                write!(f, "batches still take note of what became of {address}: try again")
+                write!(f, "batches still hold descriptors of {address}: try again later")
             }
             Self::NoSuchChannel(number) => {
-                write!(f, "the mover has no channel {number}: count from 0")
+                write!(f, "the mover has no channel {number}: numbers begin at 0")
             }
             Self::System { what, source } => write!(f, "{what}: {source}"),
         }

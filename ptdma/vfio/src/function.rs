@@ -336,8 +336,8 @@ impl FunctionHandle {
     /// mastering as they were. The engine has forgotten all of its work then, which is what the
     /// channel's [`recover`](Channel::recover) wants to know.
     ///
-    /// A function that does not come back from its reset is waited for by the kernel, a minute at
-    /// most. One that is absent before is refused at once.
+    /// The kernel waits up to a minute for a function that does not come back from its reset. It
+    /// refuses a function that is absent before the reset at once.
     ///
     /// # Errors
     ///

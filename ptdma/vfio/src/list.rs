@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::memory::Memory;
 use crate::space::{Access, Mapping, Space};
 
-/// One range to copy: so many bytes of one mapping to another, or to another place of the same.
+/// One range to copy, from one mapping to another one, or within one mapping.
 ///
 /// Any offset and any length will do. It borrows the mappings, so that neither can be unmapped
 /// before the copy is over.

@@ -26,21 +26,21 @@ pub const MAX_CHANNELS: usize = 16;
 /// Descriptors of a ring, by default: 2 MiB in pages of 4 KiB at one doorbell, in 16 KiB of memory.
 const RING_ENTRIES: usize = 512;
 
-/// How long a queue that has to stop is looked at: 144 us are for the longest descriptor, and a
-/// register access may trap into a hypervisor that is busy.
+/// How long the driver waits for a queue to stop. The longest descriptor takes 144 us, and a
+/// register access may trap into a busy hypervisor.
 const STOP: Duration = Duration::from_millis(20);
 
-/// How long a batch polls before it sleeps: what falling asleep and waking up costs.
+/// How long a batch polls before it sleeps: as long as going to sleep and waking up take.
 const SPIN: Duration = Duration::from_micros(20);
 
-/// How long after its time an interrupt is thought to be lost.
+/// How late an interrupt may be before it counts as lost.
 const OVERDUE: Duration = Duration::from_millis(10);
 
-/// How long batches may take to let go of a channel that is out of service: they look whenever
-/// they wake.
+/// How long batches may take to release a channel that is out of service: they poll it
+/// whenever they wake.
 const LET_GO: Duration = Duration::from_secs(2);
 
-/// Between two looks at the same.
+/// Pause between two polls for that.
 const LET_GO_POLL: Duration = Duration::from_millis(1);
 
 type Queue = PtdmaQueue<crate::hardware::Bar, crate::hardware::Ring, Monotonic>;
@@ -53,10 +53,10 @@ fn queue(channel: VfioChannel, node: Option<u16>) -> Queue {
 /// How a thread waits for its copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waiting {
-    /// By looking at the engines all the time: the shortest way, and a busy CPU.
+    /// Polls the engines without a pause: the shortest latency, and a busy CPU.
     Polled,
-    /// Asleep until an interrupt, after 20 us of looking. An interrupt that is 10 ms late, or of a
-    /// function that has none, is not waited for: the engines are looked at.
+    /// Polls for 20 us, then sleeps until an interrupt. Where an interrupt is 10 ms late, or the
+    /// function has none, the batch polls the engines.
     Asleep,
 }
 
@@ -453,7 +453,7 @@ impl Listener {
     }
 }
 
-/// Hears interrupts until `stop` is rung.
+/// Serves interrupts until `stop` is rung.
 fn listen(shared: &Shared, stop: &OwnedFd) {
     let numbered = shared.handles.iter().enumerate();
     let heard: Vec<_> = numbered

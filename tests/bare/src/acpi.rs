@@ -101,7 +101,7 @@ fn madt<F: Fn(u64) -> u8>(
     let mut at = table + MADT_ENTRIES;
     while at + 2 <= end {
         let (kind, len) = (memory.number(at, 1) as u8, memory.number(at + 1, 1));
-        // An entry of no length would be looked at for ever.
+        // An entry of length 0 would never end the walk.
         if len < 2 {
             break;
         }

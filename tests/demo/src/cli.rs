@@ -63,7 +63,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = WaitName::Interrupt)]
     pub(crate) wait: WaitName,
 
-    /// What kind of engine: a name, what differs from it, or both, as listed below
+    /// Kind of engine: a name, answers that differ from it, or both, as listed below
     #[arg(long, value_name = "NAME[,QUESTION=ANSWER...]", default_value_t = Forks::TODAY)]
     pub(crate) machine: Forks,
 
@@ -90,7 +90,7 @@ pub(crate) enum Scatter {
 pub(crate) enum PolicyName {
     /// Engines, always, and all of them
     Engines,
-    /// What the cost model thinks best: small batches are left to the CPU
+    /// As the cost model decides: the CPU copies small batches
     Auto,
     /// As auto, and the CPU copies a share while it would otherwise wait
     Hybrid,
@@ -101,11 +101,11 @@ pub(crate) enum PolicyName {
 /// How to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum WaitName {
-    /// Look all the time; interrupts stay off
+    /// Poll without a pause; interrupts stay off
     Poll,
     /// Sleep until an interrupt
     Interrupt,
-    /// Look for a moment, then sleep
+    /// Poll for a moment, then sleep
     SpinThenSleep,
 }
 

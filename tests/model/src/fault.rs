@@ -171,7 +171,7 @@ impl Fault {
         Self::new(Trigger::Now, kind)
     }
 
-    /// At most so many times.
+    /// How many times at most.
     #[must_use]
     pub fn times(mut self, times: u64) -> Self {
         self.times = Some(times);

@@ -468,7 +468,7 @@ pub const EXCLUSIONS: &[([(&str, &str); 2], &str)] = &[(
 )];
 
 impl Forks {
-    /// What this model has always done, and does if nothing else is asked for.
+    /// The model's default.
     pub const TODAY: Self = Self {
         halt: Halt::Standing,
         idle_stop: IdleStop::Reads,

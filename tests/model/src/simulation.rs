@@ -18,7 +18,7 @@ use ptdma::regs::Register;
 use crate::bus::BusMemory;
 use crate::model::{Model, ModelConfig, StepOutcome};
 
-/// How often a stalled engine is asked again, in virtual time.
+/// Pause between two steps of a stalled engine, in virtual time.
 const STALL_POLL_NS: u64 = 10_000;
 
 /// What things cost that belong to no single engine. All zero by default: free.

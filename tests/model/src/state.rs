@@ -66,7 +66,7 @@ impl Left {
 /// How the faults that struck a descriptor change it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Strike {
-    /// Fails with this code after moving so many bytes.
+    /// Fails with this code after moving this number of bytes.
     pub(crate) failure: Option<(u8, u64)>,
     pub(crate) corrupt: bool,
     pub(crate) delay_ns: u64,
@@ -153,7 +153,7 @@ pub(crate) struct State {
     pub(crate) busy: bool,
     /// Bumped by everything that makes the work of a busy step void.
     pub(crate) generation: u64,
-    /// Whether `status & enable` was non-zero when last looked at.
+    /// Whether `status & enable` was non-zero at the last update.
     line: bool,
     /// Messages to deliver once the lock is released.
     pub(crate) messages: u64,

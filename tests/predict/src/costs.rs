@@ -206,7 +206,7 @@ impl Costs {
         folio.bytes() as f64 / gb_per_s - self.call(true, TABLE_BYTES) / folios
     }
 
-    /// The CPU's copy of so many bytes.
+    /// The time of the CPU's copy of a number of bytes.
     #[must_use]
     pub fn cpu_copy(&self, bytes: u64) -> f64 {
         bytes as f64 / self.cpu_gb_per_s

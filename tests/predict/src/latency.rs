@@ -101,7 +101,7 @@ impl Clock {
         }
     }
 
-    /// The time by which so many of a hundred folios can be used, us.
+    /// The time by which this share of the folios, in percent, can be used, in us.
     fn percent(&self, percent: usize) -> f64 {
         let n = self.usable_ns.len();
         let at = (n * percent).div_ceil(100).max(1) - 1;

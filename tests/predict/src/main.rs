@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whoever reads the output has seen enough.
+/// The reader of the output has closed it.
 fn is_broken_pipe(e: &anyhow::Error) -> bool {
     let mut causes = e.chain();
     causes.any(|c| {

@@ -20,7 +20,7 @@ use crate::table::Range;
 /// Movers of the rows.
 pub const MOVERS: [usize; 5] = [1, 2, 4, 8, 16];
 
-/// A batch of so many bytes waits for room; a smaller one is better off with the CPU.
+/// Length in bytes from which a batch waits for room. The CPU copies a smaller one sooner.
 const WAITS_FROM_BYTES: u64 = 8 << 20;
 
 /// Bytes that may wait at a channel before large batches wait outside: two batches of 32 MiB over
@@ -150,7 +150,7 @@ enum Phase {
     Work(f64),
     /// The CPU copies, until then.
     Copy(f64),
-    /// Engines have so many descriptors of it.
+    /// Descriptors that the engines have of it.
     Engines(usize, Choice),
     /// It waits for room.
     Outside,

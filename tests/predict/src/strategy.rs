@@ -64,7 +64,7 @@ impl Load {
         self.folio.bytes().max(PIECE_BYTES)
     }
 
-    /// The batches of a call, if a batch holds at most so many bytes.
+    /// The batches of a call, for a largest batch in bytes.
     pub fn batches(self, batch_bytes: u64) -> impl Iterator<Item = Self> {
         let each = (batch_bytes / self.folio.bytes()).max(1);
         let batch = move |n| Self {
@@ -248,7 +248,7 @@ impl Ours<'_> {
         descriptors * self.costs.prepare_ns + bursts * self.doorbell()
     }
 
-    /// The copy on so many channels as the policy sees it, ns.
+    /// The time of a copy on a number of channels as the policy sees it, in ns.
     fn expect(&self, used: usize, load: Load, cpu_share_bytes: u64) -> f64 {
         let bytes = load.bytes() - cpu_share_bytes;
         let paces = self.paces(used, load.folio);
@@ -302,7 +302,7 @@ impl Ours<'_> {
         self.with_share(best.channels, load, share)
     }
 
-    /// A batch on so many channels.
+    /// A batch on a number of channels.
     #[must_use]
     pub fn on(&self, used: usize, load: Load) -> Choice {
         self.with_share(used, load, 0)

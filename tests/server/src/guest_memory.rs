@@ -334,7 +334,7 @@ impl BusMemory for GuestMemory {
     }
 }
 
-/// A regular file with enough bytes, open for what is asked.
+/// A regular file that is long enough, and open for the access that is needed.
 fn check_file(file: File, end: u64, readable: bool, writable: bool) -> Result<Backing, Errno> {
     let stat = rustix::fs::fstat(&file)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {

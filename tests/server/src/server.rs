@@ -75,7 +75,7 @@ impl Server {
         raise_descriptor_limit();
         std::fs::DirBuilder::new()
             .recursive(true)
-            // Whoever reaches a socket can make the server use memory and time.
+            // A peer that reaches a socket can make the server use memory and time.
             .mode(0o700)
             .create(&config.socket_dir)
             .with_context(|| format!("making {}", config.socket_dir.display()))?;

@@ -127,7 +127,7 @@ pub(crate) fn server() -> Result<()> {
     result
 }
 
-/// Builds what is asked for and returns where it is.
+/// Builds what the command line names and returns its path.
 pub(crate) fn place(what: Place) -> Result<PathBuf> {
     match what {
         Place::Cache => paths::cache(),

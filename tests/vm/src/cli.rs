@@ -20,7 +20,7 @@ pub(crate) struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Say what this machine has and lacks, with the fix for each line
+    /// Report what this machine has and lacks, with the fix for each line
     Doctor {
         /// Print only the names of the Debian packages that are needed
         #[arg(long)]
@@ -44,22 +44,22 @@ enum Command {
         /// Only on this kernel
         #[arg(long)]
         kernel: Option<Variant>,
-        /// Which set of them [default: quick; with a filter: all]
+        /// Which set of checks [default: quick; with a filter: all]
         #[arg(long)]
         set: Option<Part>,
-        /// Also the long runs
+        /// Also run soaks
         #[arg(long)]
         soak: bool,
-        /// Also the long runs, of which none lasts longer than so many minutes
+        /// Also run soaks, each for at most this many minutes
         #[arg(long, value_name = "MINUTES", value_parser = clap::value_parser!(u64).range(1..=120))]
         soak_minutes: Option<u64>,
-        /// Run checks that fail again, this often; who passes then is reported as flaky
+        /// Repeat a failed check up to this often; one that then passes is reported as flaky
         #[arg(long, default_value_t = 0)]
         retry: u32,
-        /// Begin no check after so many minutes, and say which were left out
+        /// Start no check after this many minutes, and name those left out
         #[arg(long, value_name = "MINUTES")]
         within: Option<u64>,
-        /// Name the checks and do nothing
+        /// List the checks without running them
         #[arg(long)]
         list: bool,
         /// Print the results, or the names, as JSON
@@ -72,12 +72,12 @@ enum Command {
     Demo,
     /// Build each patch of the kernel series by itself, and check what it must not change
     Patches(series::Arguments),
-    /// Print where something is, for scripts (builds it first)
+    /// Print a path, for scripts (builds what is there first)
     Path {
-        /// What
+        /// What to print the path of
         what: Place,
     },
-    /// Remove what this harness has put into the cache
+    /// Remove this harness's files from the cache
     Clean {
         /// Only logs and outdated kernels, not what is in use
         #[arg(long)]

@@ -32,7 +32,7 @@ enum State {
     Bad,
 }
 
-/// Prints the report; `false` if something has to be done by hand.
+/// Prints the report; `false` if the user has to do something.
 pub(crate) fn run() -> Result<bool> {
     let mut lines = toolchain();
     lines.extend(packages());

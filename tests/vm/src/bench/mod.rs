@@ -126,7 +126,7 @@ impl Sizes {
 /// Everything that one run measured.
 #[derive(Debug, serde::Serialize)]
 struct Results {
-    /// How the figures came about, for whoever finds the JSON alone.
+    /// How the figures were measured, for readers of the JSON alone.
     conditions: String,
     kernel: String,
     batch_pages: u64,

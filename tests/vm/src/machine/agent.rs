@@ -38,7 +38,7 @@ pub(crate) struct Job {
 impl Agent {
     /// Waits for the agent's first words.
     ///
-    /// `alive` is asked while waiting and ends the wait with its error.
+    /// Calls `alive` while it waits; an error of `alive` ends the wait.
     pub(super) fn accept(
         listener: &UnixListener,
         limit: Duration,
@@ -81,7 +81,7 @@ impl Agent {
                     Err(_) => {}
                 }
             }
-            // Whoever waits for a reply now learns that none will come.
+            // Ends every wait for a reply: none will come.
             locked(&table).clear();
         });
 

@@ -456,7 +456,7 @@ impl Guest {
         Ok(self.server.take())
     }
 
-    /// A record of the conversation, for whoever looks at a failure.
+    /// A record of the conversation, to explain a failure.
     fn transcript(&self, text: &str) {
         let path = self.logs.join("commands.log");
         let written = fs::OpenOptions::new()

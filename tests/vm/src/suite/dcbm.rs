@@ -172,7 +172,7 @@ fn every_size(guest: &mut Guest) -> Result<String> {
     Ok(format!("{folios} folios"))
 }
 
-/// Moves folios of all sizes with so many channels, and returns how many there were.
+/// Moves folios of all sizes on a number of channels, and returns how many folios it moved.
 fn every_size_by(guest: &mut Guest, channels: usize) -> Result<u64> {
     let mut folios = 0;
     start(guest, channels)?;

@@ -150,7 +150,7 @@ pub(super) const SUITES: &[Suite] = &[
     },
 ];
 
-/// Loads the module and has it copy every batch with so many channels, also those that the cost
+/// Loads the module and has it copy every batch with `channels` channels, also those that the cost
 /// model would leave to the CPU.
 pub(super) fn start(guest: &mut Guest, channels: usize) -> Result<()> {
     guest.ok("modprobe ptdma_migrator")?;

@@ -196,7 +196,7 @@ pub(super) fn act(guest: &mut Guest) -> Result<String> {
         "{at_once} sleeps of {batches} batches that do not spin, {spinning} of those that do"
     );
 
-    // An engine that stands still for a second is waited for, or not.
+    // A batch waits for an engine that stands still for a second, or gives it up.
     let stall = json!({
         "trigger": "now",
         "kind": {"stall": {"for": {"micros": 1_000_000}, "haltable": true}},

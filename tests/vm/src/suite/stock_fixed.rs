@@ -31,7 +31,7 @@ const WATCHED_COPIES: u64 = 1000;
 const PATIENCE_MS: u64 = 100;
 /// How long a slow engine takes: longer than that, on a busy machine too.
 const SLOW_MS: u64 = 1500;
-/// How long reclaimed memory is looked at: until after the slow engine's end.
+/// How long the check watches reclaimed memory: until after the slow engine's end.
 const HOLD_MS: u64 = 3000;
 /// The time that the fixed driver gives an engine that does not stop, as in the patch.
 const STOP_MS: u64 = 5000;

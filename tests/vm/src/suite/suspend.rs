@@ -25,7 +25,7 @@ const END: &str = "ptdma-suspend: end ";
 const SLEEP: Duration = Duration::from_secs(1);
 /// What the script takes is seconds; it waits for a minute when nothing moves.
 const LIMIT: Duration = Duration::from_secs(180);
-/// How often the emulator is asked whether the machine has suspended.
+/// Pause between two questions to the emulator whether the machine has suspended.
 const POLL: Duration = Duration::from_millis(50);
 /// Of the mover after resuming: all of 8 MiB in 4 KiB folios, twice.
 const FOLIOS: u64 = 2 * 2048;

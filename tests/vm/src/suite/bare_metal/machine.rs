@@ -16,7 +16,7 @@ use crate::run_dir::SocketDir;
 use crate::server::Server;
 use crate::step;
 
-/// How often the serial line is looked at.
+/// Pause between two reads of the serial line.
 const LOOK: Duration = Duration::from_millis(20);
 /// The socket of the serial line.
 const LINE: &str = "serial.sock";
@@ -55,7 +55,7 @@ pub(super) struct Machine {
     server: Option<Server>,
     sockets: SocketDir,
     serial: PathBuf,
-    /// How much of the serial line's text was looked at by [`Machine::next_line`].
+    /// How much of the serial line's text [`Machine::next_line`] has read.
     seen: usize,
     /// The other end of the serial line, once something was sent.
     line: Option<UnixStream>,
@@ -137,7 +137,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Waits for the next whole line that begins with `mark`, behind those that were looked at.
+    /// Waits for the next whole line that begins with `mark`, behind those that were read.
     pub(super) fn next_line(&mut self, mark: &str, limit: Duration) -> Result<String> {
         let (mut start, mut end) = (0, 0);
         let seen = self.seen;
