@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * A channel's ring, and its way up and down
+ * Bring-up and take-down of a channel, and the memory of its ring
  */
 #include <linux/dma-mapping.h>
 #include <linux/gfp.h>
@@ -60,9 +60,9 @@ static void ptdma_ring_free(struct ptdma_chan *chan, struct ptdma_ring *ring)
 }
 
 /*
- * Head and tail hold the low half of a bus address, and read 0 after a reset. A
- * ring that begins where that half is 0 is refused by the library: take another,
- * while the first is held.
+ * Head and tail hold the low half of a bus address, and read 0 after a reset.  The
+ * library refuses a ring that begins where that half is 0.  Allocate another ring
+ * while the first one is held.
  */
 static int ptdma_ring_alloc(struct ptdma_chan *chan, u32 entries,
 			    struct ptdma_ring *ring)
@@ -79,7 +79,7 @@ static int ptdma_ring_alloc(struct ptdma_chan *chan, u32 entries,
 	return rc;
 }
 
-/* The engine is to know the channel's ring, which is new. */
+/* Starts the queue with the channel's new ring. */
 static int ptdma_chan_start(struct ptdma_chan *chan)
 {
 	struct ptdma_channel_setup setup = {
@@ -89,7 +89,7 @@ static int ptdma_chan_start(struct ptdma_chan *chan)
 		.ring_bytes = chan->ring.bytes,
 		.ring_entries = chan->ring.entries,
 		.node = chan->node,
-		/* Counts are those of the function, from one bring-up to the next. */
+		/* The counts of a function begin anew at each bring-up. */
 		.fresh = !chan->wanted,
 	};
 	int rc;
@@ -102,7 +102,7 @@ static int ptdma_chan_start(struct ptdma_chan *chan)
 		WRITE_ONCE(chan->state, PTDMA_CHAN_UP);
 		return 0;
 	}
-	/* -ETIMEDOUT: it has seen the ring, and does not stop. */
+	/* -ETIMEDOUT: the engine knows the ring, and does not stop. */
 	if (rc == -ETIMEDOUT &&
 	    !ptdma_chan_cut_off(chan, ptdma_proof_end(), true))
 		WRITE_ONCE(chan->state, PTDMA_CHAN_LEAKED);
@@ -120,8 +120,8 @@ static int ptdma_chan_start(struct ptdma_chan *chan)
  * The function becomes a bus master once its engine is seen to stand.
  *
  * Context: Process context, ptdma_topology held for writing.
- * Return: 0, or a negative error code, and the channel is not up.  -EBUSY and
- * -ETIMEDOUT: a reset of the function helps; -EOPNOTSUPP: its memory is bounced.
+ * Return: 0, or a negative error code: the channel is not up.  -EBUSY, -ETIMEDOUT:
+ * a reset of the function helps.  -EOPNOTSUPP: the kernel bounces its mappings.
  */
 int ptdma_chan_up(struct ptdma_chan *chan)
 {
@@ -143,8 +143,8 @@ int ptdma_chan_up(struct ptdma_chan *chan)
 	chan->bounces = false;
 
 	/*
-	 * Read once: ring_entries can be set at any time, and memory and engine
-	 * must agree on the size.
+	 * Read once: user space can set ring_entries at any time, and memory and
+	 * engine must agree on the size.
 	 */
 	ptdma_rs_settings_get(ptdma_system, &settings);
 	rc = ptdma_ring_alloc(chan, settings.ring_entries, &chan->ring);
@@ -155,9 +155,9 @@ int ptdma_chan_up(struct ptdma_chan *chan)
  * ptdma_chan_down - Stop a channel's queue and free its ring.
  * @chan: The channel.
  *
- * If the engine does not stop, and is not seen to be cut off from memory, the ring
- * stays as it is: the state is PTDMA_CHAN_LEAKED then, and PTDMA_CHAN_DOWN
- * otherwise.
+ * The state is PTDMA_CHAN_DOWN afterwards.  If the engine is neither proved stopped
+ * nor proved cut off from memory, the ring stays allocated, and the state is
+ * PTDMA_CHAN_LEAKED.
  *
  * Context: Process context, ptdma_topology held for writing.
  */
@@ -188,7 +188,7 @@ void ptdma_chan_down(struct ptdma_chan *chan)
 		default:
 			return;
 		}
-		/* No register of it is touched from here on. */
+		/* The library accesses no register of the function from here on. */
 		ptdma_rs_channel_forget(ptdma_system, chan->index);
 		WRITE_ONCE(chan->state, PTDMA_CHAN_LEAKED);
 	}
@@ -197,10 +197,10 @@ void ptdma_chan_down(struct ptdma_chan *chan)
 }
 
 /**
- * ptdma_chan_proved - Take note that a channel's engine touches no memory.
+ * ptdma_chan_proved - Record that a channel's engine touches no memory.
  * @chan: The channel.
  *
- * What waited for the proof is given back.
+ * Gives back memory that waited for the proof.
  *
  * Context: Process context, ptdma_topology held.
  */
@@ -230,7 +230,7 @@ bool ptdma_chan_was_reset(struct ptdma_chan *chan)
 }
 
 /**
- * ptdma_chan_leave - A channel goes with its function.
+ * ptdma_chan_leave - Detach a channel whose function is removed.
  * @chan: The channel, down or leaked.
  *
  * Context: Process context, ptdma_topology held for writing.
@@ -256,8 +256,8 @@ void ptdma_chan_leave(struct ptdma_chan *chan)
  * ptdma_chans_bytes - Memory that the channels take.
  *
  * Context: Process context.
- * Return: Bytes of all rings, those of the channels that are in use no more but
- * could not be freed included, and of the kernel's side of channels.
+ * Return: Bytes of struct ptdma_chan and of all rings, including rings that could
+ * not be freed.
  */
 size_t ptdma_chans_bytes(void)
 {
@@ -278,7 +278,7 @@ size_t ptdma_chans_bytes(void)
 	return bytes;
 }
 
-/* The new ring first: without memory for it, the channel goes on with the old one. */
+/* Allocates the new ring first, so that a failure leaves the old ring in use. */
 static int ptdma_chan_reopen(struct ptdma_chan *chan, u32 entries)
 {
 	struct ptdma_ring ring;
@@ -301,10 +301,10 @@ static int ptdma_chan_reopen(struct ptdma_chan *chan, u32 entries)
 }
 
 /**
- * ptdma_chans_reopen - Have all channels use rings of the new size.
+ * ptdma_chans_reopen - Bring all channels up again, with rings of the new size.
  *
  * Context: Process context.
- * Return: 0, or the error of the last channel that does not use one now.
+ * Return: 0, or the error of the last channel whose ring has another size.
  */
 int ptdma_chans_reopen(void)
 {

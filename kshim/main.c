@@ -38,7 +38,7 @@ static int __init ptdma_init(void)
 
 out_unregister:
 	ptdma_params_exit();
-	/* The parameters were there all the time: somebody may have used them. */
+	/* Parameters existed before init: user space may have set them. */
 	ptdma_migrator_stop();
 	ptdma_chans_part();
 	pci_unregister_driver(&ptdma_pci_driver);

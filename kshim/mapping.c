@@ -5,10 +5,10 @@
  * Each function has an IOMMU domain of its own, so a part of a folio is mapped
  * for the function that copies it, once the Rust library has chosen it.
  *
- * Where the IOMMU translates, scattered folios are put next to each other in
- * windows of bus addresses, and the library makes one descriptor of them.
- * Windows are 128 KiB, the largest size for which the IOVA allocator keeps
- * caches: with larger ones its address space fragments and it gets slow.
+ * Where the IOMMU translates, windows of bus addresses hold scattered folios side
+ * by side, and the library makes one descriptor of them.  Windows are 128 KiB, the
+ * largest size for which the IOVA allocator keeps caches.  Larger windows fragment
+ * the address space, and the allocator gets slow.
  */
 #include <linux/cc_platform.h>
 #include <linux/dma-mapping.h>
@@ -114,7 +114,7 @@ static int ptdma_link(struct device *dev, struct dma_iova_state *state,
 	rc = dma_iova_link(dev, state, phys, offset, len, dir, 0);
 	if (rc)
 		return rc;
-	/* The engine may be told of it at any time from now on. */
+	/* From here on the part may become a descriptor at any time. */
 	rc = dma_iova_sync(dev, state, offset, len);
 	if (rc)
 		dma_iova_unlink(dev, state, offset, len, dir, 0);
@@ -157,8 +157,8 @@ static noinline bool ptdma_map_windowed(struct ptdma_batch *batch,
 }
 
 /*
- * Looks for a piece among the parts of its folio, from part @i on.  Returns 1 if
- * it is not mapped.
+ * Searches the parts of the folio for a piece, from part @i on.  Returns 1 if the
+ * piece is not mapped.
  */
 static noinline int ptdma_map_again(struct ptdma_batch *batch, u32 chan,
 				    const struct ptdma_piece *piece, u16 i,
@@ -208,8 +208,8 @@ static __always_inline bool ptdma_map_part(struct ptdma_batch *batch,
 	part->dst = dst;
 	part->windowed = false;
 	/*
-	 * Where bus addresses are physical ones, there is nothing to undo, as the
-	 * API can tell after the last mapping that matters.
+	 * Where bus addresses are physical ones, nothing needs to be unmapped.  The
+	 * API tells so after the last mapping that matters.
 	 */
 	if (dma_need_unmap(dev))
 		batch->must_unmap = true;
@@ -224,10 +224,10 @@ static __always_inline bool ptdma_map_part(struct ptdma_batch *batch,
  * @segment: Filled in: the beginning of @piece, as far as it is contiguous for
  *	the channel.
  *
- * Asked again for the same part, it gives the same answer.
+ * A second call for the same part gives the same answer.
  *
  * Context: Process context, no locks but ptdma_topology.
- * Return: 0, or a negative error code: the part has to be copied by the CPU.
+ * Return: 0, or a negative error code: the CPU must copy the part.
  */
 int ptdma_k_map(struct ptdma_batch *batch, u32 chan,
 		const struct ptdma_piece *piece, struct ptdma_segment *segment)
@@ -314,7 +314,7 @@ bool ptdma_maps_channel(struct ptdma_batch *batch, unsigned int chan)
 /**
  * ptdma_unmap_channel - Undo what a batch has mapped for one channel.
  * @batch: The batch.
- * @chan: The channel, which writes to the batch's memory no more.
+ * @chan: The channel, whose engine no longer writes to the batch's memory.
  *
  * Context: Process context, ptdma_topology held.
  */
@@ -332,9 +332,9 @@ void ptdma_unmap_channel(struct ptdma_batch *batch, unsigned int chan)
 
 /**
  * ptdma_unmap_round - Undo the mappings of a round.
- * @batch: The batch, to whose memory no engine writes any more.
+ * @batch: The batch, whose memory no engine writes to any more.
  *
- * With bounce buffers, copies are not in the folios before this.
+ * With bounce buffers, the data reach the folios only here.
  *
  * Context: Process context, ptdma_topology held.
  */

@@ -12,7 +12,7 @@
 static DEFINE_MUTEX(ptdma_migrator_lock);
 static bool ptdma_registered;
 #ifdef MIGRATE_OFFLOAD_DEFAULT_REASONS
-/* Not for folios whose memory is suspect: an engine may not notice that. */
+/* Without memory failure: an engine may copy poison without an error. */
 static unsigned long ptdma_reasons = MIGRATE_OFFLOAD_DEFAULT_REASONS;
 #else
 static unsigned long ptdma_reasons = MIGRATE_OFFLOAD_ALL_REASONS;
@@ -32,7 +32,7 @@ static const struct migrator ptdma_migrator = {
  * ptdma_migrator_start - Become the kernel's migrator.
  *
  * Context: Process context.
- * Return: 0, also if it is already; -EBUSY if somebody else is.
+ * Return: 0, also if registered already; -EBUSY if another migrator is registered.
  */
 int ptdma_migrator_start(void)
 {
@@ -47,7 +47,7 @@ int ptdma_migrator_start(void)
 }
 
 /**
- * ptdma_migrator_stop - Be the kernel's migrator no more.
+ * ptdma_migrator_stop - Stop being the kernel's migrator.
  *
  * On return no batch is in flight.
  *
@@ -62,7 +62,7 @@ void ptdma_migrator_stop(void)
 }
 
 /**
- * ptdma_migrator_active - Whether it is registered.
+ * ptdma_migrator_active - Whether the module is the kernel's migrator.
  *
  * Return: true if it is.
  */
@@ -73,7 +73,7 @@ bool ptdma_migrator_active(void)
 }
 
 /**
- * ptdma_migrator_reasons - What it copies for.
+ * ptdma_migrator_reasons - Reasons of migration to copy for.
  *
  * Return: A bit for each enum migrate_reason.
  */
@@ -83,7 +83,7 @@ unsigned long ptdma_migrator_reasons(void)
 }
 
 /**
- * ptdma_migrator_set_reasons - Change what it copies for.
+ * ptdma_migrator_set_reasons - Change the reasons of migration to copy for.
  * @mask: A bit for each enum migrate_reason.
  *
  * Context: Process context.

@@ -2,8 +2,8 @@
 /*
  * Controls and counts, in /sys/module/ptdma_migrator/parameters/
  *
- * All of them can be changed at any time.  What is a sensible value is known to
- * the Rust library, which uses them.
+ * User space can change all of them at any time.  The Rust library uses the values,
+ * and knows their ranges.
  */
 #include <linux/migrate_copy_offload.h>
 #include <linux/module.h>
@@ -12,12 +12,12 @@
 
 #include "ptdma_migrator.h"
 
-/* Until the system exists, parameters of the command line end up here. */
+/* Parameters of the command line, until the system exists. */
 static struct ptdma_settings ptdma_early;
 static bool ptdma_early_set;
 static bool ptdma_early_offloading;
 static bool ptdma_early_selftest;
-/* The module goes: nothing is started any more. */
+/* The module goes: writes to parameters start nothing any more. */
 static bool ptdma_closed;
 static DEFINE_MUTEX(ptdma_params_lock);
 
@@ -282,7 +282,7 @@ MODULE_PARM_DESC(memory_bytes,
 
 /**
  * ptdma_params_init - Put parameters of the command line into effect.
- * @system: The system, which from here on is what parameters are about.
+ * @system: The system that parameters refer to from here on.
  *
  * Called before functions are bound.
  *
@@ -297,7 +297,7 @@ int ptdma_params_init(struct ptdma_system *system)
 }
 
 /**
- * ptdma_params_start - Do what the command line asks for.
+ * ptdma_params_start - Start the self-test and offloading, if the command line says so.
  *
  * Called after functions were bound.
  *
@@ -315,7 +315,7 @@ int ptdma_params_start(void)
 }
 
 /**
- * ptdma_params_exit - From here on, no parameter has an effect.
+ * ptdma_params_exit - End the effect of all parameters.
  */
 void ptdma_params_exit(void)
 {

@@ -11,7 +11,7 @@
 
 #include "ptdma_migrator.h"
 
-/* Scattered pages: more than a small ring holds, so that it wraps. */
+/* More scattered pages than a small ring holds, so that the ring wraps. */
 #define PTDMA_TEST_PAGES	96
 /* One large copy: cut or not, it is more than one page. */
 #define PTDMA_TEST_ORDER	5
@@ -117,7 +117,7 @@ static enum ptdma_test_result ptdma_test_check(struct ptdma_test *test,
 	return PTDMA_TEST_PASSED;
 }
 
-/* The engine may write to the pages: they are the batch's from here on. */
+/* The engine may write to the pages: the batch keeps them. */
 static void ptdma_test_hold(struct ptdma_test *test, struct ptdma_batch *batch)
 {
 	unsigned int i;
@@ -199,7 +199,7 @@ int ptdma_selftest(void)
 		channels++;
 		result = ptdma_test_chan(chan);
 		ptdma_test_results[i] = result;
-		/* What to tell those who know other machines. */
+		/* For reports: what this machine's engine does. */
 		pci_info(chan->pdev, "channel %u: %s\n", i,
 			 ptdma_engine_text(chan, text));
 		if (result == PTDMA_TEST_PASSED)

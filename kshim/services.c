@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What the Rust library has the kernel do: locks, time, sleep, the CPU's copy
+ * Services of the kernel for the Rust library: locks, time, sleep, the CPU's copy
  *
  * Mapping is in mapping.c.
  */
@@ -19,8 +19,8 @@
 #include "trace.h"
 
 /*
- * A channel's lock.  The library keeps room for it next to what it protects; it
- * is the kernel's lock, so that lockdep sees it and interrupts stay off.
+ * A channel's lock, in memory of the library beside the data that it protects.  The
+ * lock is the kernel's, so that lockdep sees it and interrupts stay off.
  */
 static spinlock_t *ptdma_spinlock(struct ptdma_lock *lock)
 {
@@ -54,7 +54,7 @@ void ptdma_k_lock_init(struct ptdma_lock *lock, u32 kind)
  * ptdma_k_lock - Take a lock, and keep interrupts off this CPU.
  * @lock: The lock.
  *
- * Return: What ptdma_k_unlock() wants to know.
+ * Return: Flags for ptdma_k_unlock().
  */
 u64 ptdma_k_lock(struct ptdma_lock *lock)
 	__acquires(lock)
@@ -110,12 +110,12 @@ void ptdma_alarm(struct timer_list *timer)
 }
 
 /*
- * Sleeps until the channel interrupts or so many jiffies are over: returns
- * whether they are, also if it has interrupted but that is not what woke us.
+ * Sleeps until the channel interrupts or the time limit, in jiffies, is over.
+ * Returns whether the limit is over, even if the channel has interrupted as well.
  *
- * Almost every sleep ends with an interrupt, so the alarm that ends the others
- * is left running afterwards instead of being set and stopped each time: one
- * that rings too early costs a look at the clock, now and then.
+ * Almost every sleep ends with an interrupt.  So the alarm keeps running afterwards
+ * and is not set and stopped each time.  An alarm that rings early costs a read of
+ * the clock now and then.
  */
 static bool ptdma_sleep(struct ptdma_batch *batch, struct ptdma_chan *chan,
 			unsigned long timeout)
@@ -132,7 +132,7 @@ static bool ptdma_sleep(struct ptdma_batch *batch, struct ptdma_chan *chan,
 		if (ptdma_has_event(batch, chan) ||
 		    time_after_eq(jiffies, deadline))
 			break;
-		/* One that has expired by now rings, and ends this turn. */
+		/* An alarm that has expired by now rings, and ends this turn. */
 		if (!timer_pending(&batch->alarm) ||
 		    time_after(expires, deadline))
 			mod_timer(&batch->alarm, deadline);
@@ -147,15 +147,14 @@ static bool ptdma_sleep(struct ptdma_batch *batch, struct ptdma_chan *chan,
  * ptdma_k_wait - Wait until a channel has interrupted.
  * @batch: The batch that waits.
  * @index: The channel.
- * @spin_ns: Spin for so many nanoseconds first.
+ * @spin_ns: How long to spin first, in nanoseconds.
  * @timeout_ns: Wait no longer than this, in nanoseconds.
  *
- * Returns at once if the channel has interrupted since the batch waited for it
- * last: the library looks at what is known before it comes here, and an
- * interrupt in between must not be slept through.
+ * Returns at once if the channel has interrupted since the batch's last wait: an
+ * interrupt between the library's poll and this call must not be slept through.
  *
  * Context: Process context, no locks but ptdma_topology.
- * Return: Whether it has interrupted.
+ * Return: true if the channel has interrupted.
  */
 bool ptdma_k_wait(struct ptdma_batch *batch, u32 index, u64 spin_ns,
 		  u64 timeout_ns)
@@ -185,15 +184,15 @@ bool ptdma_k_wait(struct ptdma_batch *batch, u32 index, u64 spin_ns,
 	interrupted = ptdma_has_event(batch, chan);
 	batch->seen = atomic64_read(&ptdma_events);
 	/*
-	 * The library looks at all channels that interrupt after this, and finds
-	 * what they have told by now; later events end the next wait.
+	 * The library polls the channels after this, and so sees every event up to
+	 * here.  Later events end the next wait.
 	 */
 	smp_mb();
 	return interrupted;
 }
 
 /**
- * ptdma_k_nap - Sleep for a moment, where no interrupt is to be waited for.
+ * ptdma_k_nap - Sleep for a moment, where no interrupt will come.
  * @ns: Nanoseconds, at least.
  *
  * Context: Process context, no locks but ptdma_topology.
@@ -207,7 +206,7 @@ void ptdma_k_nap(u64 ns)
 }
 
 /**
- * ptdma_k_yield - Let others run for whom this CPU is wanted.
+ * ptdma_k_yield - Let other tasks run that need this CPU.
  *
  * Context: Process context, no locks but ptdma_topology and chan->lock.
  */
@@ -302,8 +301,8 @@ static void ptdma_print(struct ptdma_chan *chan, u32 event, u64 code)
 }
 
 /**
- * ptdma_report_work - Print what was noticed where nothing can be printed.
- * @work: The channel's.
+ * ptdma_report_work - Print the events that ptdma_k_report() has recorded.
+ * @work: The channel's work item for reports.
  */
 void ptdma_report_work(struct work_struct *work)
 {
@@ -316,13 +315,13 @@ void ptdma_report_work(struct work_struct *work)
 }
 
 /**
- * ptdma_k_report - Somebody should know of this.
- * @index: The channel it is about.
+ * ptdma_k_report - Record an event of a channel for the log.
+ * @index: The channel.
  * @event: What happened, an enum ptdma_event.
- * @code: The engine's error code, or what else belongs to @event.
+ * @code: The engine's error code, or another detail of @event.
  *
- * Under the channel's lock of the library and in hard interrupts nothing is
- * printed: a serial console takes milliseconds.
+ * Printing is left to a work item: a serial console takes milliseconds, too long
+ * under the library's lock of the channel and in hard interrupts.
  *
  * Context: Any.
  */

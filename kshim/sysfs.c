@@ -42,7 +42,7 @@ PTDMA_COUNT(restarts);
 PTDMA_COUNT(stops);
 PTDMA_COUNT(hangs);
 
-/* What C counts, for as long as the function is bound. */
+/* Counts of the C side, since the function was bound. */
 static ssize_t recoveries_show(struct device *dev,
 			       struct device_attribute *attr, char *buf)
 {
@@ -94,7 +94,7 @@ static ssize_t state_show(struct device *dev, struct device_attribute *attr,
 
 	if (chan->bounces)
 		return sysfs_emit(buf, "bounces\n");
-	/* It fell out of service, and nobody has looked yet. */
+	/* Out of service, and the work item has not run yet. */
 	if (state == PTDMA_CHAN_UP &&
 	    ptdma_rs_channel_service(ptdma_system, chan->index) !=
 	    PTDMA_SERVICE_ACTIVE)

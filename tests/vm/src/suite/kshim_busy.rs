@@ -97,7 +97,7 @@ fn quarantined_batches(guest: &mut Guest) -> Result<i64> {
     Ok(i64::try_from(lines.count())?)
 }
 
-/// One engine that can not be stopped takes all batches with it that are in flight. Others take
+/// One engine that cannot be stopped takes all batches with it that are in flight. Others take
 /// their places, and when it is proved stopped there are as many as before.
 pub(super) fn all_in_quarantine(guest: &mut Guest) -> Result<String> {
     start(guest, 16)?;

@@ -120,7 +120,7 @@ enum Stuck {
     Believed,
 }
 
-/// An engine stands still in the middle of a batch and can not be stopped. The program ends, the
+/// An engine stands still in the middle of a batch and cannot be stopped. The program ends, the
 /// memory is free if the module has given it back, and the engine goes on.
 fn late_write(guest: &mut Guest, how: Stuck) -> Result<Late> {
     start(guest, 2)?;
