@@ -1,19 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * offload_copy: a batch of folios, from the list to the marks
+ * The pool of batches, and a round of a batch
  *
- * Everything it needs was allocated at load.  A batch that finds no free
- * resources is left to the CPU; one that is longer than a round takes several.
+ * Everything a batch needs was allocated at load.  A batch that finds no free
+ * resources is left to the CPU.
  */
 #include <linux/list.h>
-#include <linux/migrate_copy_offload.h>
 #include <linux/mm.h>
 #include <linux/sizes.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 
 #include "ptdma_migrator.h"
-#include "trace.h"
 
 static LIST_HEAD(ptdma_pool);
 /* Batches in the pool or in flight, without those in quarantine. */
@@ -240,184 +238,3 @@ int ptdma_batch_round(struct ptdma_batch *batch, unsigned int nr, int only,
 	ptdma_chans_rescue(result->out_of_service);
 	return rc;
 }
-
-/* What a batch has copied and marked. */
-struct ptdma_copied {
-	unsigned int folios;
-	u64 bytes;
-	/* Copy of batch->sleeps: a batch in quarantine may be freed any time. */
-	unsigned int sleeps;
-};
-
-static void ptdma_mark_round(struct ptdma_batch *batch, unsigned int nr,
-			     struct folio *dst, struct ptdma_copied *copied)
-{
-	unsigned int i;
-
-	for (i = 0; i < nr; i++, dst = list_next_entry(dst, lru)) {
-		if (batch->outcomes[i] != PTDMA_OUTCOME_DMA &&
-		    batch->outcomes[i] != PTDMA_OUTCOME_CPU)
-			continue;
-		folio_mark_content_copied(dst);
-		copied->bytes += batch->folios[i].len;
-		copied->folios++;
-	}
-}
-
-/* Holds earlier rounds too: after -EOWNERDEAD the core gives up the whole batch. */
-static void ptdma_hold_all(struct ptdma_batch *batch, struct list_head *dst_list)
-{
-	struct folio *folio;
-
-	ptdma_quarantine_hold(batch, list_count_nodes(dst_list));
-	list_for_each_entry(folio, dst_list, lru) {
-		folio_get(folio);
-		ptdma_quarantine_add(batch, folio);
-	}
-}
-
-static int ptdma_copy_rounds(struct ptdma_batch *batch,
-			     struct list_head *dst_list,
-			     struct list_head *src_list,
-			     unsigned int folio_cnt,
-			     struct ptdma_copied *copied)
-{
-	struct folio *src = list_first_entry(src_list, struct folio, lru);
-	struct folio *dst = list_first_entry(dst_list, struct folio, lru);
-
-	while (folio_cnt) {
-		unsigned int nr = min(folio_cnt, PTDMA_ROUND_FOLIOS);
-		struct folio *first = dst;
-		struct ptdma_result result = {};
-		unsigned int i;
-		int rc;
-
-		for (i = 0; i < nr; i++) {
-			batch->folios[i].src = PFN_PHYS(folio_pfn(src));
-			batch->folios[i].dst = PFN_PHYS(folio_pfn(dst));
-			batch->folios[i].len = folio_size(src);
-			src = list_next_entry(src, lru);
-			dst = list_next_entry(dst, lru);
-		}
-
-		rc = ptdma_batch_round(batch, nr, -1, &result);
-		trace_ptdma_round(nr, &result);
-		copied->sleeps = batch->sleeps;
-		if (result.unproven) {
-			ptdma_hold_all(batch, dst_list);
-			ptdma_quarantine(batch, &result);
-			return -EOWNERDEAD;
-		}
-		if (rc)
-			return rc;
-		ptdma_mark_round(batch, nr, first, copied);
-		folio_cnt -= nr;
-		cond_resched();
-	}
-	return 0;
-}
-
-/* Stops at the first folio that makes the batch large enough. */
-static bool ptdma_is_worth_it(struct list_head *src_list)
-{
-	u64 least = ptdma_rs_min_bytes(ptdma_system);
-	struct folio *src;
-	u64 bytes = 0;
-
-	list_for_each_entry(src, src_list, lru) {
-		bytes += folio_size(src);
-		if (bytes >= least)
-			return true;
-	}
-	return false;
-}
-
-static int ptdma_copy_folios(struct list_head *dst_list,
-			     struct list_head *src_list,
-			     unsigned int folio_cnt, bool may_sleep)
-{
-	struct ptdma_batch *batch;
-	struct ptdma_copied copied = {};
-	u64 start = 0;
-	int rc;
-
-	if (!folio_cnt)
-		return 0;
-
-	if (!ptdma_is_worth_it(src_list)) {
-		atomic64_inc(&ptdma_totals.declined);
-		return 0;
-	}
-
-	if (!down_read_trylock(&ptdma_topology)) {
-		atomic64_inc(&ptdma_totals.busy);
-		return 0;
-	}
-	batch = ptdma_batch_get(may_sleep);
-	if (!batch) {
-		up_read(&ptdma_topology);
-		atomic64_inc(&ptdma_totals.busy);
-		return 0;
-	}
-
-	trace_ptdma_batch_start(folio_cnt);
-	if (trace_ptdma_batch_end_enabled())
-		start = ptdma_k_now_ns();
-	batch->sleeps = 0;
-	batch->proof_end = 0;
-	rc = ptdma_copy_rounds(batch, dst_list, src_list, folio_cnt, &copied);
-	/* After an error the core trusts no mark, not even of earlier rounds. */
-	if (rc)
-		copied = (struct ptdma_copied){ .sleeps = copied.sleeps };
-	if (trace_ptdma_batch_end_enabled())
-		/* start is 0 if the event was enabled meanwhile. */
-		trace_ptdma_batch_end(folio_cnt, copied.folios, copied.sleeps,
-				      start ? ptdma_k_now_ns() - start : 0, rc);
-
-	atomic64_inc(&ptdma_totals.batches);
-	atomic64_add(copied.folios, &ptdma_totals.folios_migrated);
-	atomic64_add(folio_cnt - copied.folios, &ptdma_totals.folios_failures);
-	atomic64_add(copied.bytes, &ptdma_totals.bytes);
-	if (rc != -EOWNERDEAD)
-		ptdma_batch_put(batch);
-	up_read(&ptdma_topology);
-	return rc;
-}
-
-#ifdef PTDMA_COPY_BATCH
-/**
- * ptdma_copy_batch - Copy a batch of folios with the engines.
- * @copy: The batch, and how it is to be copied.
- *
- * Marks each destination that holds all bytes of its source; the CPU copies the
- * others.  Asynchronous migration must not sleep: such a batch polls, or is left to
- * the CPU if it would take longer than polling is worth.
- *
- * Return: 0; -EOWNERDEAD if an engine may still write to the destinations, with a
- * reference to each of them taken; another negative error code if the marks must
- * not be trusted.
- */
-int ptdma_copy_batch(const struct migrate_copy_batch *copy)
-{
-	return ptdma_copy_folios(copy->dst, copy->src, copy->nr_folios,
-				 copy->mode != MIGRATE_ASYNC);
-}
-#else
-/**
- * ptdma_offload_copy - Copy a batch of folios with the engines.
- * @dst_list: Destinations.
- * @src_list: Sources, in the same order.
- * @folio_cnt: Entries of each list.
- *
- * For kernels whose interface has no mode and no reason.
- *
- * Return: 0; -EOWNERDEAD if an engine may still write to the destinations, with a
- * reference to each of them taken; another negative error code if the marks must
- * not be trusted.
- */
-int ptdma_offload_copy(struct list_head *dst_list, struct list_head *src_list,
-		       unsigned int folio_cnt)
-{
-	return ptdma_copy_folios(dst_list, src_list, folio_cnt, true);
-}
-#endif

@@ -5,12 +5,14 @@
  * User space can change all of them at any time.  The Rust library uses the values,
  * and knows their ranges.
  */
-#include <linux/migrate_copy_offload.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/string.h>
 
 #include "ptdma_migrator.h"
+#ifdef PTDMA_PATCHED
+#include <linux/migrate_copy_offload.h>
+#endif
 
 /* Parameters of the command line, until the system exists. */
 static struct ptdma_settings ptdma_early;
@@ -131,6 +133,7 @@ module_param_cb(hybrid_percent, &ptdma_knob_ops, &ptdma_knob_hybrid_percent, 064
 MODULE_PARM_DESC(hybrid_percent,
 		 "share of a batch that the CPU copies while it would wait, 0 to 50 (default: 0)");
 
+#ifdef PTDMA_PATCHED
 static int ptdma_offloading_set(const char *val, const struct kernel_param *kp)
 {
 	bool on;
@@ -193,6 +196,7 @@ static const struct kernel_param_ops ptdma_reasons_ops = {
 module_param_cb(reason_mask, &ptdma_reasons_ops, NULL, 0644);
 MODULE_PARM_DESC(reason_mask,
 		 "reasons of migration to copy for: names separated by commas, all, none, or a number (default: all)");
+#endif /* PTDMA_PATCHED */
 
 static int ptdma_selftest_set(const char *val, const struct kernel_param *kp)
 {

@@ -119,6 +119,8 @@ static void ptdma_unbind(struct ptdma_chan *chan)
 	ptdma_chan_leave(chan);
 	ptdma_chans[chan->index] = NULL;
 	up_write(&ptdma_topology);
+	/* Before 6.10 it may still be queued, to do nothing; see compat.h. */
+	cancel_delayed_work_sync(&chan->rescue);
 }
 
 static int ptdma_try_up(struct ptdma_chan *chan)
@@ -238,7 +240,7 @@ static void ptdma_shutdown(struct pci_dev *pdev)
 	struct ptdma_chan *chan = pci_get_drvdata(pdev);
 
 	/* The engine must not write into the memory of a kernel that kexec starts. */
-	disable_delayed_work_sync(&chan->rescue);
+	ptdma_work_disable(&chan->rescue, &chan->rescue_off);
 	down_write(&ptdma_topology);
 	ptdma_chan_down(chan);
 	pci_clear_master(pdev);
@@ -249,7 +251,7 @@ static void ptdma_shutdown(struct pci_dev *pdev)
 static void ptdma_pause(struct ptdma_chan *chan)
 {
 	if (!chan->suspended)
-		disable_delayed_work_sync(&chan->rescue);
+		ptdma_work_disable(&chan->rescue, &chan->rescue_off);
 	down_write(&ptdma_topology);
 	chan->suspended = true;
 	ptdma_chan_down(chan);
@@ -280,7 +282,7 @@ static void ptdma_go_on(struct ptdma_chan *chan)
 	 * work item must be enabled before batches can run.
 	 */
 	if (paused)
-		enable_delayed_work(&chan->rescue);
+		ptdma_work_enable(&chan->rescue, &chan->rescue_off);
 	up_write(&ptdma_topology);
 
 	if (chan->state != PTDMA_CHAN_UP && chan->wanted && !chan->bounces) {

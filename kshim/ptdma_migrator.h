@@ -21,6 +21,7 @@
 #include <linux/wait.h>
 #include <linux/workqueue.h>
 
+#include "compat.h"
 #include "include/ptdma_kshim.h"
 
 #define PTDMA_DRIVER_NAME	"ptdma_migrator"
@@ -41,7 +42,6 @@
 #define PTDMA_MAX_BATCHES	8
 
 struct folio;
-struct migrate_copy_batch;
 
 /**
  * enum ptdma_chan_state - What the engine of a channel may do; see ARCHITECTURE.md.
@@ -99,6 +99,8 @@ struct ptdma_ring {
  * @suspended: The channel is down for suspend or reset, and comes up afterwards.
  * @tried: The reset that should prove the engine stopped before removal failed.
  * @rescue: Work item: resets the function and returns the channel to service.
+ * @rescue_off: Before 6.10: how often @rescue was disabled.  It does nothing until
+ *	this is 0.
  * @not_before: Earliest time of the next @rescue, in jiffies.
  * @delay: Back-off before the last @rescue, in jiffies; 0: none yet.
  * @report: Prints the events that were recorded where printing is not allowed.
@@ -130,6 +132,7 @@ struct ptdma_chan {
 	bool suspended;
 	bool tried;
 	struct delayed_work rescue;
+	atomic_t rescue_off;
 	unsigned long not_before;
 	unsigned long delay;
 	struct work_struct report;
@@ -309,12 +312,6 @@ gfp_t ptdma_batch_gfp(const struct ptdma_batch *batch);
 struct ptdma_batch *ptdma_batch_get(bool may_sleep);
 void ptdma_batch_put(struct ptdma_batch *batch);
 void ptdma_batch_free(struct ptdma_batch *batch);
-#ifdef PTDMA_COPY_BATCH
-int ptdma_copy_batch(const struct migrate_copy_batch *copy);
-#else
-int ptdma_offload_copy(struct list_head *dst, struct list_head *src,
-		       unsigned int folio_cnt);
-#endif
 int ptdma_batch_round(struct ptdma_batch *batch, unsigned int nr, int only,
 		      struct ptdma_result *result);
 
@@ -335,12 +332,23 @@ bool ptdma_maps_channel(struct ptdma_batch *batch, unsigned int chan);
 void ptdma_unmap_channel(struct ptdma_batch *batch, unsigned int chan);
 void ptdma_unmap_round(struct ptdma_batch *batch);
 
-/* migrator.c */
+/* migrator.c, on kernels with the patches */
+#ifdef PTDMA_PATCHED
 int ptdma_migrator_start(void);
 void ptdma_migrator_stop(void);
 bool ptdma_migrator_active(void);
 unsigned long ptdma_migrator_reasons(void);
 int ptdma_migrator_set_reasons(unsigned long mask);
+#else
+static inline int ptdma_migrator_start(void)
+{
+	return 0;
+}
+
+static inline void ptdma_migrator_stop(void)
+{
+}
+#endif
 
 /* params.c */
 int ptdma_params_init(struct ptdma_system *system);

@@ -411,7 +411,11 @@ static void ptdma_rescue_work(struct work_struct *work)
 {
 	struct ptdma_chan *chan = container_of(to_delayed_work(work),
 					       struct ptdma_chan, rescue);
-	int rc = ptdma_rescue(chan);
+	int rc;
+
+	if (atomic_read(&chan->rescue_off))
+		return;
+	rc = ptdma_rescue(chan);
 
 	if (rc == 1)
 		return;
@@ -489,7 +493,7 @@ void ptdma_chan_part(struct ptdma_chan *chan)
 	up_write(&ptdma_topology);
 	flush_delayed_work(&chan->rescue);
 	chan->tried = true;
-	disable_delayed_work_sync(&chan->rescue);
+	ptdma_work_disable(&chan->rescue, &chan->rescue_off);
 }
 
 /**
