@@ -15,7 +15,7 @@
 //! | [`Channel`] | one queue: bring-up, submission, completion, recovery, tear-down |
 //! | [`CopyChannel`] | what a channel promises, whatever its engine is; [`PtdmaQueue`] promises it |
 //! | [`Channels`], [`shared`] | channels that many CPUs share |
-//! | [`group`] | scatter-gather lists spread over many channels, shared by many CPUs |
+//! | [`list`] | lists of copies spread over shared channels, with a result for each entry |
 //!
 //! # Contract
 //!
@@ -139,36 +139,25 @@
 //! # Many channels, many CPUs
 //!
 //! ```
-//! use ptdma::group::{ChannelGroup, Member, SgEntry, Status};
-//! use ptdma::{Clock, Deadline, Notify, RegisterIo, RingMemory};
+//! use ptdma::{Channels, Clock, CopyChannel, Deadline, EntryResult, ListCopy, Notify, Segment};
 //!
-//! /// Copies a list with all channels and says how many bytes arrived.
-//! fn copy<R: RegisterIo, M: RingMemory, C: Clock>(
-//!     group: &ChannelGroup<R, M>,
-//!     list: &[SgEntry],
-//!     clock: &C,
-//! ) -> Result<u64, &'static str> {
-//!     let mut ticket = group.submit(list, Notify::Silent).map_err(|_| "not submitted")?;
-//!     let mut bytes: u64 = list.iter().map(|entry| entry.len_bytes).sum();
-//!     let mut failures = [None; 8];
-//!     let mut count = 0;
-//!     group
-//!         .wait(&mut ticket, clock, Deadline::after(clock, 1_000_000), core::hint::spin_loop, |failure| {
-//!             if let Some(slot) = failures.get_mut(count) {
-//!                 *slot = Some(failure);
-//!             }
-//!             count += 1;
-//!         })
-//!         .map_err(|_| "engines hang: the list's memory is still theirs")?;
-//!     if count > failures.len() {
-//!         return Err("more failures than expected");
+//! /// Copies a list with all channels, and says what became of each entry. Any number of CPUs
+//! /// may call it at the same time.
+//! fn copy<C: CopyChannel>(
+//!     channels: &Channels<C>,
+//!     list: &[Segment],
+//!     results: &mut [EntryResult],
+//!     clock: &impl Clock,
+//! ) -> Result<(), &'static str> {
+//!     // An engine that does not move for this long, in the unit of the clock, is stopped.
+//!     let hang = 100_000_000;
+//!     let mut copy = ListCopy::start(channels, list, results, Notify::Silent, hang, clock.now())
+//!         .map_err(|_| "not started")?;
+//!     let deadline = Deadline::after(clock, 1_000_000_000);
+//!     if copy.wait(clock, deadline, core::hint::spin_loop).is_err() {
+//!         copy.stop(clock.now());
 //!     }
-//!     for failure in failures.iter().flatten() {
-//!         if let Some(piece) = ticket.piece(list, failure) {
-//!             bytes -= u64::from(piece.len_bytes);
-//!         }
-//!     }
-//!     Ok(bytes)
+//!     Ok(())
 //! }
 //! ```
 //!
@@ -217,9 +206,9 @@ mod error;
 mod error_code;
 mod failure;
 mod find_out;
-pub mod group;
 pub mod io;
 mod lifecycle;
+pub mod list;
 mod lock;
 #[cfg(target_arch = "x86_64")]
 pub mod mmio;
@@ -245,9 +234,9 @@ pub use descriptor::Descriptor;
 pub use error::{Anomaly, BringUpError, Failure, Fault, NotStopped, SubmitError};
 pub use error_code::{ErrorCode, KnownError};
 pub use find_out::ProbeError;
-pub use group::{ChannelGroup, GroupError, SgEntry, Ticket};
 pub use io::{Clock, RegisterIo, RingMemory};
 pub use lifecycle::{FunctionQuiesced, Terminated};
+pub use list::{EntryResult, ListCopy, ListError, ListStatus, ListTimedOut};
 pub use lock::Lock;
 #[cfg(target_arch = "x86_64")]
 pub use mmio::Mmio;

@@ -11,10 +11,8 @@
 ///
 /// # What the crate promises
 ///
-/// Closures are bounded, never call the caller's code nor back into the same lock, and only one
-/// lock is held at a time, so that no order between locks is needed. They are short, but for
-/// [`ChannelGroup::terminate`](crate::ChannelGroup::terminate), which lasts up to the deadline that
-/// it is given.
+/// Closures are bounded and short, never call back into the same lock, and only one lock is held at
+/// a time, so that no order between locks is needed. The longest closure stops an engine.
 pub trait Lock<T> {
     /// Runs `f` with the value, waiting for the lock if it is held.
     fn with<U>(&self, f: impl FnOnce(&mut T) -> U) -> U;

@@ -112,6 +112,15 @@ impl<C: CopyChannel, const N: usize> Channels<C, spin::Mutex<SharedChannel<C>>, 
         let _ = self.add(spin::Mutex::new(SharedChannel::new(channel)));
         Ok(number)
     }
+
+    /// Gives all channels back, in the order of their numbers, those out of service too; `None`
+    /// for one that was [taken](Self::take) away.
+    ///
+    /// The engine of one that is [`Unproven`](ServiceState::Unproven) may still write.
+    pub fn into_channels(self) -> impl Iterator<Item = Option<C>> {
+        let slots = self.slots.into_iter();
+        slots.map(|slot| slot.channel.into_inner().channel)
+    }
 }
 
 impl<C: CopyChannel, L: Lock<SharedChannel<C>>, const N: usize> Channels<C, L, N> {

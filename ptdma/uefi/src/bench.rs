@@ -1,15 +1,17 @@
 //! The trial: channels brought up, lists copied by one and by all, every byte compared.
 
+use alloc::vec;
 use alloc::vec::Vec;
+use core::cell::Cell;
 use core::ops::Range;
 
-use ptdma::group::{ChannelGroup, Member, PieceFailure, SgEntry, Status, Ticket};
 use ptdma::{
-    BringUpError, Channel, ChannelConfig, Clock, CoherentRing, DmaAddr, EngineTraits, ErrorCode,
-    FunctionQuiesced, GroupError, Mmio, Notify, ProbeError, Stats,
+    BringUpError, Channel, ChannelConfig, Channels, Clock, CoherentRing, DmaAddr, EngineTraits,
+    EntryResult, ErrorCode, Fault, FunctionQuiesced, ListCopy, Mmio, NotStopped, Notify, Observer,
+    ProbeError, Progress, PtdmaQueue, Segment, ServiceState, SharedChannel, Stats, Terminated,
 };
 use ptdma_uefi::pci::{self, Saved, Unproved};
-use ptdma_uefi::work::{Copy, Kind, Losses, Work, lay_out};
+use ptdma_uefi::work::{Copy, Kind, Work, lay_out};
 use uefi::println;
 
 use crate::firmware::{Location, Machine, Pages, Ticks, registers};
@@ -18,7 +20,7 @@ use crate::firmware::{Location, Machine, Pages, Ticks, registers};
 pub(crate) const MAX_FUNCTIONS: usize = 64;
 /// Descriptors of a ring. A page holds them, which is as aligned as such a ring must be.
 const RING_ENTRIES: usize = 128;
-/// The longest share of a list, 1 MiB, takes 250 us at 4 GB/s, the slowest that was published. An
+/// How long an engine may stand still. The longest copy, 1 MiB, takes 250 us at 4 GB/s, the slowest that was published. An
 /// emulated engine may wait seconds for its turn on a busy machine.
 const COPY_MS: u64 = 3_000;
 /// An engine shows what it is like within microseconds; an emulated one as above: one second was
@@ -33,7 +35,30 @@ const ROUNDS: u64 = 8;
 type Ring = CoherentRing;
 type Regs = Mmio;
 type Driver = Channel<Regs, Ring>;
-type Group = ChannelGroup<Regs, Ring, spin::Mutex<Member<Regs, Ring>>, MAX_FUNCTIONS>;
+type Queue<'n> = PtdmaQueue<Regs, Ring, Ticks, &'n Notes>;
+type Shared<'n> = Channels<Queue<'n>, spin::Mutex<SharedChannel<Queue<'n>>>, MAX_FUNCTIONS>;
+
+/// What a channel has reported while it copied a list.
+#[derive(Default)]
+struct Notes {
+    first_code: Cell<Option<ErrorCode>>,
+    stops: Cell<u64>,
+}
+
+impl Observer for &Notes {
+    fn noticed(&self, progress: &Progress) {
+        if let (Some(failure), None) = (progress.failure, self.first_code.get()) {
+            self.first_code.set(Some(failure.code));
+        }
+    }
+    fn faulted(&self, _fault: Fault) {}
+    fn terminated(&self, _terminated: &Terminated) {
+        self.stops.set(self.stops.get() + 1);
+    }
+    fn not_stopped(&self, _not_stopped: &NotStopped) {
+        self.stops.set(self.stops.get() + 1);
+    }
+}
 
 /// Why a function is of no use any more, or never was.
 #[derive(Clone, Copy)]
@@ -63,8 +88,6 @@ pub(crate) struct Function {
     pub(crate) traits: Option<EngineTraits>,
     /// Code of the first descriptor that it failed.
     pub(crate) first_code: Option<ErrorCode>,
-    /// Descriptors that were dropped because it stood still.
-    pub(crate) dropped: u64,
     /// Times that it had to be stopped, and that only a reset did it.
     pub(crate) stops: u64,
     pub(crate) resets: u64,
@@ -103,7 +126,6 @@ impl Bench {
                 stats: Stats::default(),
                 traits: None,
                 first_code: None,
-                dropped: 0,
                 stops: 0,
                 resets: 0,
                 wrong: 0,
@@ -265,76 +287,113 @@ impl Bench {
             seed,
         };
         work.prepare();
-        let list: Vec<SgEntry> = copies.iter().map(|copy| entry(copy, &from, &to)).collect();
+        let list: Vec<Segment> = copies.iter().map(|copy| entry(copy, &from, &to)).collect();
 
         let numbers: Vec<usize> = channels.iter().map(|(number, _)| *number).collect();
-        let mut group = Group::new();
-        for (_, channel) in channels.drain(..) {
+        let notes: Vec<Notes> = numbers.iter().map(|_| Notes::default()).collect();
+        let mut shared = Shared::new();
+        for ((_, channel), notes) in channels.drain(..).zip(&notes) {
+            let queue = PtdmaQueue::new(channel, None)
+                .with_clock(self.ticks, self.ticks.of(STOP_MS))
+                .with_observer(notes);
             // Never more than there is room for: as many functions as that were taken.
-            let _ = group.add(channel);
+            let _ = shared.add_channel(queue);
         }
-        let mut excused = Vec::new();
-        let mut dead = Vec::new();
-        let submitted = group.submit(&list, Notify::Silent);
-        let shares = match submitted {
-            Ok(ticket) => {
-                let shares = ticket.channels();
-                line.descriptors += ticket.descriptors();
-                let base = to.bus_address();
-                let mut watch = Watch {
-                    bench: self,
-                    group: &group,
-                    numbers: &numbers,
-                    list: &list,
-                    base,
-                    excused: &mut excused,
-                    dead: &mut dead,
-                };
-                watch.follow(ticket);
-                shares
-            }
-            Err(error) => {
-                self.untried += 1;
-                refused(kind, error);
-                0
-            }
-        };
-        for (number, channel) in numbers.iter().zip(group.into_channels()) {
-            self.functions[*number].stats = channel.stats();
-            self.functions[*number].traits = Some(channel.traits());
+        let mut results = vec![EntryResult::default(); list.len()];
+        let tried = self.copy(&shared, &list, &mut results, kind);
+
+        let mut dead = false;
+        for (channel, &number) in numbers.iter().enumerate() {
+            line.descriptors += shared.channel_stats(channel).map_or(0, |s| s.submitted);
+            let function = &mut self.functions[number];
+            function.stops += notes[channel].stops.get();
+            function.first_code = function.first_code.or(notes[channel].first_code.get());
+            dead |= !self.restore(&shared, channel, number);
+        }
+        for (&number, queue) in numbers.iter().zip(shared.into_channels()) {
+            let Some(queue) = queue else { continue };
+            let channel = queue.into_channel();
+            self.functions[number].stats = channel.stats();
+            self.functions[number].traits = Some(channel.traits());
             // A channel that is dropped keeps its ring from ever being freed.
-            if self.functions[*number].lost.is_none() {
-                channels.push((*number, channel));
+            if self.functions[number].lost.is_none() {
+                channels.push((number, channel));
             }
         }
 
-        if shares > 0 {
-            // Which bytes a lost channel was to copy cannot be asked: one share, cut at whole
-            // pages.
-            let total: usize = work.copies.iter().map(|copy| copy.len_bytes).sum();
-            let losses = Losses {
-                channels: dead.len(),
-                share_len_bytes: total.div_ceil(shares) + ptdma::group::PAGE_LEN_BYTES as usize,
-            };
-            let found = work.check(&mut excused, losses);
+        if tried {
+            let failed = copies.iter().zip(&results).filter(|(_, r)| !r.is_copied());
+            let range = |copy: &Copy| copy.dst..copy.dst + copy.len_bytes;
+            let mut excused: Vec<Range<usize>> = failed.map(|(copy, _)| range(copy)).collect();
+            let found = work.check(&mut excused);
             line.channels = line.channels.max(numbers.len());
             line.right += found.right;
             line.wrong += found.wrong + found.stray;
-            line.not_copied += found.excused + found.lost;
+            line.not_copied += found.excused;
             self.wrong += found.wrong + found.stray;
             if alone {
                 self.functions[numbers[0]].wrong += found.wrong + found.stray;
             }
         }
-        if dead.is_empty() {
-            // SAFETY: the ticket is done: no engine will touch the list's memory. The arenas of
-            // `work` are not used below.
+        if dead {
+            self.kept += 2 * len as u64;
+        } else {
+            // SAFETY: the list is over, and every engine that was not proved stopped was reset: none
+            // will touch the list's memory. The arenas of `work` are not used below.
             unsafe { from.free() };
             // SAFETY: as above.
             unsafe { to.free() };
-        } else {
-            self.kept += 2 * len as u64;
         }
+    }
+
+    /// Copies a list. Returns whether it was tried.
+    fn copy(
+        &mut self,
+        shared: &Shared<'_>,
+        list: &[Segment],
+        results: &mut [EntryResult],
+        kind: Kind,
+    ) -> bool {
+        let (ticks, hang) = (self.ticks, self.ticks.of(COPY_MS));
+        match ListCopy::start(shared, list, results, Notify::Silent, hang, ticks.now()) {
+            Ok(mut copy) => {
+                // Time for one engine to be stopped, and for the others to go on meanwhile.
+                let deadline = ticks.after(2 * COPY_MS);
+                if copy.wait(&ticks, deadline, core::hint::spin_loop).is_err() {
+                    copy.stop(ticks.now());
+                }
+                true
+            }
+            Err(error) => {
+                self.untried += 1;
+                println!("The list of {} was refused: {error}.", kind.name());
+                false
+            }
+        }
+    }
+
+    /// Gets a channel back that does not work any more, by a reset of its function. Returns `false`
+    /// if its engine may still write.
+    fn restore(&mut self, shared: &Shared<'_>, channel: usize, number: usize) -> bool {
+        let faulted = |queue: &mut Queue<'_>| queue.channel().fault().is_some();
+        let unproven = shared.service(channel) == Some(ServiceState::Unproven);
+        if !unproven && shared.with_channel(channel, faulted) != Some(true) {
+            return true;
+        }
+        let lost = match self.reset(number) {
+            Ok(()) => {
+                // SAFETY: its function was reset just now, and nothing has started it since.
+                let proof = unsafe { FunctionQuiesced::by_owner() };
+                let recover = |queue: &mut Queue<'_>| queue.channel().recover(proof);
+                match shared.with_channel(channel, recover) {
+                    Some(Err((error, _))) => Lost::BringUp(error),
+                    _ => return true,
+                }
+            }
+            Err(why) => Lost::Unproved(why),
+        };
+        self.functions[number].lost = Some(lost);
+        !matches!(lost, Lost::Unproved(_))
     }
 
     /// Stops every engine and gives back what can be given back.
@@ -386,111 +445,12 @@ impl Bench {
     }
 }
 
-fn entry(copy: &Copy, from: &Pages, to: &Pages) -> SgEntry {
+fn entry(copy: &Copy, from: &Pages, to: &Pages) -> Segment {
     let at = |pages: &Pages, offset: usize| DmaAddr::new(pages.bus_address().get() + offset as u64);
-    SgEntry {
+    Segment {
         src: at(from, copy.src),
         dst: at(to, copy.dst),
         len_bytes: copy.len_bytes as u64,
-    }
-}
-
-fn refused(kind: Kind, error: GroupError) {
-    println!("The list of {} was refused: {error}.", kind.name());
-}
-
-/// A list on its way.
-struct Watch<'a> {
-    bench: &'a mut Bench,
-    group: &'a Group,
-    /// The functions of the group's channels.
-    numbers: &'a [usize],
-    list: &'a [SgEntry],
-    /// Where the destination begins on the bus.
-    base: DmaAddr,
-    /// Parts of the destination that are known not to be copied.
-    excused: &'a mut Vec<Range<usize>>,
-    /// Functions that may still write.
-    dead: &'a mut Vec<usize>,
-}
-
-impl Watch<'_> {
-    /// Polls until every channel is done with its share, or was stopped, or cannot be.
-    fn follow(&mut self, mut ticket: Ticket<MAX_FUNCTIONS>) {
-        let mut deadline = self.bench.ticks.after(COPY_MS);
-        loop {
-            if self.poll(&mut ticket) == Status::Done {
-                return;
-            }
-            let late = deadline.expired(&self.bench.ticks);
-            let unfinished: Vec<usize> = ticket.unfinished().collect();
-            let mut waiting = false;
-            for channel in unfinished {
-                let number = self.numbers[channel];
-                if self.dead.contains(&number) {
-                    continue;
-                }
-                let fault = self.group.with_channel(channel, |channel| channel.fault());
-                if late || fault.flatten().is_some() {
-                    self.stop(channel, number);
-                } else {
-                    waiting = true;
-                }
-            }
-            if late || !waiting {
-                // Those that were stopped are told so here; those that were not stay as they are.
-                let _ = self.poll(&mut ticket);
-                let dead = |channel: usize| self.dead.contains(&self.numbers[channel]);
-                if ticket.unfinished().all(dead) {
-                    return;
-                }
-            }
-            core::hint::spin_loop();
-        }
-    }
-
-    fn poll(&mut self, ticket: &mut Ticket<MAX_FUNCTIONS>) -> Status {
-        let mut failures: Vec<PieceFailure> = Vec::new();
-        let status = self.group.poll(ticket, |failure| failures.push(failure));
-        for failure in failures {
-            let function = &mut self.bench.functions[self.numbers[failure.channel]];
-            match failure.code {
-                Some(code) => {
-                    function.first_code.get_or_insert(code);
-                }
-                None => function.dropped += 1,
-            }
-            if let Some(piece) = ticket.piece(self.list, &failure) {
-                let start = piece.dst.get().wrapping_sub(self.base.get()) as usize;
-                self.excused.push(start..start + piece.len_bytes as usize);
-            }
-        }
-        status
-    }
-
-    /// Gets a channel that stands still back: by itself, or by a reset of its function.
-    fn stop(&mut self, channel: usize, number: usize) {
-        let ticks = self.bench.ticks;
-        self.bench.functions[number].stops += 1;
-        let stopped = self.group.terminate(channel, &ticks, ticks.after(STOP_MS));
-        if matches!(stopped, Some(Ok(_))) {
-            return;
-        }
-        let lost = match self.bench.reset(number) {
-            Ok(()) => {
-                // SAFETY: its function was reset just now, and nothing has started it since.
-                let proof = unsafe { FunctionQuiesced::by_owner() };
-                match self.group.recover(channel, proof) {
-                    Some(Err(error)) => Lost::BringUp(error),
-                    _ => return,
-                }
-            }
-            Err(why) => {
-                self.dead.push(number);
-                Lost::Unproved(why)
-            }
-        };
-        self.bench.functions[number].lost = Some(lost);
     }
 }
 

@@ -239,8 +239,13 @@ impl Ticks {
         ticks
     }
 
+    /// Ticks of this many milliseconds.
+    pub(crate) const fn of(&self, milliseconds: u64) -> u64 {
+        milliseconds.saturating_mul(self.per_millisecond)
+    }
+
     /// So many milliseconds from now.
     pub(crate) fn after(&self, milliseconds: u64) -> Deadline {
-        Deadline::after(self, milliseconds.saturating_mul(self.per_millisecond))
+        Deadline::after(self, self.of(milliseconds))
     }
 }

@@ -230,15 +230,6 @@ pub struct Work<'a> {
     pub seed: u64,
 }
 
-/// Channels that were lost with their share of the work, whose bytes nobody can name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Losses {
-    /// How many.
-    pub channels: usize,
-    /// Most bytes of a share. A share is one stretch of the copies' bytes, put end to end.
-    pub share_len_bytes: usize,
-}
-
 /// What was found in a destination.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Found {
@@ -248,8 +239,6 @@ pub struct Found {
     pub wrong: u64,
     /// Bytes that are not what they should be, of copies that are known to have failed.
     pub excused: u64,
-    /// Bytes that were not copied, in as few stretches as there are lost channels.
-    pub lost: u64,
     /// Bytes outside of all copies, or of the source, that somebody has changed.
     pub stray: u64,
     /// The first wrong or stray byte: where it is in the destination, or in the source behind it.
@@ -278,12 +267,8 @@ impl Work<'_> {
 
     /// Looks at every byte of both. Those of `excused`, which are ranges of the destination, may be
     /// anything; the ranges are sorted.
-    ///
-    /// Of each lost channel one stretch may not have been copied. A wrong byte that lies in none
-    /// of the first stretches that have some is a lie of another channel. (If such a byte comes
-    /// before a lost stretch, that one is counted as wrong in its place.)
     #[must_use]
-    pub fn check(&self, excused: &mut [Range<usize>], losses: Losses) -> Found {
+    pub fn check(&self, excused: &mut [Range<usize>]) -> Found {
         let mut found = Found::default();
         excused.sort_unstable_by_key(|range| range.start);
         let mut ahead = excused.iter().peekable();
@@ -291,24 +276,6 @@ impl Work<'_> {
         let mut is_excused = |at: usize| {
             while ahead.next_if(|range| range.end <= at).is_some() {}
             ahead.peek().is_some_and(|range| range.contains(&at))
-        };
-        // Where the bytes of the current copy begin in the stream, and which copy that is.
-        let (mut stream, mut current) = (0, 0);
-        let (mut stretches, mut stretch_end) = (0, 0);
-        let mut is_lost = |at: usize| {
-            while let Some(copy) = self.copies.get(current)
-                && at >= copy.dst + copy.len_bytes
-            {
-                stream += copy.len_bytes;
-                current += 1;
-            }
-            let start = self.copies.get(current).map_or(at, |copy| copy.dst);
-            let position = stream + at.saturating_sub(start);
-            if position >= stretch_end && stretches < losses.channels {
-                stretches += 1;
-                stretch_end = position + losses.share_len_bytes;
-            }
-            position < stretch_end
         };
         self.each_destination(|at, value, word, copied| {
             let len = if word { WORD } else { 1 };
@@ -322,8 +289,6 @@ impl Work<'_> {
                     found.right += 1;
                 } else if copied && is_excused(at) {
                     found.excused += 1;
-                } else if copied && is_lost(at) {
-                    found.lost += 1;
                 } else {
                     found.first = found.first.or(Some(at));
                     if copied {
@@ -416,11 +381,6 @@ mod tests {
     use std::vec;
     use std::vec::Vec;
 
-    const NONE: Losses = Losses {
-        channels: 0,
-        share_len_bytes: 0,
-    };
-
     /// Memory of a test, as words so that it is aligned.
     fn arena(memory: &mut Vec<u64>, len_bytes: usize) -> Arena {
         *memory = vec![0; len_bytes.div_ceil(8)];
@@ -479,13 +439,13 @@ mod tests {
         for kind in Kind::ALL {
             run(kind, 3, |work| {
                 let total: usize = work.copies.iter().map(|c| c.len_bytes).sum();
-                let before = work.check(&mut [], NONE);
+                let before = work.check(&mut []);
                 assert_eq!((before.wrong, before.stray), (total as u64, 0), "{kind:?}");
                 assert_eq!(before.first, Some(work.copies[0].dst));
                 for one in work.copies {
                     copy(work, one);
                 }
-                let after = work.check(&mut [], NONE);
+                let after = work.check(&mut []);
                 let all = work.destination.len_bytes() as u64;
                 assert_eq!(
                     after,
@@ -517,11 +477,11 @@ mod tests {
             ];
             for (arena, at, wrong, stray) in places {
                 flip(arena, at);
-                let found = work.check(&mut [], NONE);
+                let found = work.check(&mut []);
                 assert_eq!((found.wrong, found.stray), (wrong, stray), "{at}");
                 flip(arena, at);
             }
-            assert_eq!(work.check(&mut [], NONE).first, None);
+            assert_eq!(work.check(&mut []).first, None);
         });
     }
 
@@ -538,41 +498,12 @@ mod tests {
             }
             let end = range.end;
             let excused = core::slice::from_mut(&mut range);
-            let found = work.check(excused, NONE);
+            let found = work.check(excused);
             assert_eq!((found.wrong, found.stray), (0, 0));
             assert_eq!(found.excused, failed.len_bytes as u64);
             work.destination.set(end, !work.destination.get(end));
-            assert_eq!(work.check(excused, NONE).stray, 1);
-            assert!(work.check(&mut [], NONE).wrong > 3000);
-        });
-    }
-
-    #[test]
-    fn a_lost_share_is_one_stretch_and_a_lie_elsewhere_is_found() {
-        run(Kind::Pages, 4, |work| {
-            let losses = |channels| Losses {
-                channels,
-                share_len_bytes: 24 * 4096,
-            };
-            // The second of four channels stops after ten of its pages.
-            for (number, one) in work.copies.iter().enumerate() {
-                if !(34..48).contains(&number) {
-                    copy(work, one);
-                }
-            }
-            let found = work.check(&mut [], losses(1));
-            assert_eq!((found.lost, found.wrong), (14 * 4096, 0));
-            assert_eq!(work.check(&mut [], NONE).wrong, 14 * 4096);
-            let lie = work.copies[70].dst + 9;
-            work.destination.set(lie, !work.destination.get(lie));
-            let found = work.check(&mut [], losses(1));
-            assert_eq!((found.lost, found.wrong), (14 * 4096, 1));
-            assert_eq!(found.first, Some(lie));
-            assert_eq!(work.check(&mut [], losses(2)).wrong, 0);
-            // A gap is nobody's share.
-            let gap = work.copies[40].dst - 1;
-            work.destination.set(gap, !work.destination.get(gap));
-            assert_eq!(work.check(&mut [], losses(1)).stray, 1);
+            assert_eq!(work.check(excused).stray, 1);
+            assert!(work.check(&mut []).wrong > 3000);
         });
     }
 }

@@ -10,7 +10,7 @@ use batch_copy::{
 };
 use heapless::Vec;
 use ptdma::{Channel, Deadline, DmaAddr, FunctionQuiesced};
-use ptdma_uefi::work::{Arena, Copy, Kind, Losses, Work, lay_out};
+use ptdma_uefi::work::{Arena, Copy, Kind, Work, lay_out};
 use spin::{Mutex, Once};
 
 use crate::console::print;
@@ -300,7 +300,7 @@ fn copy<W: Wait>(number: usize, engines: &Shared, kind: Kind, seed: u64, wait: W
             let _ = excused.push(copy.dst..copy.dst + copy.len_bytes);
         }
     }
-    let found = work.check(&mut excused, Losses::default());
+    let found = work.check(&mut excused);
     tally.right = found.right;
     tally.wrong = found.wrong;
     tally.stray = found.stray;
