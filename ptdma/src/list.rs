@@ -254,8 +254,9 @@ impl Lane {
 /// # use ptdma::{CopyChannel, Segment};
 /// # fn example<C: CopyChannel>(channels: &Channels<C>, list: &[Segment; 3], hang: u64) -> bool {
 /// let mut results = [EntryResult::default(); 3];
-/// let copy = ListCopy::start(channels, list, &mut results, Notify::Silent, hang, 0);
-/// let Ok(mut copy) = copy else { return false };
+/// let Ok(mut copy) = ListCopy::start(channels, list, &mut results, Notify::Silent, hang, 0) else {
+///     return false;
+/// };
 /// let mut now = 0;
 /// while copy.poll(now) == ListStatus::Pending {
 ///     now += 1;
