@@ -1,4 +1,4 @@
-//! Numbers that look random and repeat; a fuzzer's [tape](ptdma_model::tape) goes first.
+//! Numbers that look random and repeat; a fuzzer's [tape] goes first.
 
 use ptdma_model::fault::splitmix;
 use ptdma_model::tape;
