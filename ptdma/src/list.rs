@@ -250,17 +250,19 @@ impl Lane {
 ///
 /// ```
 /// use ptdma::list::{EntryResult, ListCopy, ListStatus};
-/// use ptdma::{Channels, Notify};
-/// # use ptdma::{CopyChannel, Segment};
-/// # fn example<C: CopyChannel>(channels: &Channels<C>, list: &[Segment; 3], hang: u64) -> bool {
+/// use ptdma::{Channels, Clock, CopyChannel, Notify, Segment};
+/// # fn example<C: CopyChannel>(
+/// #     channels: &Channels<C>, list: &[Segment; 3], clock: &impl Clock, hang: u64, end: u64,
+/// # ) -> bool {
 /// let mut results = [EntryResult::default(); 3];
-/// let Ok(mut copy) = ListCopy::start(channels, list, &mut results, Notify::Silent, hang, 0) else {
+/// let Ok(mut copy) = ListCopy::start(channels, list, &mut results, Notify::Silent, hang, clock.now()) else {
 ///     return false;
 /// };
-/// let mut now = 0;
-/// while copy.poll(now) == ListStatus::Pending {
-///     now += 1;
+/// // The ring may be full of descriptors of an owner who never comes back: that is no hang.
+/// while copy.poll(clock.now()) == ListStatus::Pending && clock.now() < end {
+///     core::hint::spin_loop();
 /// }
+/// // Stops the channels if it is not done.
 /// drop(copy);
 /// results.iter().all(|result| result.is_copied())
 /// # }

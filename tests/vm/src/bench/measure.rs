@@ -119,7 +119,7 @@ impl Migrator {
         match self {
             Self::Cpu => "folio_mc_copy",
             Self::Dcbm => "dcbm_offload_copy",
-            Self::Ptdma => "ptdma_offload_copy",
+            Self::Ptdma => "ptdma_copy_batch",
         }
     }
 
@@ -144,7 +144,7 @@ pub(super) struct Cell {
     /// Instructions of the guest's processor in `move_pages`, interrupts included.
     pub(super) instructions_per_folio: f64,
     /// Of those, in the copy: `folio_mc_copy` of the kernel, or the migrator's
-    /// `offload_copy`; interrupts included. Nothing if it cannot be told.
+    /// own; interrupts included. Nothing if it cannot be told.
     pub(super) copy_instructions_per_folio: Option<f64>,
     pub(super) reads_per_folio: f64,
     pub(super) writes_per_folio: f64,
