@@ -595,6 +595,23 @@ fn what_an_engine_may_still_write_is_not_free() {
     assert_eq!(job.check(), 4);
 }
 
+/// Its descriptors are taken back unasked, and its engine cannot be stopped.
+#[test]
+fn what_a_channel_that_miscounts_may_still_write_is_not_free() {
+    let habits = [Habit::Miscounts, Habit::Good];
+    let bed = habitual(&habits, 64, stepping(), Signalling::Polled);
+    let duration = StallFor::Ever;
+    let haltable = false;
+    let stall = FaultKind::Stall { duration, haltable };
+    bed.models[0].inject(Injected::at(0, stall));
+    let mut job = job(&bed.bus, &[PAGE; 10], 1);
+    job.run(&bed);
+    assert_eq!(bed.channels.service(0), Some(ServiceState::Unproven));
+    assert_eq!(job.count(EntryResult::Unproven), 5, "{:?}", job.results);
+    assert!(job.results[..5].iter().all(|result| !result.is_free()));
+    assert_eq!(job.check(), 5);
+}
+
 #[test]
 fn a_channel_that_is_retired_in_the_middle_drops_its_part() {
     let bed = bed(3, 64, ModelConfig::default(), Signalling::Polled);
