@@ -151,6 +151,9 @@ pub struct Channel<R, M> {
     /// before, and gone on. Until the interrupt status was seen without an error, an error need
     /// not mean that the engine stands.
     pub(crate) raced: bool,
+    /// Whether the driver has cleared an error of which it does not know yet what failed. What the
+    /// engine was given counts as copied only after it was run again.
+    pub(crate) unsettled: bool,
     /// Whether the interrupt enable register reads back.
     pub(crate) enable_reads: bool,
     /// Whether RUN is set in an engine that goes on by the tail alone.
@@ -244,6 +247,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             halt_fell: false,
             run_seen: false,
             raced: false,
+            unsettled: false,
             enable_reads: false,
             armed: false,
             cautious: false,
@@ -321,6 +325,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         self.halt_fell = false;
         self.run_seen = false;
         self.raced = false;
+        self.unsettled = false;
         self.armed = false;
         self.set_caution();
         Ok(())

@@ -16,13 +16,14 @@ use crate::ring::HeadPosition;
 use crate::traits::{Restart, Seen};
 
 impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
-    /// Whether the engine has reported an error. Clear, it says that none was skipped either.
+    /// Whether the engine has reported an error that is not settled. If not, none was skipped either.
     pub(crate) fn error_pending(&mut self) -> Result<bool, Fault> {
         let raw = self.regs.read(Register::InterruptStatus);
         if raw == ALL_ONES {
             return Err(self.set_fault(Fault::DeviceGone));
         }
-        let failed = Interrupts::from_bits_retain(raw).contains(Interrupts::ERROR);
+        let reported = Interrupts::from_bits_retain(raw).contains(Interrupts::ERROR);
+        let failed = reported || self.unsettled;
         if !failed && self.raced {
             self.raced = false;
             self.set_caution();
@@ -166,6 +167,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
                 Some(_) => {}
             }
             self.start();
+            self.unsettled = true;
             self.regs
                 .write(Register::InterruptStatus, Interrupts::KNOWN.bits());
             for _ in 0..REST_LOOKS {
@@ -281,6 +283,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         // Not before the head has moved: a clean status says that what the head passed is good.
         self.regs
             .write(Register::InterruptStatus, Interrupts::KNOWN.bits());
+        self.unsettled = false;
         self.still_programmed()?;
         if self.ring.handed_out() > 0 && self.state == State::Running {
             self.start();

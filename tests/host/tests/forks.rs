@@ -422,3 +422,68 @@ fn a_channel_at_work_keeps_its_ring() {
     );
     assert_eq!(machine.channel.capacity(), ENTRIES - 1);
 }
+
+/// The driver takes an error off the status to find out whether the engine still runs behind it. If
+/// that finds nothing, the error is still one: a stop claims nothing that the head has passed.
+#[test]
+fn an_error_that_was_cleared_in_vain_stays_one() {
+    let forks = Forks {
+        halt: forks::Halt::OnStop,
+        error_head: forks::ErrorHead::Tail,
+        ..Forks::TODAY
+    };
+    let mut machine = Machine::found_out(forks, Signalling::Polled);
+    let mut pairs = Vec::new();
+    let mut submit = |machine: &mut Machine, kind: Option<FaultKind>| {
+        let src = machine.bus.alloc(LEN_BYTES, 4, Access::ReadOnly).unwrap();
+        let dst = machine.bus.alloc(LEN_BYTES, 4, Access::ReadWrite).unwrap();
+        src.write(0, &[0x5a; LEN_BYTES]).unwrap();
+        if let Some(kind) = kind {
+            let start = dst.addr().get();
+            let trigger = Trigger::Touches {
+                start,
+                len_bytes: 1,
+            };
+            machine.model.inject(Injected::new(trigger, kind));
+        }
+        let request = machine
+            .channel
+            .prep_copy(src.addr(), dst.addr(), LEN_BYTES as u64)
+            .unwrap();
+        machine.channel.submit(&request, Notify::Silent).unwrap();
+        pairs.push(dst);
+    };
+    // Drained, and nobody looked: whether the engine stands is not known when RUN is written next.
+    submit(&mut machine, None);
+    machine.channel.issue_pending(Notify::Silent);
+    machine.model.run(10);
+    submit(&mut machine, Some(FaultKind::Error { code: 19 }));
+    submit(&mut machine, None);
+    submit(&mut machine, None);
+    machine.channel.issue_pending(Notify::Silent);
+    machine.model.run(10);
+    // The head is at the old tail now. Behind it one is copied, and the next hangs.
+    submit(&mut machine, None);
+    let stall = FaultKind::Stall {
+        duration: StallFor::Ever,
+        haltable: true,
+    };
+    submit(&mut machine, Some(stall));
+    machine.channel.issue_pending(Notify::Silent);
+    let first = machine.channel.done_before();
+    let fault = loop {
+        if let Err(fault) = machine.channel.poll() {
+            break fault;
+        }
+    };
+    assert!(matches!(fault, ptdma::Fault::WillNotHalt { .. }), "{fault}");
+    let terminated = machine
+        .channel
+        .terminate(&machine.model, machine.deadline())
+        .unwrap();
+    let claimed = terminated.first_dropped.since(first);
+    for dst in pairs.iter().take(claimed as usize) {
+        assert_eq!(dst.to_vec(), [0x5a; LEN_BYTES], "claimed, and not copied");
+    }
+    assert_eq!(terminated.failure, None, "which one failed is not known");
+}
