@@ -166,19 +166,31 @@ impl fmt::Display for Outcome {
         match self {
             Self::Dma => f.write_str("copied by DMA"),
             Self::Cpu => f.write_str("copied by the CPU"),
-            Self::Failed(FailReason::Engine(code)) => write!(f, "failed: engine error {code}"),
-            Self::Failed(FailReason::CpuCopy) => f.write_str("failed: CPU copy"),
-            Self::Failed(FailReason::Quarantined) => {
-                f.write_str("failed: quarantined, the engine may still write to it")
-            }
-            Self::Failed(FailReason::Unaccounted) => f.write_str("failed: unaccounted"),
-            Self::NotAttempted(SkipReason::NoChannel) => f.write_str("not attempted: no channel"),
-            Self::NotAttempted(SkipReason::Unmapped) => f.write_str("not attempted: not mapped"),
-            Self::NotAttempted(SkipReason::Rejected) => {
-                f.write_str("not attempted: outside the channel's limits")
-            }
-            Self::NotAttempted(SkipReason::Deadline) => f.write_str("not attempted: deadline"),
-            Self::NotAttempted(SkipReason::Declined) => f.write_str("not attempted: declined"),
+            Self::Failed(reason) => write!(f, "failed: {reason}"),
+            Self::NotAttempted(reason) => write!(f, "not attempted: {reason}"),
         }
+    }
+}
+
+impl fmt::Display for FailReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Engine(code) => write!(f, "engine error {code}"),
+            Self::CpuCopy => f.write_str("CPU copy"),
+            Self::Quarantined => f.write_str("quarantined, the engine may still write to it"),
+            Self::Unaccounted => f.write_str("unaccounted"),
+        }
+    }
+}
+
+impl fmt::Display for SkipReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoChannel => "no channel",
+            Self::Unmapped => "not mapped",
+            Self::Rejected => "outside the channel's limits",
+            Self::Deadline => "deadline",
+            Self::Declined => "declined",
+        })
     }
 }

@@ -1,5 +1,7 @@
 //! What a batch needs of its caller: time, translation, the CPU, and a last resort.
 
+use core::fmt;
+
 use crate::map::{Identity, Mapper, Piece};
 use crate::wait::Wait;
 
@@ -64,6 +66,14 @@ impl<W, M, K, R> Host<W, M, K, R> {
 /// A copy by the CPU was not possible, for example because it met poisoned memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuCopyError;
+
+impl fmt::Display for CpuCopyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the CPU could not copy this part of a folio")
+    }
+}
+
+impl core::error::Error for CpuCopyError {}
 
 /// Copies parts of folios with the CPU, in the caller's addresses.
 pub trait CpuCopier {

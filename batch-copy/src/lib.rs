@@ -117,6 +117,8 @@ mod hand_out;
 mod host;
 mod lane;
 mod map;
+#[cfg(test)]
+mod messages;
 mod options;
 mod orphans;
 mod overlap;

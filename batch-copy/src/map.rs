@@ -1,5 +1,7 @@
 //! From the caller's addresses to those of the channel that copies.
 
+use core::fmt;
+
 use ptdma::DmaAddr;
 
 use ptdma::Segment;
@@ -22,6 +24,14 @@ pub struct Piece {
 /// A part of a folio has no address on the channel's bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapError;
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("this part of a folio has no address on the channel's bus")
+    }
+}
+
+impl core::error::Error for MapError {}
 
 /// Translates parts of folios to the bus addresses of the function that will copy them.
 ///

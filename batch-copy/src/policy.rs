@@ -2,6 +2,8 @@
 //!
 //! All times are whole nanoseconds and nanoseconds per MiB: kernels have no floating point.
 
+use core::fmt;
+
 use crate::options::Options;
 use crate::plan::CutRules;
 use crate::reason::Reasons;
@@ -187,6 +189,22 @@ pub enum Decision {
         /// The time that this should take.
         expected_ns: u64,
     },
+}
+
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Decline => f.write_str("left to the CPU"),
+            Self::Engines {
+                channels,
+                cpu_share_bytes,
+                expected_ns,
+            } => write!(
+                f,
+                "{channels} channels, {cpu_share_bytes} bytes for the CPU, {expected_ns} ns expected"
+            ),
+        }
+    }
 }
 
 impl Policy {

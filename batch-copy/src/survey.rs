@@ -98,7 +98,12 @@ impl fmt::Display for BadInput {
             Self::Overlap { folio, other } => {
                 write!(f, "the destination of folio {folio} overlaps folio {other}")
             }
-            Self::TooManyBytes => f.write_str("more bytes than a batch can have"),
+            Self::TooManyBytes => {
+                write!(
+                    f,
+                    "more than the {MAX_BATCH_BYTES:#x} bytes that a batch can have"
+                )
+            }
             Self::ScratchTooSmall { room } => write!(
                 f,
                 "scratch memory for {room} intervals, but two per folio are needed"

@@ -2,6 +2,8 @@
 //!
 //! Completion is in `completion.rs`, stopping and recovery in `lifecycle.rs`.
 
+use core::fmt;
+
 use crate::addr::DmaAddr;
 use crate::cookie::Cookie;
 use crate::error::{BringUpError, Fault, SubmitError};
@@ -51,6 +53,16 @@ pub enum ErrorHead {
     /// One past the failing descriptor. Nothing that the engine does proves this, so it takes an
     /// owner who knows.
     PastFailing,
+}
+
+impl fmt::Display for ErrorHead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "head after an error not known",
+            Self::AtFailing => "head stays at a failure",
+            Self::PastFailing => "head passes a failure",
+        })
+    }
 }
 
 /// How a channel is set up.

@@ -1,5 +1,7 @@
 //! What the layers above need of a copy engine.
 
+use core::fmt;
+
 use crate::addr::DmaAddr;
 use crate::cookie::Cookie;
 
@@ -53,6 +55,20 @@ pub enum PrepError {
     Faulted,
 }
 
+impl fmt::Display for PrepError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Full => "the ring is full",
+            Self::Rejected => {
+                "the channel cannot do this copy: address, length or alignment is out of its limits"
+            }
+            Self::Faulted => "the channel has a fault",
+        })
+    }
+}
+
+impl core::error::Error for PrepError {}
+
 /// An answer of [`CopyChannel::prep_all`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Prepared {
@@ -103,6 +119,18 @@ pub struct CopyFailure {
     pub code: u8,
 }
 
+impl fmt::Display for CopyFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "descriptor {} failed with code {}",
+            self.cookie, self.code
+        )
+    }
+}
+
+impl core::error::Error for CopyFailure {}
+
 /// Whether a channel works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
@@ -112,6 +140,15 @@ pub enum Health {
     /// [`CopyChannel::terminate`] says whether that can still be written, and whether the channel
     /// works again afterwards.
     Faulted,
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Alive => "the channel works",
+            Self::Faulted => "the channel has a fault",
+        })
+    }
 }
 
 /// An answer of [`CopyChannel::terminate`].

@@ -154,7 +154,7 @@ impl fmt::Display for SubmitError {
         match self {
             Self::Request(e) => e.fmt(f),
             Self::RingFull { capacity } => write!(f, "all {capacity} slots of the ring are taken"),
-            Self::Faulted(fault) => write!(f, "channel out of order: {fault}"),
+            Self::Faulted(fault) => write!(f, "the channel has a fault: {fault}"),
         }
     }
 }

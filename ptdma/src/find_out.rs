@@ -99,7 +99,7 @@ impl fmt::Display for ProbeError {
         match self {
             Self::NotIdle => f.write_str("the channel is not idle"),
             Self::NotRefused => f.write_str(
-                "the engine did not refuse a descriptor for an engine that there is not",
+                "the engine completed a descriptor that it should refuse, or took too long over it",
             ),
             Self::NothingMoves {
                 control,

@@ -210,6 +210,8 @@ pub mod io;
 mod lifecycle;
 pub mod list;
 mod lock;
+#[cfg(test)]
+mod messages;
 #[cfg(target_arch = "x86_64")]
 pub mod mmio;
 mod queue;

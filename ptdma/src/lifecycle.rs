@@ -4,6 +4,8 @@
 //! engine was *proved* stopped, by the HALT bit after RUN was taken away, or by the owner, who
 //! has reset the function. Where neither is possible the caller is told what is still at risk.
 
+use core::fmt;
+
 use crate::channel::{Channel, REST_LOOKS, State, has_halted, has_run};
 use crate::clock::Deadline;
 use crate::cookie::Cookie;
@@ -27,6 +29,20 @@ pub struct Terminated {
     /// The descriptor at which the engine had stopped with an error, if it had. It counts as
     /// dropped too.
     pub failure: Option<Failure>,
+}
+
+impl fmt::Display for Terminated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} descriptors retired, {} dropped from {} on",
+            self.retired, self.dropped, self.first_dropped
+        )?;
+        match self.failure {
+            Some(failure) => write!(f, "; {failure}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// How the owner proves that a function can touch no memory any more.

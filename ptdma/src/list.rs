@@ -103,10 +103,10 @@ impl fmt::Display for EntryResult {
         match self {
             Self::Pending(_) => f.write_str("not over"),
             Self::Copied => f.write_str("copied"),
-            Self::Failed(code) => write!(f, "failed by the engine with code {code}"),
+            Self::Failed(code) => Cause::Failed(*code).fmt(f),
             Self::Rejected => f.write_str("not possible for its channel"),
-            Self::Dropped => f.write_str("dropped when its channel stopped"),
-            Self::Unproven => f.write_str("dropped, and its engine may still write"),
+            Self::Dropped => Cause::Dropped.fmt(f),
+            Self::Unproven => Cause::Unproven.fmt(f),
         }
     }
 }
@@ -208,6 +208,15 @@ pub enum ListStatus {
     Done,
     /// Engines are at work.
     Pending,
+}
+
+impl fmt::Display for ListStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Done => "done",
+            Self::Pending => "under way",
+        })
+    }
 }
 
 /// Descriptors that follow each other in a ring and in the list.

@@ -16,6 +16,16 @@ pub enum Restart {
     ByRun,
 }
 
+impl fmt::Display for Restart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "restart not known",
+            Self::ByTail => "goes on by the tail",
+            Self::ByRun => "needs RUN for each burst",
+        })
+    }
+}
+
 /// An observation that may not have been made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Seen {
@@ -77,19 +87,11 @@ pub struct EngineTraits {
 
 impl fmt::Display for EngineTraits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.restart {
-            Restart::Unknown => "restart not known",
-            Restart::ByTail => "goes on by the tail",
-            Restart::ByRun => "needs RUN for each burst",
-        })?;
-        f.write_str(match self.error_head {
-            ErrorHead::Unknown => ", head after an error not known",
-            ErrorHead::AtFailing => ", head stays at a failure",
-            ErrorHead::PastFailing => ", head passes a failure",
-        })?;
         write!(
             f,
-            ", ring {} of {}, HALT {} at rest {} drained {} stopped {} cleared by a write, RUN {} drained, job field {}",
+            "{}, {}, ring {} of {}, HALT {} at rest {} drained {} stopped {} cleared by a write, RUN {} drained, job field {}",
+            self.restart,
+            self.error_head,
             self.ring_entries,
             self.memory_entries,
             self.halt_at_rest.digit(),

@@ -1,5 +1,7 @@
 //! A channel, and what owners of work have to know of each other's use of it.
 
+use core::fmt;
+
 use super::ownership::{Cause, Ownership};
 
 use crate::cookie::Cookie;
@@ -35,6 +37,16 @@ pub enum ServiceState {
     /// Taken out, and its engine may still write: see
     /// [`Channels::confirm_stopped`](crate::Channels::confirm_stopped).
     Unproven,
+}
+
+impl fmt::Display for ServiceState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Active => "in service",
+            Self::Retired => "out of service",
+            Self::Unproven => "out of service, and its engine may still write",
+        })
+    }
 }
 
 /// What a shared channel did for all owners. All counts wrap at 2^64.

@@ -21,6 +21,8 @@
 //!
 //! [`done_before`]: Ownership::done_before
 
+use core::fmt;
+
 use heapless::Vec;
 
 use crate::cookie::Cookie;
@@ -37,6 +39,16 @@ pub enum Cause {
     Unproven,
 }
 
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed(code) => write!(f, "failed by the engine with code {code}"),
+            Self::Dropped => f.write_str("dropped when its channel stopped"),
+            Self::Unproven => f.write_str("dropped, and its engine may still write"),
+        }
+    }
+}
+
 /// Descriptors `first..end` were not copied.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(test, derive(PartialEq, Eq, Hash))]
@@ -47,6 +59,13 @@ pub struct Loss {
     pub end: Cookie,
     /// What happened to them.
     pub cause: Cause,
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { first, end, cause } = self;
+        write!(f, "descriptors {first} to before {end}: {cause}")
+    }
 }
 
 /// A loss, until its owners were told.
