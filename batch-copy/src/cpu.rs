@@ -43,13 +43,10 @@ impl<K: CpuCopier, const SLOTS: usize> CpuChannel<K, SLOTS> {
 
 impl<K: CpuCopier, const SLOTS: usize> CopyChannel for CpuChannel<K, SLOTS> {
     fn limits(&self) -> ChannelLimits {
-        ChannelLimits {
-            // A copy is done inside of a look, with the channel's lock held.
-            max_len_bytes: CPU_CHUNK_BYTES,
-            align_bytes: 1,
-            node: self.node,
-            ring_slots: SLOTS,
-        }
+        // A copy is done inside of a look, with the channel's lock held.
+        let mut limits = ChannelLimits::new(CPU_CHUNK_BYTES, SLOTS);
+        limits.node = self.node;
+        limits
     }
 
     fn next_cookie(&self) -> Cookie {

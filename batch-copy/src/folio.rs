@@ -9,6 +9,8 @@ use ptdma::{DmaAddr, DmaRange};
 /// The addresses are the caller's: physical addresses in a kernel, bus addresses where nobody
 /// translates. What a channel is given is what the caller's [`Mapper`](crate::Mapper) makes of
 /// them, see there.
+///
+/// The fields are closed: a folio is a source, a destination and a length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Folio {
     /// First byte of the source.
@@ -57,6 +59,7 @@ impl Folio {
 
 /// Source and destination of a folio differ in length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LengthMismatch {
     /// Length of the source in bytes.
     pub src_len_bytes: u64,
@@ -77,6 +80,8 @@ impl fmt::Display for LengthMismatch {
 impl core::error::Error for LengthMismatch {}
 
 /// What happened to one folio.
+///
+/// The set is closed: what will grow are the reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Copied, every byte of it, by engines.

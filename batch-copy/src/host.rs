@@ -7,6 +7,7 @@ use crate::wait::Wait;
 
 /// The caller's side of a batch. Everything here is called without a lock held.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct Host<W, M = Identity, K = NoCpu, R = NoRescue> {
     /// Clock and wait.
     pub wait: W,
@@ -64,6 +65,8 @@ impl<W, M, K, R> Host<W, M, K, R> {
 }
 
 /// A copy by the CPU was not possible, for example because it met poisoned memory.
+///
+/// The fields are closed: every [`CpuCopier`] makes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuCopyError;
 

@@ -5,7 +5,14 @@ use ptdma::DmaAddr;
 use crate::plan::CutRules;
 
 /// How a batch is to be run.
+///
+/// ```
+/// use batch_copy::Options;
+/// let mut options = Options::default();
+/// options.channels = 4;
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Options {
     /// Most channels to use; see [`Policy`](crate::Policy).
     pub channels: usize,

@@ -11,6 +11,7 @@ use crate::survey::BadInput;
 /// that overlaps any other source or destination makes the result depend on the order of the
 /// copies, which a batch does not have. (Sources may overlap each other.)
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum OverlapCheck<'a> {
     /// The caller knows that they do not: each folio is allocated memory of its own, as in a
     /// kernel's migration. Costs nothing.

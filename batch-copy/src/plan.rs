@@ -18,6 +18,7 @@ const BALANCE_DIVISOR: u64 = 64;
 
 /// How a batch may be cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CutRules {
     /// Shortest part that a run is striped into, in bytes.
     ///
@@ -49,6 +50,8 @@ impl Default for CutRules {
 }
 
 /// A stretch of the batch's byte stream.
+///
+/// The fields are closed: a stretch has two ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Stretch {
     /// First byte.

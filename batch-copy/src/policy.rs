@@ -28,6 +28,7 @@ const MARGIN: u64 = 8;
 /// The defaults describe the two-socket Zen 3 machine of the published tables; only
 /// [`calibrate`](crate::calibrate()) knows the machine at hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CostModel {
     /// The CPU, per folio: call, clearing and checks around the copy.
     pub cpu_folio_ns: u64,
@@ -150,6 +151,7 @@ impl CostModel {
 
 /// How engines are to be used. Everything in it can be changed at run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Policy {
     /// Whether engines are used at all.
     pub enabled: bool,
@@ -176,11 +178,14 @@ impl Default for Policy {
 }
 
 /// What to do with a batch.
+///
+/// The set is closed: a batch goes to engines or does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Leave it to the CPU.
     Decline,
     /// Use engines.
+    #[non_exhaustive]
     Engines {
         /// How many.
         channels: usize,

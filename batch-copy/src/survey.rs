@@ -6,6 +6,7 @@ use heapless::Vec;
 use ptdma::DmaAddr;
 
 use crate::folio::Folio;
+use crate::plan::CutRules;
 use crate::source::FolioSource;
 
 /// Longest batch in bytes: 2^56, so that shares of it can be computed for 128 channels without
@@ -116,6 +117,7 @@ impl core::error::Error for BadInput {}
 
 /// What a folio is checked against.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Bounds {
     /// One past the highest address that is allowed.
     pub addr_limit: u64,
@@ -127,6 +129,19 @@ pub struct Bounds {
     pub min_part_bytes: u64,
     /// Parts that are enough: as many as there are channels.
     pub parts_enough: u64,
+}
+
+/// Everything that PTDMA can reach, without alignment and with all parts counted.
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            addr_limit: DmaAddr::LIMIT,
+            align_bytes: 1,
+            max_folios: usize::MAX,
+            min_part_bytes: CutRules::default().min_part_bytes,
+            parts_enough: u64::MAX,
+        }
+    }
 }
 
 /// Places of the batch that a survey remembers: in a usual batch of 512 folios the next one is at

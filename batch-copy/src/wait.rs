@@ -4,6 +4,7 @@ use ptdma::Clock;
 
 /// What there is to wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct WaitFor {
     /// The channel whose progress is needed first; that of others is welcome.
     pub channel: usize,
@@ -19,6 +20,8 @@ pub struct WaitFor {
 }
 
 /// Why a wait ended.
+///
+/// The set is closed: a batch believes what is in memory, polls one engine, or asks all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wake {
     /// An interrupt handler has called [`Channels::interrupt`](crate::Channels::interrupt) for some
@@ -141,6 +144,7 @@ pub trait Sleeper {
 /// Polls for a while, then sleeps until an interrupt: short batches end without the cost of
 /// scheduling, long ones free the CPU. With a `spin_ns` of 0 it is a wait by interrupt alone.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct SpinThenSleep<C, S> {
     /// Clock in nanoseconds.
     pub clock: C,

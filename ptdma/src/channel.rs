@@ -22,6 +22,8 @@ use crate::traits::{EngineTraits, Restart};
 /// The function's own enable register has ERROR on in both cases: what an engine does with an
 /// error whose interrupt is off is not known, and an error that is not latched would be a copy
 /// that never was.
+///
+/// The set is closed: an owner polls or is interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Signalling {
     /// By polling. The owner keeps the function's messages away (MSI-X and MSI off, and bit 10 of
@@ -37,6 +39,7 @@ pub enum Signalling {
 /// Nobody has seen it on silicon. The manual of the sibling, CCP version 5, says *at the failing
 /// descriptor*.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum ErrorHead {
     /// Not known. Every look that finds progress also reads the interrupt status before it
     /// believes the head, and a register that a reset would have cleared.
@@ -66,7 +69,14 @@ impl fmt::Display for ErrorHead {
 }
 
 /// How a channel is set up.
+///
+/// ```
+/// use ptdma::{ChannelConfig, Signalling};
+/// let mut config = ChannelConfig::default();
+/// config.signalling = Signalling::Interrupts;
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct ChannelConfig {
     /// How completions are signalled.
     pub signalling: Signalling,
@@ -78,11 +88,12 @@ pub struct ChannelConfig {
     pub restart: Restart,
     /// Cookie of the first descriptor. A channel that replaces another (after a function reset,
     /// say) goes on where that one ended, so that no cookie ever names two descriptors.
-    pub first_cookie: CookieStart,
+    pub first_cookie: Cookie,
 }
 
 /// An answer of [`Channel::submit_all`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Submitted {
     /// Cookie of the first copy; those of the others follow it.
     pub first: Cookie,
@@ -101,16 +112,6 @@ impl Submitted {
     fn refuse(&mut self, src: DmaAddr, dst: DmaAddr, len_bytes: u64, limits: Limits) {
         let refused = CopyRequest::new(src, dst, len_bytes, limits).err();
         self.error = refused.map(SubmitError::Request);
-    }
-}
-
-/// The first cookie of a channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CookieStart(pub Cookie);
-
-impl Default for CookieStart {
-    fn default() -> Self {
-        Self(Cookie::new(0))
     }
 }
 
@@ -228,7 +229,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         memory: M,
         config: ChannelConfig,
     ) -> Result<Self, (BringUpError, R, M)> {
-        let ring = match Ring::new(memory, config.first_cookie.0) {
+        let ring = match Ring::new(memory, config.first_cookie) {
             Ok(ring) => ring,
             Err((e, memory)) => return Err((BringUpError::Ring(e), regs, memory)),
         };
@@ -238,7 +239,7 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             ring,
             state: State::Running,
             stats: Stats {
-                submitted: config.first_cookie.0.number().wrapping_neg(),
+                submitted: config.first_cookie.number().wrapping_neg(),
                 ..Stats::default()
             },
             idle_polls: 0,

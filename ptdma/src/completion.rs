@@ -44,6 +44,7 @@ const CLEAR_EARLY: Interrupts = Interrupts::COMPLETION
 /// What one poll or interrupt found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
+#[non_exhaustive]
 pub struct Progress {
     /// All cookies before this one are retired: copied, unless a [`failure`](Self::failure) (of
     /// this or an earlier call) names them.

@@ -8,7 +8,9 @@ use core::fmt;
 /// it cannot be confused with another after the ring wrapped: at one descriptor per nanosecond
 /// the count repeats after 584 years. Cookies of one channel are consecutive and complete in
 /// order; cookies of different channels have nothing to do with each other.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+///
+/// The default is number 0, the first one of a channel that replaces no other.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[repr(transparent)]
 pub struct Cookie(u64);
 

@@ -6,6 +6,8 @@ use crate::addr::DmaAddr;
 use crate::cookie::Cookie;
 
 /// One contiguous copy, in the bus addresses of the channel that does it.
+///
+/// The fields are closed: a copy is a source, a destination and a length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Segment {
     /// First byte to read.
@@ -18,6 +20,7 @@ pub struct Segment {
 
 /// What a channel can do; constant over its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ChannelLimits {
     /// Longest copy of one descriptor, in bytes.
     pub max_len_bytes: u64,
@@ -30,6 +33,18 @@ pub struct ChannelLimits {
 }
 
 impl ChannelLimits {
+    /// Limits of a channel without alignment, on no known node.
+    #[must_use]
+    #[inline]
+    pub const fn new(max_len_bytes: u64, ring_slots: usize) -> Self {
+        Self {
+            max_len_bytes,
+            align_bytes: 1,
+            node: None,
+            ring_slots,
+        }
+    }
+
     /// The same with a longest copy that is a multiple of the alignment: behind one that is not,
     /// nothing could begin.
     pub(crate) const fn whole_units(self) -> Self {
@@ -45,6 +60,8 @@ impl ChannelLimits {
 }
 
 /// Why a descriptor was not accepted.
+///
+/// The set is closed: a caller tries the copy later, gives the copy up, or gives the channel up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PrepError {
     /// The ring is full; later it may not be.
@@ -70,6 +87,8 @@ impl fmt::Display for PrepError {
 impl core::error::Error for PrepError {}
 
 /// An answer of [`CopyChannel::prep_all`].
+///
+/// The fields are closed: an implementer of [`CopyChannel`] answers each of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Prepared {
     /// The first one accepted; those of the others follow it.
@@ -83,6 +102,8 @@ pub struct Prepared {
 }
 
 /// An answer of [`CopyChannel::poll`] and its kin.
+///
+/// The fields are closed: an implementer of [`CopyChannel`] answers each of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CopyProgress {
     /// Every descriptor before this one is over: copied, or reported as failed by this or an
@@ -111,6 +132,8 @@ impl CopyProgress {
 }
 
 /// A failed descriptor.
+///
+/// The fields are closed: an implementer of [`CopyChannel`] answers each of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CopyFailure {
     /// Which.
@@ -132,6 +155,8 @@ impl fmt::Display for CopyFailure {
 impl core::error::Error for CopyFailure {}
 
 /// Whether a channel works.
+///
+/// The set is closed: a channel takes work or does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
     /// It takes and does work.
@@ -152,6 +177,8 @@ impl fmt::Display for Health {
 }
 
 /// An answer of [`CopyChannel::terminate`].
+///
+/// The fields are closed: an implementer of [`CopyChannel`] answers each of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stopped {
     /// Every descriptor before this one certainly was copied, or was reported as failed. This one

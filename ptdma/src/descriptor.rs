@@ -118,6 +118,7 @@ impl PassThrough {
 /// Memory type of an address, in bits 17:16 of its high word. Source: DPDK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
+#[non_exhaustive]
 pub enum MemoryType {
     /// System memory, the only one used here.
     System = 0,

@@ -169,6 +169,7 @@ impl From<RequestError> for SubmitError {
 
 /// A descriptor that the engine failed. Its destination is undefined; all others are unaffected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Failure {
     /// Which descriptor.
     pub cookie: Cookie,
@@ -216,6 +217,7 @@ impl core::error::Error for Anomaly {}
 /// The engine could not be proved stopped: it may still read its ring, and still write any
 /// destination that was outstanding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct NotStopped {
     /// The control register when the attempt was given up; all ones if the device is gone.
     pub control: u32,

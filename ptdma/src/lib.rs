@@ -224,7 +224,7 @@ mod stats;
 mod traits;
 mod wait;
 pub use addr::{DmaAddr, DmaRange, RangeError};
-pub use channel::{Channel, ChannelConfig, CookieStart, ErrorHead, Signalling, Submitted};
+pub use channel::{Channel, ChannelConfig, ErrorHead, Signalling, Submitted};
 pub use clock::{Deadline, MAX_POLLS};
 pub use completion::Progress;
 pub use cookie::Cookie;

@@ -17,6 +17,7 @@ use crate::ring::HeadPosition;
 /// What became of the descriptors that were outstanding when a channel was stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
+#[non_exhaustive]
 pub struct Terminated {
     /// The first descriptor that was dropped; all before it are retired. Equal to the next cookie
     /// if none was. Nothing is known of what was dropped: of each destination, none, some or all

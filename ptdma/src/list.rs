@@ -190,6 +190,7 @@ impl core::error::Error for ListError {}
 
 /// The deadline of a [`wait`](ListCopy::wait) passed. Engines may be at work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ListTimedOut;
 
 impl fmt::Display for ListTimedOut {
@@ -201,6 +202,8 @@ impl fmt::Display for ListTimedOut {
 impl core::error::Error for ListTimedOut {}
 
 /// Where a list stands.
+///
+/// The set is closed: what became of entries is in their results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum ListStatus {

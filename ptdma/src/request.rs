@@ -259,6 +259,8 @@ impl CopyRequest {
 }
 
 /// Whether the engine raises an interrupt when it completed a descriptor.
+///
+/// The set is closed: a descriptor interrupts or does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Notify {
     /// No interrupt: completion is found by polling, or with the interrupt of a later descriptor.

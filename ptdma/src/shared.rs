@@ -38,6 +38,7 @@ pub use submit::{Accepted, Announce};
 
 /// A channel cannot be taken out yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum NotIdle {
     /// There is no channel with this number, or it was taken out before.
     Absent,

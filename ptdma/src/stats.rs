@@ -2,6 +2,7 @@
 
 /// What a channel did since it was brought up. All counts wrap at 2^64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Stats {
     /// Descriptors put into the ring.
     pub submitted: u64,

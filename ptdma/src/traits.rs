@@ -6,6 +6,7 @@ use crate::channel::ErrorHead;
 
 /// What sets a drained queue going again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Restart {
     /// Nobody has tried. The driver does what is right for both others.
     #[default]
@@ -27,6 +28,8 @@ impl fmt::Display for Restart {
 }
 
 /// An observation that may not have been made.
+///
+/// The set is closed: a bit reads 0 or 1, or nobody has read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Seen {
     /// Nobody has looked.

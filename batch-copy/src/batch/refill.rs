@@ -230,6 +230,7 @@ where
                 bytes: accepted_bytes,
                 error,
                 rang,
+                ..
             } = accepted;
             let offered = walked.place.position.wrapping_sub(start.position);
             bytes = bytes.wrapping_add(accepted_bytes);

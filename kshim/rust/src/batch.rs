@@ -1,8 +1,8 @@
 //! A round, from folios to outcomes.
 
 use batch_copy::{
-    BadInput, Batch, CostModel, CpuCopier, CpuCopyError, CutRules, FailReason, FolioSource, Host,
-    MapError, Mapper, Naps, Options, OverlapCheck, Policy, Rescue, Wait, WaitFor, Wake,
+    BadInput, Batch, CostModel, CpuCopier, CpuCopyError, FailReason, FolioSource, Host, MapError,
+    Mapper, Naps, Options, OverlapCheck, Policy, Rescue, Wait, WaitFor, Wake,
 };
 
 use crate::abi::{
@@ -243,44 +243,34 @@ fn options(
     bytes: u64,
 ) -> Option<Options> {
     let timeout_ns = settings.timeout_ns();
-    let base = Options {
-        only: usize::try_from(round.only).ok(),
-        rules: CutRules {
-            min_part_bytes: u64::from(settings.stripe_kb).wrapping_mul(1024),
-            align_bytes: STRIPE_ALIGN_BYTES,
-        },
-        src_node: node(round.src_node),
-        dst_node: node(round.dst_node),
-        budget_ns: timeout_ns,
-        grace_ns: timeout_ns / 4,
-        hang_ns: timeout_ns / 2,
-        // Physical addresses: what bus addresses the engine can reach is the mapper's affair.
-        addr_limit: u64::MAX,
-        repair: false,
-        ..Options::default()
-    };
+    let mut base = Options::default();
+    base.only = usize::try_from(round.only).ok();
+    base.rules.min_part_bytes = u64::from(settings.stripe_kb).wrapping_mul(1024);
+    base.rules.align_bytes = STRIPE_ALIGN_BYTES;
+    base.src_node = node(round.src_node);
+    base.dst_node = node(round.dst_node);
+    base.budget_ns = timeout_ns;
+    base.grace_ns = timeout_ns / 4;
+    base.hang_ns = timeout_ns / 2;
+    // Physical addresses: what bus addresses the engine can reach is the mapper's affair.
+    base.addr_limit = u64::MAX;
+    base.repair = false;
     if base.only.is_some() {
-        return Some(Options {
-            channels: 1,
-            ..base
-        });
+        base.channels = 1;
+        return Some(base);
     }
     let folios = round.nr as usize;
-    let options = if settings.nr_dma_chan == 0 {
-        let policy = Policy {
-            // Small rounds at the end of a large batch are run like the others.
-            min_batch_bytes: 0,
-            max_channels: active,
-            ..*policy
-        };
+    let mut options = if settings.nr_dma_chan == 0 {
+        let mut policy = *policy;
+        // Small rounds at the end of a large batch are run like the others.
+        policy.min_batch_bytes = 0;
+        policy.max_channels = active;
         policy.options(folios, bytes, active, &base)?
     } else {
         let channels = settings.nr_dma_chan as usize;
-        Options {
-            channels,
-            engine_ns_per_mib: policy.model.share_ns_per_mib(channels.min(active)),
-            ..base
-        }
+        base.channels = channels;
+        base.engine_ns_per_mib = policy.model.share_ns_per_mib(channels.min(active));
+        base
     };
     if round.may_sleep == 0 {
         let channels = options.channels.min(active) as u64;
@@ -291,19 +281,15 @@ fn options(
         {
             return None;
         }
-        return Some(Options {
-            budget_ns: POLLED_LIMIT_NS.min(timeout_ns),
-            // What is in work then, at most 2 MiB, takes 144 us.
-            grace_ns: POLLED_NS,
-            ..options
-        });
+        options.budget_ns = POLLED_LIMIT_NS.min(timeout_ns);
+        // What is in work then, at most 2 MiB, takes 144 us.
+        options.grace_ns = POLLED_NS;
+        return Some(options);
     }
-    Some(Options {
-        cpu_share_bytes: bytes
-            .saturating_mul(u64::from(settings.hybrid_percent))
-            .wrapping_div(100),
-        ..options
-    })
+    options.cpu_share_bytes = bytes
+        .saturating_mul(u64::from(settings.hybrid_percent))
+        .wrapping_div(100);
+    Some(options)
 }
 
 const fn abi_outcome(outcome: batch_copy::Outcome) -> Outcome {
@@ -339,15 +325,13 @@ pub(crate) fn run(
         result.not_attempted = round.nr;
         return 0;
     };
-    let mut host = Host {
-        wait: KernelWait::new(context, poll_ns, round.may_sleep != 0),
-        mapper: KernelMapper(context),
-        cpu: KernelCpu(context),
-        rescue: KernelRescue {
+    let mut host = Host::new(KernelWait::new(context, poll_ns, round.may_sleep != 0))
+        .with_mapper(KernelMapper(context))
+        .with_cpu(KernelCpu(context))
+        .with_rescue(KernelRescue {
             context,
             unproven: 0,
-        },
-    };
+        });
     let Some(raw) = scratch.outcomes.get_mut(..folios.len()) else {
         return -errno::EINVAL;
     };

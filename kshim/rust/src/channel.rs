@@ -3,8 +3,8 @@
 use batch_copy::{Observer, PtdmaQueue};
 use ptdma::regs::{ALL_ONES, QueueControl, Register};
 use ptdma::{
-    Anomaly, Channel, ChannelConfig, Clock, CoherentRing, Cookie, CookieStart, Deadline, DmaAddr,
-    Fault, Mmio, NotStopped, ProbeError, Progress, RegisterIo, Signalling, Terminated,
+    Anomaly, Channel, ChannelConfig, Clock, CoherentRing, Cookie, Deadline, DmaAddr, Fault, Mmio,
+    NotStopped, ProbeError, Progress, RegisterIo, Signalling, Terminated,
 };
 
 use crate::abi::{ChannelSetup, Event};
@@ -65,11 +65,9 @@ pub(crate) fn bring_up(
     setup: &ChannelSetup,
     first_cookie: Cookie,
 ) -> Result<KernelQueue, i32> {
-    let config = ChannelConfig {
-        signalling: Signalling::Interrupts,
-        first_cookie: CookieStart(first_cookie),
-        ..ChannelConfig::default()
-    };
+    let mut config = ChannelConfig::default();
+    config.signalling = Signalling::Interrupts;
+    config.first_cookie = first_cookie;
     // Memory that is not taken goes back to its owner, who has kept its address.
     let mut engine =
         Channel::bring_up(registers, ring, config).map_err(|(e, _, _)| errno::of_bring_up(e))?;

@@ -373,14 +373,15 @@ const fn seen(seen: Seen) -> u8 {
 fn engine(traits: EngineTraits) -> Engine {
     Engine {
         restart: match traits.restart {
-            Restart::Unknown => EngineRestart::Unknown,
             Restart::ByTail => EngineRestart::ByTail,
             Restart::ByRun => EngineRestart::ByRun,
+            // C prints it, and has no word for others.
+            _ => EngineRestart::Unknown,
         },
         error_head: match traits.error_head {
-            ErrorHead::Unknown => EngineErrorHead::Unknown,
             ErrorHead::AtFailing => EngineErrorHead::AtFailing,
             ErrorHead::PastFailing => EngineErrorHead::PastFailing,
+            _ => EngineErrorHead::Unknown,
         },
         ring_entries: traits.ring_entries,
         memory_entries: traits.memory_entries,

@@ -28,6 +28,8 @@ const LOG_SLOTS: usize = 9;
 pub type Losses = heapless::Vec<super::ownership::Loss, { LOG_SLOTS + 1 }>;
 
 /// Whether a channel takes part.
+///
+/// The set is closed: owners of memory decide by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServiceState {
     /// In service.

@@ -28,6 +28,8 @@ use heapless::Vec;
 use crate::cookie::Cookie;
 
 /// What happened to descriptors that were not copied.
+///
+/// The set is closed: an owner reports a loss, copies it again, or keeps its memory out of use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(test, derive(Hash))]
 pub enum Cause {
@@ -52,6 +54,7 @@ impl fmt::Display for Cause {
 /// Descriptors `first..end` were not copied.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(test, derive(PartialEq, Eq, Hash))]
+#[non_exhaustive]
 pub struct Loss {
     /// The first of them.
     pub first: Cookie,

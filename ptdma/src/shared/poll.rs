@@ -6,6 +6,8 @@ use super::ownership::Share;
 use crate::copy_channel::CopyChannel;
 
 /// How to look at a channel.
+///
+/// The set is closed: these are the three polls of a [`CopyChannel`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PollKind {
     /// At what is known: no hardware, unless that is so old that the engine seems to hang.
@@ -57,6 +59,8 @@ impl Motion {
 }
 
 /// What is looked at: descriptors of one owner.
+///
+/// The fields are closed: an owner states each of them.
 #[derive(Debug)]
 pub struct Watch<'m, S> {
     /// The descriptors.
@@ -71,6 +75,7 @@ pub struct Watch<'m, S> {
 
 /// What a look found out for the owner of some descriptors.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct ShareStatus {
     /// Whether all of them are over. If nothing was lost, they are not held any more.
     pub over: bool,
@@ -81,6 +86,8 @@ pub struct ShareStatus {
 }
 
 /// What a glance at a channel tells the owner of some descriptors.
+///
+/// The set is closed: [`Unusual`](Self::Unusual) stands for everything else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reaped {
     /// All of them are over, none was lost, and they are not held any more.

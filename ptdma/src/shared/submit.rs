@@ -7,6 +7,7 @@ use crate::copy_channel::{CopyChannel, PrepError, Prepared, Segment};
 
 /// What became of a chunk of descriptors.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Accepted {
     /// Those that were accepted, from the first of the chunk on: the caller's own from now on.
     pub share: Share,
@@ -35,6 +36,8 @@ impl Accepted {
 }
 
 /// How what was prepared is to be announced.
+///
+/// The fields are closed: an owner states each of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Announce {
     /// Ring the doorbell.

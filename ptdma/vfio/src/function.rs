@@ -244,12 +244,10 @@ impl Function {
             .next_multiple_of(PAGE_LEN_BYTES);
         let mapping = device.space.map_ring(Memory::anonymous(len_bytes)?)?;
         let ring = Ring::new(mapping, entries)?;
-        let config = ChannelConfig {
-            signalling: match device.interrupt {
-                Some(_) => Signalling::Interrupts,
-                None => Signalling::Polled,
-            },
-            ..ChannelConfig::default()
+        let mut config = ChannelConfig::default();
+        config.signalling = match device.interrupt {
+            Some(_) => Signalling::Interrupts,
+            None => Signalling::Polled,
         };
         let bar = Bar::new(Arc::clone(device));
         let brought_up = match Channel::bring_up(bar, ring, config) {

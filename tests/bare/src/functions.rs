@@ -128,10 +128,8 @@ impl Function {
         // SAFETY: memory of that length, handed out once and never taken back, mapped one to one
         // for this processor and for the device.
         let ring = unsafe { CoherentRing::new(start, base, RING_ENTRIES) };
-        let config = ChannelConfig {
-            signalling: Signalling::Interrupts,
-            ..ChannelConfig::default()
-        };
+        let mut config = ChannelConfig::default();
+        config.signalling = Signalling::Interrupts;
         let mut channel = Channel::bring_up(function.registers(), ring, config)
             .map_err(|(error, ..)| Unusable::BringUp(error))?;
         let deadline = Deadline::after(&Nanoseconds, FIND_OUT_NS);

@@ -5,8 +5,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 
 use batch_copy::{
-    Batch, Channels, Folio, Host, Identity, NoCpu, Options, Outcome, OverlapCheck, Piece, Polling,
-    PtdmaQueue, Rescue, ServiceState, SharedChannel, Sleeper, SpinThenSleep, Wait,
+    Batch, Channels, Folio, Host, Options, Outcome, OverlapCheck, Piece, Polling, PtdmaQueue,
+    Rescue, ServiceState, SharedChannel, Sleeper, SpinThenSleep, Wait,
 };
 use heapless::Vec;
 use ptdma::{Channel, Deadline, DmaAddr, FunctionQuiesced};
@@ -257,16 +257,9 @@ fn copy<W: Wait>(number: usize, engines: &Shared, kind: Kind, seed: u64, wait: W
         })
         .collect();
     let mut outcomes = [Outcome::Dma; MAX_FOLIOS];
-    let options = Options {
-        hang_ns: HANG_NS,
-        ..Options::default()
-    };
-    let mut host: Host<W, Identity, NoCpu, Last> = Host {
-        wait,
-        mapper: Identity,
-        cpu: NoCpu,
-        rescue: Last::default(),
-    };
+    let mut options = Options::default();
+    options.hang_ns = HANG_NS;
+    let mut host = Host::new(wait).with_rescue(Last::default());
     let report = Batch::<MAX_FUNCTIONS>::new().run(
         engines,
         &folios[..],

@@ -118,13 +118,11 @@ impl Contest {
                 let queue = StockQueue::new(registers.clone(), registers.ring(STOCK_ENTRIES));
                 contest.theirs.push(queue);
             } else {
-                let config = ChannelConfig {
-                    signalling: strategy.signalling(),
-                    // What the plain functions are like, and the likeliest silicon.
-                    error_head: ErrorHead::AtFailing,
-                    restart: Restart::ByTail,
-                    ..ChannelConfig::default()
-                };
+                let mut config = ChannelConfig::default();
+                config.signalling = strategy.signalling();
+                // What the plain functions are like, and the likeliest silicon.
+                config.error_head = ErrorHead::AtFailing;
+                config.restart = Restart::ByTail;
                 let ring = registers.ring(ENTRIES);
                 let channel = match Channel::bring_up(registers.clone(), ring, config) {
                     Ok(channel) => channel,

@@ -66,12 +66,7 @@ impl Puppet {
                 stops: true,
                 ..Strings::default()
             })),
-            limits: ChannelLimits {
-                max_len_bytes: 1 << 21,
-                align_bytes: 1,
-                node: None,
-                ring_slots: slots,
-            },
+            limits: ChannelLimits::new(1 << 21, slots),
             reach: 1 << 48,
         }
     }

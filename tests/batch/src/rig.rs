@@ -97,20 +97,18 @@ impl Rig {
                 raised.fetch_add(1, Ordering::SeqCst);
             });
             let ring = BusRing::new(&bus, setup.entries).expect("a ring fits on the bus");
-            let config = ChannelConfig {
-                signalling: setup.signalling,
-                limits: Limits::with_max_len_bytes(setup.max_len_bytes),
-                // Told, not found out: faults are counted by descriptors.
-                error_head: match setup.model.forks.error_head {
-                    forks::ErrorHead::At => ErrorHead::AtFailing,
-                    forks::ErrorHead::Past => ErrorHead::PastFailing,
-                    forks::ErrorHead::Tail => ErrorHead::Unknown,
-                },
-                restart: match setup.model.forks.restart {
-                    forks::Restart::Tail => Restart::ByTail,
-                    forks::Restart::Run => Restart::ByRun,
-                },
-                ..ChannelConfig::default()
+            let mut config = ChannelConfig::default();
+            config.signalling = setup.signalling;
+            config.limits = Limits::with_max_len_bytes(setup.max_len_bytes);
+            // Told, not found out: faults are counted by descriptors.
+            config.error_head = match setup.model.forks.error_head {
+                forks::ErrorHead::At => ErrorHead::AtFailing,
+                forks::ErrorHead::Past => ErrorHead::PastFailing,
+                forks::ErrorHead::Tail => ErrorHead::Unknown,
+            };
+            config.restart = match setup.model.forks.restart {
+                forks::Restart::Tail => Restart::ByTail,
+                forks::Restart::Run => Restart::ByRun,
             };
             let mut channel = match Channel::bring_up(model.clone(), ring, config) {
                 Ok(channel) => channel,

@@ -117,11 +117,10 @@ fn run(rig: &Rig, memory: &Memory, order: &[usize], steps: u64, options: &Option
 }
 
 fn options() -> Options {
-    Options {
-        hang_ns: 1_000_000,
-        grace_ns: 100_000,
-        ..Options::default()
-    }
+    let mut options = Options::default();
+    options.hang_ns = 1_000_000;
+    options.grace_ns = 100_000;
+    options
 }
 
 fn interrupts(rig: &Rig) -> u64 {
@@ -171,10 +170,8 @@ fn lanes_end_in_any_order_with_one_interrupt() {
 #[test]
 fn each_lane_interrupts_where_that_is_wanted() {
     let (rig, memory) = rig();
-    let options = Options {
-        one_interrupt: false,
-        ..options()
-    };
+    let mut options = options();
+    options.one_interrupt = false;
     let run = run(&rig, &memory, &[0, 1, 2, 3], 1000, &options);
     assert!(run.outcomes.iter().all(|o| *o == Outcome::Dma));
     assert_eq!(interrupts(&rig), CHANNELS as u64);

@@ -83,10 +83,8 @@ fn with_each(folios: usize, test: &dyn Fn(&mut dyn AnySubject, &Memory)) {
         let memory = memory(&bus, folios);
         let model = Model::new(ModelConfig::default(), bus.clone());
         let ring = BusRing::new(&bus, SLOTS + 1).unwrap();
-        let config = ChannelConfig {
-            signalling,
-            ..ChannelConfig::default()
-        };
+        let mut config = ChannelConfig::default();
+        config.signalling = signalling;
         let Ok(channel) = Channel::bring_up(model.clone(), ring, config) else {
             panic!("bring-up")
         };

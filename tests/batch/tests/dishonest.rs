@@ -69,10 +69,8 @@ fn given_up<R: Rescue>(rescue: impl FnOnce(Model) -> R) -> (Rig, Memory, Report,
             asked: vec![false; 8],
         })
         .with_rescue(rescue(rig.models[0].clone()));
-    let options = Options {
-        hang_ns: 1_000_000,
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.hang_ns = 1_000_000;
     let (report, outcomes) = rig.run(&memory, &options, &mut host);
     let rescue = host.rescue;
     (rig, memory, report, outcomes, rescue)
@@ -157,10 +155,8 @@ fn an_engine_that_works_in_silence_does_not_hang() {
         rig: &rig,
         now_ns: Cell::new(0),
     });
-    let options = Options {
-        hang_ns: 1_000_000,
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.hang_ns = 1_000_000;
     let (report, _outcomes) = rig.run(&memory, &options, &mut host);
     assert!(report.is_complete(), "{report:?}");
     for channel in 0..2 {
@@ -176,12 +172,7 @@ struct WrongCookies {
 
 impl CopyChannel for WrongCookies {
     fn limits(&self) -> ChannelLimits {
-        ChannelLimits {
-            max_len_bytes: 1 << 20,
-            align_bytes: 1,
-            node: None,
-            ring_slots: 64,
-        }
+        ChannelLimits::new(1 << 20, 64)
     }
     fn next_cookie(&self) -> Cookie {
         Cookie::new(0)

@@ -109,14 +109,9 @@ fn rings_smaller_than_the_batch_are_refilled_and_never_run_dry() {
             let mut host = Host::new(rig.stepping());
             // The waiter looks about every four descriptors.
             host.wait.steps = 4;
-            let (report, _outcomes) = rig.run(
-                &memory,
-                &Options {
-                    channels,
-                    ..Options::default()
-                },
-                &mut host,
-            );
+            let mut options = Options::default();
+            options.channels = channels;
+            let (report, _outcomes) = rig.run(&memory, &options, &mut host);
             assert!(report.is_complete());
             let counters = rig.counters();
             // An engine drains its ring once: at the end.
@@ -165,18 +160,9 @@ fn bad_input_is_refused_before_anything_is_submitted() {
         attempt(&[good, good], 1, knows(), &fine),
         BadInput::TooManyFolios { room: 1 }
     );
-    assert_eq!(
-        attempt(
-            &[good],
-            1,
-            knows(),
-            &Options {
-                channels: 0,
-                ..fine
-            }
-        ),
-        BadInput::NoChannels
-    );
+    let mut on_none = fine;
+    on_none.channels = 0;
+    assert_eq!(attempt(&[good], 1, knows(), &on_none), BadInput::NoChannels);
     assert_eq!(
         attempt(&[at(0, 2048, 4096)], 1, knows(), &fine),
         BadInput::Overlap { folio: 0, other: 0 }
@@ -255,38 +241,20 @@ fn channels_near_the_destination_come_first() {
             .map(|(m, b)| m.counters().descriptors > b)
             .collect::<Vec<_>>()
     };
-    let two = Options {
-        channels: 4,
-        ..Options::default()
+    let between = |src_node, dst_node| {
+        let mut options = Options::default();
+        options.channels = 4;
+        options.src_node = Some(src_node);
+        options.dst_node = Some(dst_node);
+        options
     };
     let low = [true, true, true, true, false, false, false, false];
     let high = low.map(|used| !used);
     for _ in 0..10 {
-        assert_eq!(
-            used(&Options {
-                dst_node: Some(0),
-                src_node: Some(1),
-                ..two
-            }),
-            low
-        );
-        assert_eq!(
-            used(&Options {
-                dst_node: Some(1),
-                src_node: Some(0),
-                ..two
-            }),
-            high
-        );
+        assert_eq!(used(&between(1, 0)), low);
+        assert_eq!(used(&between(0, 1)), high);
         // No channel near the destination: the source's node is next best.
-        assert_eq!(
-            used(&Options {
-                dst_node: Some(7),
-                src_node: Some(1),
-                ..two
-            }),
-            high
-        );
+        assert_eq!(used(&between(1, 7)), high);
     }
 }
 
@@ -305,10 +273,8 @@ fn the_cpu_takes_its_share() {
             let memory = Memory::new(&rig.bus, &lens, layout, 3);
             let share = memory.bytes() / 5;
             let mut host = Host::new(rig.stepping()).with_cpu(memory.cpu());
-            let options = Options {
-                cpu_share_bytes: share,
-                ..Options::default()
-            };
+            let mut options = Options::default();
+            options.cpu_share_bytes = share;
             let (report, _outcomes) = rig.run(&memory, &options, &mut host);
             assert!(report.is_complete(), "{report:?}");
             assert!(report.cpu_bytes > 0);
@@ -341,7 +307,9 @@ proptest! {
         let mut host = Host::new(rig.stepping());
         host.wait.steps = steps;
         let mut outcomes = vec![Outcome::NotAttempted(SkipReason::Declined); lens.len()];
-        let options = Options { channels: use_channels, budget_ns: u64::MAX, ..Options::default() };
+        let mut options = Options::default();
+options.channels = use_channels;
+options.budget_ns = u64::MAX;
         let mut scratch = vec![Interval::default(); 2 * lens.len()];
         let report = Batch::<MAX_CHANNELS>::new()
             .run(&rig.engines, &memory.folios[..], OverlapCheck::Sorted(&mut scratch), &options, &mut host, &mut outcomes)

@@ -108,13 +108,11 @@ fn run(case: &Case, faults: &[Fault]) -> (Rig, Memory, Run) {
             quarantined: Vec::new(),
         });
     host.wait.steps = 3;
-    let options = Options {
-        budget_ns: 3_000_000_000,
-        hang_ns: 1_000_000,
-        grace_ns: 100_000,
-        repair: case.repair,
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.budget_ns = 3_000_000_000;
+    options.hang_ns = 1_000_000;
+    options.grace_ns = 100_000;
+    options.repair = case.repair;
     let (report, outcomes) = rig.run(&memory, &options, &mut host);
     assert_eq!(report.unaccounted_bytes, 0, "{report:?}");
     assert!(!report.late, "{report:?}");
@@ -443,10 +441,8 @@ fn an_engine_that_runs_its_descriptors_again_does_not_hang() {
         rig.models[0].inject(Fault::at(5, FaultKind::Error { code: 19 }));
         let mut host = Host::new(rig.stepping());
         host.wait.round_ns = 3_000_000;
-        let options = Options {
-            hang_ns: 2_000_000,
-            ..Options::default()
-        };
+        let mut options = Options::default();
+        options.hang_ns = 2_000_000;
         let (report, _) = rig.run(&memory, &options, &mut host);
         assert!(report.is_complete(), "{report:?}");
         let stats = rig.engines.channel_stats(0).unwrap();

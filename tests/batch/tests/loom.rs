@@ -39,12 +39,7 @@ impl Scripted {
 
 impl CopyChannel for Scripted {
     fn limits(&self) -> ChannelLimits {
-        ChannelLimits {
-            max_len_bytes: 1 << 20,
-            align_bytes: 1,
-            node: None,
-            ring_slots: self.slots,
-        }
+        ChannelLimits::new(1 << 20, self.slots)
     }
     fn next_cookie(&self) -> Cookie {
         Cookie::new(self.done + self.ring.len() as u64)

@@ -81,7 +81,8 @@ proptest! {
         let mapper = Iommu { src_window, dst_window, refuse_every, lies, asked: 0 };
         let mut host = Host::new(rig.stepping()).with_mapper(mapper);
         let mut outcomes = vec![Outcome::Dma; lens.len()];
-        let options = Options { addr_limit: 1 << 53, ..Options::default() };
+        let mut options = Options::default();
+        options.addr_limit = 1 << 53;
         let report = Batch::<MAX_CHANNELS>::new()
             .run(&rig.engines, &physical(&memory)[..], OverlapCheck::Pairwise, &options, &mut host, &mut outcomes)
             .unwrap();
@@ -223,10 +224,8 @@ fn a_lane_whose_end_is_refused_interrupts_before_it() {
                         overdue: 0,
                     })
                     .with_mapper(Gaps { first, mapped });
-                    let options = Options {
-                        one_interrupt,
-                        ..Options::default()
-                    };
+                    let mut options = Options::default();
+                    options.one_interrupt = one_interrupt;
                     let (report, _outcomes) = rig.run(&memory, &options, &mut host);
                     assert_eq!(report.unaccounted_bytes, 0, "{report:?}");
                     assert_eq!(

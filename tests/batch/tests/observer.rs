@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use batch_copy::{CopyChannel, Observer, PtdmaQueue, Segment};
 use ptdma::{
-    Channel, ChannelConfig, Clock, CookieStart, ErrorHead, Fault, NotStopped, Progress, Terminated,
+    Channel, ChannelConfig, Clock, Cookie, ErrorHead, Fault, NotStopped, Progress, Terminated,
 };
 use ptdma_batch_tests::memory::{Layout, Memory};
 use ptdma_model::fault::StallFor;
@@ -41,7 +41,7 @@ impl Observer for Notes {
     fn noticed(&self, progress: &Progress) {
         let failure = progress.failure.expect("no test here makes an anomaly");
         self.add(Heard::Failed {
-            nth: failure.cookie.number() - CookieStart::default().0.number(),
+            nth: failure.cookie.number() - Cookie::default().number(),
             code: failure.code.raw(),
         });
     }
@@ -82,10 +82,8 @@ fn under_way(fault: Option<FaultKind>) -> (Model, Queue, Looks, Notes) {
     let memory = Memory::new(&bus, &[4096; COPIES], Layout::Scattered, 3);
     let model = Model::new(ModelConfig::default(), bus.clone());
     let ring = BusRing::new(&bus, 8).expect("a ring fits on the bus");
-    let config = ChannelConfig {
-        error_head: ErrorHead::AtFailing,
-        ..ChannelConfig::default()
-    };
+    let mut config = ChannelConfig::default();
+    config.error_head = ErrorHead::AtFailing;
     let Ok(channel) = Channel::bring_up(model.clone(), ring, config) else {
         panic!("bring-up")
     };

@@ -8,13 +8,13 @@ use ptdma::DmaAddr;
 const LANES: usize = 16;
 
 fn bounds(rules: &CutRules) -> Bounds {
-    Bounds {
-        addr_limit: DmaAddr::LIMIT,
-        align_bytes: 1,
-        max_folios: 1 << 20,
-        min_part_bytes: rules.min_part_bytes,
-        parts_enough: 256,
-    }
+    let mut bounds = Bounds::default();
+    bounds.addr_limit = DmaAddr::LIMIT;
+    bounds.align_bytes = 1;
+    bounds.max_folios = 1 << 20;
+    bounds.min_part_bytes = rules.min_part_bytes;
+    bounds.parts_enough = 256;
+    bounds
 }
 
 fn plan(folios: &[Folio], channels: usize, rules: &CutRules) -> (Survey, Plan<LANES>) {
@@ -103,7 +103,8 @@ proptest! {
     #[test]
     fn stretches_tile_the_stream(sizes in sizes(), channels in 1..=LANES, min_shift in 16..=18_u32) {
         let folios = layout(&sizes);
-        let rules = CutRules { min_part_bytes: 1 << min_shift, ..CutRules::default() };
+        let mut rules = CutRules::default();
+        rules.min_part_bytes = 1 << min_shift;
         let (survey, plan) = plan(&folios, channels, &rules);
         let mut position = 0;
         for stretch in plan.stretches() {

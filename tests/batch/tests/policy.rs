@@ -88,10 +88,8 @@ fn calibration_finds_what_the_machine_costs() {
         cpu_ns: &cpu_ns,
     })
     .with_cpu(TimedCpu { ns: &cpu_ns });
-    let base = CostModel {
-        channel_ns: 0,
-        ..CostModel::default()
-    };
+    let mut base = CostModel::default();
+    base.channel_ns = 0;
     let model = calibrate(
         &rig.engines,
         &mut Batch::new(),
@@ -181,10 +179,8 @@ fn options_follow_the_decision() {
     let options = policy.options(512, 2 << 20, 16, &base).unwrap();
     assert!((2..=16).contains(&options.channels));
     assert_eq!(options.cpu_share_bytes, 0);
-    let hybrid = Policy {
-        hybrid: true,
-        ..policy
-    };
+    let mut hybrid = policy;
+    hybrid.hybrid = true;
     let options = hybrid.options(512, 2 << 20, 1, &base).unwrap();
     assert_eq!(options.channels, 1);
     // One engine at 15 GB/s with 100 ns a descriptor, and a CPU at 11 GB/s: about half each.
@@ -193,10 +189,8 @@ fn options_follow_the_decision() {
         "{}",
         options.cpu_share_bytes
     );
-    let off = Policy {
-        enabled: false,
-        ..policy
-    };
+    let mut off = policy;
+    off.enabled = false;
     assert_eq!(off.options(512, 2 << 20, 16, &base), None);
     assert!(!off.should_batch(3) && policy.should_batch(3) && !policy.should_batch(10));
 }

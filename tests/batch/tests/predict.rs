@@ -73,10 +73,8 @@ fn folios(count: u64, len: u64) -> Vec<Folio> {
 /// The time that this crate takes to copy a batch, from what it really decides and plans.
 fn ours_ns(count: u64, len: u64, channels: usize, model: &CostModel) -> f64 {
     let bytes = count * len;
-    let policy = Policy {
-        hybrid: true,
-        ..Policy::new(*model, channels)
-    };
+    let mut policy = Policy::new(*model, channels);
+    policy.hybrid = true;
     let (used, cpu_share) = match policy.decide(count as usize, bytes, channels) {
         Decision::Decline => return model.cpu_ns(count, bytes) as f64,
         Decision::Engines {
@@ -86,17 +84,14 @@ fn ours_ns(count: u64, len: u64, channels: usize, model: &CostModel) -> f64 {
         } => (channels, cpu_share_bytes),
     };
     let folios = folios(count, len);
-    let rules = CutRules {
-        min_part_bytes: model.min_part_bytes(),
-        ..CutRules::default()
-    };
-    let bounds = Bounds {
-        addr_limit: DmaAddr::LIMIT,
-        align_bytes: 1,
-        max_folios: folios.len(),
-        min_part_bytes: rules.min_part_bytes,
-        parts_enough: 16,
-    };
+    let mut rules = CutRules::default();
+    rules.min_part_bytes = model.min_part_bytes();
+    let mut bounds = Bounds::default();
+    bounds.addr_limit = DmaAddr::LIMIT;
+    bounds.align_bytes = 1;
+    bounds.max_folios = folios.len();
+    bounds.min_part_bytes = rules.min_part_bytes;
+    bounds.parts_enough = 16;
     let survey = Survey::of(&folios[..], &bounds).unwrap();
     let plan = Plan::<16>::new(&folios[..], &survey, bytes - cpu_share, used, &rules);
     // The engine with the most to do, alone or in the crowd.

@@ -135,13 +135,9 @@ fn what_was_refused_once_is_accounted_for_once() {
             (rear && (by_all || channel == 1)).then_some(Err(MapError))
         });
         let mut host = Host::new(wait).with_mapper(mapper);
-        let options = Options {
-            rules: CutRules {
-                min_part_bytes: 4096,
-                align_bytes: 64,
-            },
-            ..Options::default()
-        };
+        let mut options = Options::default();
+        options.rules.min_part_bytes = 4096;
+        options.rules.align_bytes = 64;
         let (report, outcomes) = run(&engines, &folios[..], &options, &mut host);
         assert_eq!(outcomes, [UNMAPPED, Outcome::Dma], "{report:?}");
         assert_eq!(report.skipped_bytes, 32 << 10, "{report:?}");
@@ -194,10 +190,8 @@ fn an_engine_that_begins_again_moves_once() {
             let act = if copies { Act::Copy } else { Act::BeginAgain };
             puppet.strings.borrow_mut().acts.push_back(act);
         });
-        let options = Options {
-            hang_ns: 1_000_000,
-            ..Options::default()
-        };
+        let mut options = Options::default();
+        options.hang_ns = 1_000_000;
         let (report, _) = run(&engines, &folios[..], &options, &mut Host::new(wait));
         let stats = engines.channel_stats(0).expect("it is there");
         assert_eq!(report.is_complete(), !for_ever, "{report:?}");
@@ -226,10 +220,8 @@ fn a_list_that_gets_shorter_ends_the_batch_and_claims_nothing() {
     });
     let copied = Cell::new(0);
     let mut host = Host::new(wait).with_cpu(Cpu(|_: &Piece| copied.set(copied.get() + 1)));
-    let options = Options {
-        repair: true,
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.repair = true;
     let (report, outcomes) = run(&engines, &list, &options, &mut host);
     assert!(copied.get() != 0, "the CPU repaired what failed");
     assert_eq!(outcomes, [UNACCOUNTED; 8], "{report:?}");
@@ -306,11 +298,9 @@ fn repairs_end_with_the_deadline() {
         chunks.set(chunks.get() + 1);
         now_ns.set(now_ns.get() + 100_000);
     }));
-    let options = Options {
-        repair: true,
-        budget_ns: 1_250_000,
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.repair = true;
+    options.budget_ns = 1_250_000;
     let (report, outcomes) = run(&engines, &folios[..], &options, &mut host);
     assert_eq!(outcomes, [Outcome::Failed(FailReason::Engine(7))]);
     assert!(
@@ -343,17 +333,15 @@ fn cuts_inside_folios_are_aligned_from_their_beginning() {
                 folio
             })
             .collect();
-        let rules = CutRules {
-            min_part_bytes: 4096 + next(60_000),
-            align_bytes: 64,
-        };
-        let bounds = Bounds {
-            addr_limit: 1 << 48,
-            align_bytes: 1,
-            max_folios: 64,
-            min_part_bytes: rules.min_part_bytes,
-            parts_enough: 16,
-        };
+        let mut rules = CutRules::default();
+        rules.min_part_bytes = 4096 + next(60_000);
+        rules.align_bytes = 64;
+        let mut bounds = Bounds::default();
+        bounds.addr_limit = 1 << 48;
+        bounds.align_bytes = 1;
+        bounds.max_folios = 64;
+        bounds.min_part_bytes = rules.min_part_bytes;
+        bounds.parts_enough = 16;
         let survey = Survey::of(&folios[..], &bounds).expect("sound");
         let plan = Plan::<16>::new(&folios[..], &survey, survey.bytes, 16, &rules);
         for stretch in plan.stretches() {
@@ -446,10 +434,8 @@ fn failures_in_a_long_batch_cost_what_they_do_in_a_short_one() {
                 });
             }
         });
-        let options = Options {
-            budget_ns: u64::MAX,
-            ..Options::default()
-        };
+        let mut options = Options::default();
+        options.budget_ns = u64::MAX;
         let (report, _) = run(&engines, &list, &options, &mut Host::new(wait));
         (report.errors, looked_up.get())
     };
@@ -512,11 +498,9 @@ fn a_full_log_takes_no_healthy_channel_out() {
             return;
         }
         puppet.strings.borrow_mut().acts.extend([Act::Fail(3); 10]);
-        let options = Options {
-            budget_ns: 50_000_000,
-            grace_ns: 1_000_000,
-            ..Options::default()
-        };
+        let mut options = Options::default();
+        options.budget_ns = 50_000_000;
+        options.grace_ns = 1_000_000;
         let wait = turn(&now_ns, |_| ());
         let (report, outcomes) = run(&engines, &others[..], &options, &mut Host::new(wait));
         assert_eq!(outcomes, [Outcome::NotAttempted(SkipReason::Deadline)]);
@@ -538,11 +522,9 @@ fn the_cpu_gives_nothing_to_a_channel_that_is_not_there() {
     let folios = apart(0, 16, 64 << 10);
     let now_ns = Cell::new(0);
     let mut host = Host::new(turn(&now_ns, |_| ())).with_cpu(Cpu(|_: &Piece| ()));
-    let options = Options {
-        only: Some(0),
-        cpu_share_bytes: 1 << 20,
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.only = Some(0);
+    options.cpu_share_bytes = 1 << 20;
     let (report, outcomes) = run(&engines, &folios[..], &options, &mut host);
     assert_eq!(outcomes, [Outcome::Cpu; 16], "{report:?}");
 }
@@ -569,10 +551,8 @@ fn a_clock_that_stands_still_ends_a_batch_soon() {
     let engines = Puppet::engines::<1>(std::slice::from_ref(&puppet));
     let folios = apart(0, 2, 4096);
     let spins = Cell::new(0);
-    let options = Options {
-        engine_ns_per_mib: 1 << 20,
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.engine_ns_per_mib = 1 << 20;
     let mut host = Host::new(Still(&spins));
     let (report, outcomes) = run(&engines, &folios[..], &options, &mut host);
     assert_eq!(outcomes, [Outcome::NotAttempted(SkipReason::Deadline); 2]);
@@ -585,13 +565,9 @@ fn an_alignment_that_is_no_power_of_two_is_refused() {
     let puppet = Puppet::new(8);
     let engines = Puppet::engines::<1>(std::slice::from_ref(&puppet));
     let folios = apart(0, 1, 4096);
-    let options = Options {
-        rules: CutRules {
-            min_part_bytes: 4096,
-            align_bytes: 48,
-        },
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.rules.min_part_bytes = 4096;
+    options.rules.align_bytes = 48;
     let now_ns = Cell::new(0);
     let error = Batch::<1>::new().run(
         &engines,

@@ -32,11 +32,9 @@ fn run(rig: &Rig, memory: &Memory, share: u64, steps: u64) -> Report {
         rig,
         steps,
     });
-    let options = Options {
-        cpu_share_bytes: share,
-        budget_ns: u64::MAX,
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.cpu_share_bytes = share;
+    options.budget_ns = u64::MAX;
     let (report, _outcomes) = rig.run(memory, &options, &mut host);
     assert!(report.is_complete(), "{report:?}");
     assert_eq!(report.cpu_bytes, host.cpu.cpu.bytes);

@@ -106,15 +106,14 @@ fn worker(rig: &Rig, bell: &Bell, clock: Uptime, seed: u64, stop: &AtomicBool, t
         ]);
         let memory = Memory::new(&rig.bus, &lens, layout, random.next());
         let bytes = memory.bytes();
-        let options = Options {
-            channels: random.one_of(&[1, 2, 6, 16]),
-            hang_ns: 30_000_000,
-            grace_ns: 20_000_000,
-            budget_ns: random.one_of(&[60_000_000_000, 60_000_000_000, 60_000_000_000, 300_000]),
-            cpu_share_bytes: random.one_of(&[0, 0, bytes / 5]),
-            repair: random.below(3) == 0,
-            ..Options::default()
-        };
+        let mut options = Options::default();
+        options.channels = random.one_of(&[1, 2, 6, 16]);
+        options.hang_ns = 30_000_000;
+        options.grace_ns = 20_000_000;
+        options.budget_ns =
+            random.one_of(&[60_000_000_000, 60_000_000_000, 60_000_000_000, 300_000]);
+        options.cpu_share_bytes = random.one_of(&[0, 0, bytes / 5]);
+        options.repair = random.below(3) == 0;
         let mut outcomes = vec![Outcome::Dma; lens.len()];
         let nap = Nap {
             bell,
@@ -191,10 +190,8 @@ fn revive(rig: &Rig, channel: usize) {
     // SAFETY: the modelled function was reset; it reaches memory through the bus alone.
     let proof = unsafe { FunctionQuiesced::by_owner() };
     let (regs, ring, _) = queue.into_channel().shutdown_quiesced(proof);
-    let config = ChannelConfig {
-        signalling: Signalling::Interrupts,
-        ..ChannelConfig::default()
-    };
+    let mut config = ChannelConfig::default();
+    config.signalling = Signalling::Interrupts;
     let fresh = match Channel::bring_up(regs, ring, config) {
         Ok(fresh) => fresh,
         Err((error, ..)) => panic!("bring-up after a reset: {error}"),

@@ -99,9 +99,10 @@ fn a_limit_that_is_no_power_of_two_is_exact() {
     let memory = Memory::new(&rig.bus, &[4096; 40], Layout::Scattered, 9);
     let ends = |folio: &Folio| folio.src.get().max(folio.dst.get()) + folio.len_bytes;
     let highest = memory.folios.iter().map(ends).max().unwrap();
-    let limited = |addr_limit| Options {
-        addr_limit,
-        ..Options::default()
+    let limited = |addr_limit| {
+        let mut options = Options::default();
+        options.addr_limit = addr_limit;
+        options
     };
     let mut outcomes = [MARK; 40];
     let error = run(

@@ -268,10 +268,9 @@ fn options(
     match args.policy {
         PolicyName::Cpu => return None,
         PolicyName::Engines => {
-            return Some(Options {
-                channels: usize::from(args.channels),
-                ..*base
-            });
+            let mut options = *base;
+            options.channels = usize::from(args.channels);
+            return Some(options);
         }
         PolicyName::Auto => {}
         PolicyName::Hybrid => policy.hybrid = true,
@@ -301,23 +300,19 @@ fn one_batch(
             resets: 0,
         });
     let bytes = folios.iter().map(|f| f.len_bytes).sum();
-    let base = Options {
-        repair: true,
-        hang_ns: HANG_NS,
-        dst_node: Some(1),
-        src_node: Some(0),
-        ..Options::default()
-    };
+    let mut base = Options::default();
+    base.repair = true;
+    base.hang_ns = HANG_NS;
+    base.dst_node = Some(1);
+    base.src_node = Some(0);
     let active = machine.engines.active();
     let options = options(args, folios.len(), bytes, active, &base);
     let mut declined = false;
     let options = options.unwrap_or_else(|| {
         declined = true;
         // All of it is the CPU's share.
-        Options {
-            cpu_share_bytes: bytes,
-            ..base
-        }
+        base.cpu_share_bytes = bytes;
+        base
     });
     let report = batch
         .run(

@@ -82,16 +82,14 @@ impl Machine {
                 bus.clone(),
             );
             let ring = BusRing::new(&bus, args.ring).map_err(|e| anyhow!("no ring: {e}"))?;
-            let config = ChannelConfig {
-                signalling,
-                // Told, so that each injected fault is seen: what fails once and is run again
-                // would be good.
-                error_head: match args.machine.error_head {
-                    forks::ErrorHead::At => ErrorHead::AtFailing,
-                    forks::ErrorHead::Past => ErrorHead::PastFailing,
-                    forks::ErrorHead::Tail => ErrorHead::Unknown,
-                },
-                ..ChannelConfig::default()
+            let mut config = ChannelConfig::default();
+            config.signalling = signalling;
+            // Told, so that each injected fault is seen: what fails once and is run again
+            // would be good.
+            config.error_head = match args.machine.error_head {
+                forks::ErrorHead::At => ErrorHead::AtFailing,
+                forks::ErrorHead::Past => ErrorHead::PastFailing,
+                forks::ErrorHead::Tail => ErrorHead::Unknown,
             };
             let mut channel = Channel::bring_up(model.clone(), ring, config)
                 .map_err(|(e, ..)| anyhow!("channel {number} does not come up: {e}"))?;

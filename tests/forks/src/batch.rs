@@ -252,17 +252,15 @@ impl Lab {
         failing: &[usize],
         meanwhile: &dyn Fn() -> Verdict,
     ) -> Verdict {
-        let options = Options {
-            budget_ns: if number == INNER {
-                INNER_BUDGET_NS
-            } else {
-                OUTER_BUDGET_NS
-            },
-            grace_ns: HANG_NS,
-            hang_ns: HANG_NS,
-            repair: self.case.scenario == Scenario::Repaired,
-            ..Options::default()
+        let mut options = Options::default();
+        options.budget_ns = if number == INNER {
+            INNER_BUDGET_NS
+        } else {
+            OUTER_BUDGET_NS
         };
+        options.grace_ns = HANG_NS;
+        options.hang_ns = HANG_NS;
+        options.repair = self.case.scenario == Scenario::Repaired;
         let wait = Turns {
             lab: self,
             meanwhile: Some(meanwhile),

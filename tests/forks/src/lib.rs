@@ -58,10 +58,8 @@ pub fn bring_up(
     signalling: Signalling,
     knowledge: Knowledge,
 ) -> Result<Channel<Stepper, BusRing>, String> {
-    let config = ChannelConfig {
-        signalling,
-        ..ChannelConfig::default()
-    };
+    let mut config = ChannelConfig::default();
+    config.signalling = signalling;
     let mut channel = Channel::bring_up(stepper.clone(), ring, config)
         .map_err(|(e, ..)| format!("bring-up: {e}"))?;
     if knowledge == Knowledge::Nothing {
@@ -77,6 +75,8 @@ pub fn bring_up(
         Restart::Unknown => true,
         Restart::ByTail => by_tail,
         Restart::ByRun => !by_tail,
+        // The model has no such engine.
+        _ => false,
     };
     let limit = match forks.ring {
         RingLimit::No => u64::MAX,

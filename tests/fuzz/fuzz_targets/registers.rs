@@ -168,20 +168,20 @@ fuzz_target!(|data: &[u8]| {
         entries,
         copies: Rc::clone(&copies),
     };
-    let config = ChannelConfig {
-        signalling: if config & 1 == 0 {
-            Signalling::Polled
-        } else {
-            Signalling::Interrupts
-        },
-        error_head: [
-            ErrorHead::Unknown,
-            ErrorHead::AtFailing,
-            ErrorHead::PastFailing,
-        ][usize::from(config >> 1) % 3],
-        restart: [Restart::Unknown, Restart::ByTail, Restart::ByRun][usize::from(config >> 4) % 3],
-        ..ChannelConfig::default()
+    let choice = config;
+    let mut config = ChannelConfig::default();
+    config.signalling = if choice & 1 == 0 {
+        Signalling::Polled
+    } else {
+        Signalling::Interrupts
     };
+    config.error_head = [
+        ErrorHead::Unknown,
+        ErrorHead::AtFailing,
+        ErrorHead::PastFailing,
+    ][usize::from(choice >> 1) % 3];
+    config.restart =
+        [Restart::Unknown, Restart::ByTail, Restart::ByRun][usize::from(choice >> 4) % 3];
     let Ok(mut channel) = Channel::bring_up(&device, memory, config) else {
         return;
     };

@@ -45,13 +45,11 @@ impl FakeFunction {
         // SAFETY: `entries` descriptors' worth of memory, 8-byte aligned, never freed, used
         // through this value alone.
         let memory = unsafe { CoherentRing::new(ring, DmaAddr::new(RING_BASE), entries) };
-        let config = ChannelConfig {
-            signalling,
-            // Plain memory fails nothing, and holds what is written to its status.
-            error_head: ErrorHead::AtFailing,
-            restart,
-            ..ChannelConfig::default()
-        };
+        let mut config = ChannelConfig::default();
+        config.signalling = signalling;
+        // Plain memory fails nothing, and holds what is written to its status.
+        config.error_head = ErrorHead::AtFailing;
+        config.restart = restart;
         let Ok(channel) = Channel::bring_up(registers, memory, config) else {
             panic!("{entries} entries are no ring")
         };

@@ -152,21 +152,19 @@ impl Rig {
         };
         let model = Model::new(config, bus.clone());
         let ring = BusRing::new(&bus, setup.entries).expect("a ring fits on an empty bus");
-        let config = ChannelConfig {
-            signalling: setup.signalling,
-            error_head: match (setup.told, setup.head_past_error) {
-                (false, _) => ErrorHead::Unknown,
-                (true, true) => ErrorHead::PastFailing,
-                (true, false) => ErrorHead::AtFailing,
-            },
-            restart: match (setup.told, setup.lenient) {
-                (false, _) => Restart::Unknown,
-                (true, true) => Restart::ByTail,
-                (true, false) => Restart::ByRun,
-            },
-            first_cookie: ptdma::CookieStart(Cookie::new(setup.first_cookie)),
-            ..ChannelConfig::default()
+        let mut config = ChannelConfig::default();
+        config.signalling = setup.signalling;
+        config.error_head = match (setup.told, setup.head_past_error) {
+            (false, _) => ErrorHead::Unknown,
+            (true, true) => ErrorHead::PastFailing,
+            (true, false) => ErrorHead::AtFailing,
         };
+        config.restart = match (setup.told, setup.lenient) {
+            (false, _) => Restart::Unknown,
+            (true, true) => Restart::ByTail,
+            (true, false) => Restart::ByRun,
+        };
+        config.first_cookie = Cookie::new(setup.first_cookie);
         let channel = match Channel::bring_up(model.clone(), ring, config) {
             Ok(channel) => channel,
             Err((e, ..)) => panic!("bring-up: {e}"),

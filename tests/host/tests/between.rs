@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use ptdma::io::RegisterIo;
 use ptdma::regs::Register;
 use ptdma::{
-    Channel, ChannelConfig, Cookie, Deadline, ErrorHead, Notify, Progress, Restart, Signalling,
+    Channel, ChannelConfig, Cookie, Deadline, ErrorHead, Failure, Notify, Restart, Signalling,
 };
 use ptdma_host_tests::rig::quiesced;
 use ptdma_model::fault::StallFor;
@@ -254,12 +254,13 @@ impl Run<'_> {
         self.owned.push((number, copy.dst));
     }
 
-    fn take(&mut self, progress: Progress) {
-        let failed = progress.failure.map(|f| f.cookie.number());
-        self.trace.note(format!("{progress:?}"));
+    fn take(&mut self, done_before: Cookie, failure: Option<Failure>) {
+        let failed = failure.map(|f| f.cookie.number());
+        self.trace
+            .note(format!("done before {done_before}, {failure:?}"));
         while let Some(entry) = self.copies.first_entry() {
             let number = *entry.key();
-            if !Cookie::new(number).is_before(progress.done_before) {
+            if !Cookie::new(number).is_before(done_before) {
                 break;
             }
             let copy = entry.remove();
@@ -291,12 +292,7 @@ impl Run<'_> {
         match self.channel.terminate(self.model, self.deadline()) {
             Ok(t) => {
                 self.trace.note(format!("{t:?}"));
-                self.take(Progress {
-                    done_before: t.first_dropped,
-                    retired: t.retired,
-                    failure: None,
-                    anomaly: None,
-                });
+                self.take(t.first_dropped, None);
                 self.drop_all();
                 self.expect_owners();
             }
@@ -319,12 +315,7 @@ impl Run<'_> {
             1 => self.channel.check_lost_interrupt(),
             2 | 3 => {
                 if let Some(done_before) = self.channel.poll_head() {
-                    self.take(Progress {
-                        done_before,
-                        retired: 0,
-                        failure: None,
-                        anomaly: None,
-                    });
+                    self.take(done_before, None);
                     return;
                 }
                 self.channel.poll()
@@ -332,7 +323,7 @@ impl Run<'_> {
             _ => self.channel.poll(),
         };
         match progress {
-            Ok(progress) => self.take(progress),
+            Ok(progress) => self.take(progress.done_before, progress.failure),
             Err(fault) => {
                 self.trace.note(format!("{fault:?}"));
                 self.stop();
@@ -378,17 +369,15 @@ fn one(forks: Forks, told: Told, chaos: Chaos, seed: u64) -> Stats {
     };
     let entries = 1 << (1 + rng.below(if told == Told::FindsOut { 6 } else { 4 }));
     let at = forks.error_head == forks::ErrorHead::At;
-    let config = ChannelConfig {
-        signalling: [Signalling::Polled, Signalling::Interrupts][rng.below(2) as usize],
-        restart: match told {
-            Told::ByRun | Told::ByRunAndHead => Restart::ByRun,
-            _ => Restart::Unknown,
-        },
-        error_head: match told {
-            Told::ByRunAndHead if at => ErrorHead::AtFailing,
-            _ => ErrorHead::Unknown,
-        },
-        ..ChannelConfig::default()
+    let mut config = ChannelConfig::default();
+    config.signalling = [Signalling::Polled, Signalling::Interrupts][rng.below(2) as usize];
+    config.restart = match told {
+        Told::ByRun | Told::ByRunAndHead => Restart::ByRun,
+        _ => Restart::Unknown,
+    };
+    config.error_head = match told {
+        Told::ByRunAndHead if at => ErrorHead::AtFailing,
+        _ => ErrorHead::Unknown,
     };
     let ring = BusRing::new(&bus, entries).unwrap();
     let Ok(channel) = Channel::bring_up(regs, ring, config) else {

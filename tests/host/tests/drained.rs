@@ -88,10 +88,8 @@ fn left_over(forks: Forks, signalling: Signalling, lags: bool, fails: bool, look
         old_head: Cell::new(None),
     };
     let ring = BusRing::new(&bus, 4).unwrap();
-    let config = ChannelConfig {
-        signalling,
-        ..ChannelConfig::default()
-    };
+    let mut config = ChannelConfig::default();
+    config.signalling = signalling;
     let Ok(mut channel) = Channel::bring_up(regs, ring, config) else {
         panic!("{forks} is not brought up");
     };

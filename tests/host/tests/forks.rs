@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use ptdma::{
-    Channel, ChannelConfig, Cookie, Deadline, ErrorHead, Notify, Progress, Restart, Signalling,
+    Channel, ChannelConfig, Cookie, Deadline, ErrorHead, Failure, Notify, Restart, Signalling,
 };
 use ptdma_host_tests::rig::quiesced;
 use ptdma_model::fault::StallFor;
@@ -63,10 +63,8 @@ impl Machine {
         };
         let model = Model::new(config, bus.clone());
         let ring = BusRing::new(&bus, ENTRIES).unwrap();
-        let config = ChannelConfig {
-            signalling,
-            ..ChannelConfig::default()
-        };
+        let mut config = ChannelConfig::default();
+        config.signalling = signalling;
         let channel = match Channel::bring_up(model.clone(), ring, config) {
             Ok(channel) => channel,
             Err((e, ..)) => panic!("{forks}: {e}"),
@@ -137,11 +135,11 @@ impl Machine {
         self.owned.push(copy.dst);
     }
 
-    fn take(&mut self, progress: Progress) {
-        let failed = progress.failure.map(|failure| failure.cookie.number());
+    fn take(&mut self, done_before: Cookie, failure: Option<Failure>) {
+        let failed = failure.map(|failure| failure.cookie.number());
         while let Some(entry) = self.copies.first_entry() {
             let number = *entry.key();
-            if !Cookie::new(number).is_before(progress.done_before) {
+            if !Cookie::new(number).is_before(done_before) {
                 break;
             }
             let copy = entry.remove();
@@ -166,12 +164,7 @@ impl Machine {
             1 => self.channel.check_lost_interrupt(),
             2 | 3 => {
                 if let Some(done_before) = self.channel.poll_head() {
-                    self.take(Progress {
-                        done_before,
-                        retired: 0,
-                        failure: None,
-                        anomaly: None,
-                    });
+                    self.take(done_before, None);
                     return;
                 }
                 self.channel.poll()
@@ -179,7 +172,7 @@ impl Machine {
             _ => self.channel.poll(),
         };
         match progress {
-            Ok(progress) => self.take(progress),
+            Ok(progress) => self.take(progress.done_before, progress.failure),
             Err(fault) => panic!("{}: {fault}", self.forks),
         }
     }
@@ -334,12 +327,7 @@ fn a_stop_claims_and_gives_back_only_what_is_certain() {
                 match machine.channel.terminate(&machine.model, deadline) {
                     Ok(terminated) => {
                         proved += 1;
-                        machine.take(Progress {
-                            done_before: terminated.first_dropped,
-                            retired: 0,
-                            failure: None,
-                            anomaly: None,
-                        });
+                        machine.take(terminated.first_dropped, None);
                     }
                     Err(_) => {
                         assert_eq!(machine.channel.outstanding() as usize, machine.copies.len());

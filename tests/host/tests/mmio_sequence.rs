@@ -3,8 +3,8 @@
 use ptdma::descriptor::CommandWord;
 use ptdma::regs::{Interrupts, Register as R};
 use ptdma::{
-    Anomaly, BringUpError, Channel, ChannelConfig, Cookie, CookieStart, DmaAddr, ErrorHead, Fault,
-    Notify, RequestError, Restart, RingError, Signalling, SubmitError,
+    Anomaly, BringUpError, Channel, ChannelConfig, Cookie, DmaAddr, ErrorHead, Fault, Notify,
+    RequestError, Restart, RingError, Signalling, SubmitError,
 };
 use ptdma_host_tests::recorder::{Event, Recorder, RecordingRing};
 
@@ -26,12 +26,10 @@ fn told(
     signalling: Signalling,
     restart: Restart,
 ) -> Channel<Recorder, RecordingRing> {
-    let config = ChannelConfig {
-        signalling,
-        error_head: ErrorHead::AtFailing,
-        restart,
-        ..ChannelConfig::default()
-    };
+    let mut config = ChannelConfig::default();
+    config.signalling = signalling;
+    config.error_head = ErrorHead::AtFailing;
+    config.restart = restart;
     match Channel::bring_up(recorder.clone(), recorder.ring(BASE, entries), config) {
         Ok(channel) => channel,
         Err((e, ..)) => panic!("{e}"),
@@ -519,10 +517,8 @@ fn all_ones_and_garbage_are_told_apart() {
 #[test]
 fn cookies_pass_the_end_of_64_bits() {
     let recorder = Recorder::new();
-    let config = ChannelConfig {
-        first_cookie: CookieStart(Cookie::new(u64::MAX - 1)),
-        ..ChannelConfig::default()
-    };
+    let mut config = ChannelConfig::default();
+    config.first_cookie = Cookie::new(u64::MAX - 1);
     let Ok(mut channel) = Channel::bring_up(recorder.clone(), recorder.ring(BASE, 4), config)
     else {
         panic!("not brought up")

@@ -353,16 +353,14 @@ fn disturbed(
         before,
         left: &left,
     };
-    let config = ChannelConfig {
-        error_head: match told {
-            true => ErrorHead::AtFailing,
-            false => ErrorHead::Unknown,
-        },
-        restart: match told {
-            true => Restart::ByRun,
-            false => Restart::Unknown,
-        },
-        ..ChannelConfig::default()
+    let mut config = ChannelConfig::default();
+    config.error_head = match told {
+        true => ErrorHead::AtFailing,
+        false => ErrorHead::Unknown,
+    };
+    config.restart = match told {
+        true => Restart::ByRun,
+        false => Restart::Unknown,
     };
     let ring = BusRing::in_buffer(memory, ENTRIES);
     let Ok(mut channel) = Channel::bring_up(regs, ring, config) else {

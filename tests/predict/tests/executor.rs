@@ -6,8 +6,8 @@
 #![forbid(unsafe_code)]
 
 use batch_copy::{
-    Batch, Channels, CostModel, CutRules, Folio, Host, Options, Outcome, OverlapCheck, Policy,
-    PtdmaQueue, SharedChannel, Wait, WaitFor, Wake,
+    Batch, Channels, CostModel, Folio, Host, Options, Outcome, OverlapCheck, Policy, PtdmaQueue,
+    SharedChannel, Wait, WaitFor, Wake,
 };
 use ptdma::descriptor::{CommandWord, Descriptor};
 use ptdma::io::RingMemory;
@@ -98,10 +98,8 @@ fn executed(costs: &Costs, load: Load, channels: usize) -> (f64, usize) {
             simulation: simulation.clone(),
             prepare_ns: ns(costs.prepare_ns),
         };
-        let channel_config = ChannelConfig {
-            limits: Limits::with_max_len_bytes(2 << 20),
-            ..ChannelConfig::default()
-        };
+        let mut channel_config = ChannelConfig::default();
+        channel_config.limits = Limits::with_max_len_bytes(2 << 20);
         let function = simulation.add(config, bus.clone());
         let Ok(channel) = Channel::bring_up(function, ring, channel_config) else {
             panic!("bring-up failed")
@@ -123,27 +121,19 @@ fn executed(costs: &Costs, load: Load, channels: usize) -> (f64, usize) {
     };
     let folios: Vec<Folio> = (0..count).map(folio).collect();
     let per_mib = |gb_per_s: f64| ns((1u64 << 20) as f64 / gb_per_s);
-    let model = CostModel {
-        cpu_folio_ns: 0,
-        cpu_ns_per_mib: per_mib(costs.cpu_gb_per_s),
-        engine_batch_ns: 0,
-        channel_ns: ns(2.0 * costs.write_ns + costs.read_ns),
-        prepare_ns: ns(costs.prepare_ns),
-        descriptor_ns: ns(costs.descriptor_ns),
-        engine_ns_per_mib: per_mib(costs.engine_gb_per_s),
-        fabric_ns_per_mib: 0,
-    };
-    let policy = Policy {
-        min_batch_bytes: 0,
-        ..Policy::new(model, channels)
-    };
-    let base = Options {
-        rules: CutRules {
-            min_part_bytes: model.min_part_bytes(),
-            ..CutRules::default()
-        },
-        ..Options::default()
-    };
+    let mut model = CostModel::default();
+    model.cpu_folio_ns = 0;
+    model.cpu_ns_per_mib = per_mib(costs.cpu_gb_per_s);
+    model.engine_batch_ns = 0;
+    model.channel_ns = ns(2.0 * costs.write_ns + costs.read_ns);
+    model.prepare_ns = ns(costs.prepare_ns);
+    model.descriptor_ns = ns(costs.descriptor_ns);
+    model.engine_ns_per_mib = per_mib(costs.engine_gb_per_s);
+    model.fabric_ns_per_mib = 0;
+    let mut policy = Policy::new(model, channels);
+    policy.min_batch_bytes = 0;
+    let mut base = Options::default();
+    base.rules.min_part_bytes = model.min_part_bytes();
     let options = policy.options(count, load.bytes(), engines.active(), &base);
     let options = options.expect("the policy declines nothing");
     let mut host = Host::new(VirtualPolling(simulation.clone()));

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use batch_copy::PtdmaQueue;
 use ptdma::regs::Register;
 use ptdma::{
-    BringUpError, Channel, ChannelConfig, Cookie, CookieStart, DmaAddr, ErrorHead,
-    FunctionQuiesced, Limits, RegisterIo, Restart, Signalling,
+    BringUpError, Channel, ChannelConfig, Cookie, DmaAddr, ErrorHead, FunctionQuiesced, Limits,
+    RegisterIo, Restart, Signalling,
 };
 use ptdma_model::bus::{BusError, BusMemory, CopyError, Side};
 use ptdma_model::fault::{FaultId, StallFor};
@@ -252,13 +252,11 @@ impl Function {
             accesses: Cell::new(0),
         };
         let ring = BusRing::new(&self.rings, kind.entries).expect("room for one ring");
-        let mut config = ChannelConfig {
-            signalling: Signalling::Interrupts,
-            limits: Limits::with_max_len_bytes(kind.max_len_bytes),
-            // Cookies wrap soon.
-            first_cookie: CookieStart(Cookie::new(u64::MAX - 20)),
-            ..ChannelConfig::default()
-        };
+        let mut config = ChannelConfig::default();
+        config.signalling = Signalling::Interrupts;
+        config.limits = Limits::with_max_len_bytes(kind.max_len_bytes);
+        // Cookies wrap soon.
+        config.first_cookie = Cookie::new(u64::MAX - 20);
         if kind.told {
             config.error_head = match kind.forks.error_head {
                 forks::ErrorHead::At => ErrorHead::AtFailing,

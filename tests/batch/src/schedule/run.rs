@@ -5,8 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
 use batch_copy::{
-    BadInput, Batch, ChannelLimits, Channels, CutRules, FailReason, Folio, FolioSource, Host,
-    Identity, Mapper, Options, Outcome, OverlapCheck, Report, ServiceState, SharedChannel,
+    BadInput, Batch, ChannelLimits, Channels, FailReason, Folio, FolioSource, Host, Identity,
+    Mapper, Options, Outcome, OverlapCheck, Report, ServiceState, SharedChannel,
 };
 use ptdma::DmaAddr;
 use ptdma_model::Forks;
@@ -104,12 +104,10 @@ fn run<const N: usize>(
         slow_lists: setup.one_in(3),
         align_bytes,
     };
-    let limits = ChannelLimits {
-        max_len_bytes: setup.one_of(&[16, 41, 99, 1 << 20]),
-        align_bytes,
-        node: None,
-        ring_slots: setup.one_of(&[1, 2, 3, 4, 7, 8, 16, 40, 80]),
-    };
+    let max_len_bytes = setup.one_of(&[16, 41, 99, 1 << 20]);
+    let ring_slots = setup.one_of(&[1, 2, 3, 4, 7, 8, 16, 40, 80]);
+    let mut limits = ChannelLimits::new(max_len_bytes, ring_slots);
+    limits.align_bytes = align_bytes;
     let kind = function_kind(&setup, limits.max_len_bytes);
     let memory_len_bytes = players * SLOT_LEN_BYTES;
     let hardware = (0..channels).map(|number| match mode {
@@ -397,24 +395,20 @@ fn one_batch<const N: usize>(
     let folios = lay_out(world, slot, align);
     let bytes: u64 = folios.iter().map(|folio| folio.len_bytes).sum();
     let unit = world.one_of(&[1, 4, 16]);
-    let options = Options {
-        channels: world.one_of(&[1, 2, 4]),
-        only: world
-            .one_in(8)
-            .then(|| world.below(world.engines.len() as u64) as usize),
-        rules: CutRules {
-            min_part_bytes: world.one_of(&[1, 20, 200]),
-            align_bytes: unit,
-        },
-        budget_ns: world.one_of(&[1 << 40, 1 << 40, 1 << 40, 1 << 40, 200, 3000, 20_000]),
-        grace_ns: world.one_of(&[0, 500, 5000]),
-        hang_ns: 100_000,
-        cpu_share_bytes: world.one_of(&[0, 0, 0, bytes / 3]),
-        repair: world.one_in(3),
-        one_interrupt: world.one_in(2),
-        engine_ns_per_mib: world.one_of(&[0, 1 << 20]),
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.channels = world.one_of(&[1, 2, 4]);
+    options.only = world
+        .one_in(8)
+        .then(|| world.below(world.engines.len() as u64) as usize);
+    options.rules.min_part_bytes = world.one_of(&[1, 20, 200]);
+    options.rules.align_bytes = unit;
+    options.budget_ns = world.one_of(&[1 << 40, 1 << 40, 1 << 40, 1 << 40, 200, 3000, 20_000]);
+    options.grace_ns = world.one_of(&[0, 500, 5000]);
+    options.hang_ns = 100_000;
+    options.cpu_share_bytes = world.one_of(&[0, 0, 0, bytes / 3]);
+    options.repair = world.one_in(3);
+    options.one_interrupt = world.one_in(2);
+    options.engine_ns_per_mib = world.one_of(&[0, 1 << 20]);
     if options.budget_ns < 1 << 40 {
         world.trouble.set(true);
     }

@@ -90,11 +90,10 @@ fn waiting(word: &str) -> Result<Waiting, Failure> {
 }
 
 fn options() -> Options {
-    Options {
-        budget_ns: Monotonic::ticks(BUDGET),
-        hang_ns: Monotonic::ticks(HANG),
-        ..Options::default()
-    }
+    let mut options = Options::default();
+    options.budget_ns = Monotonic::ticks(BUDGET);
+    options.hang_ns = Monotonic::ticks(HANG);
+    options
 }
 
 impl Held {
@@ -129,10 +128,8 @@ impl Held {
 
     fn copy(&mut self, how: Waiting, rest: &[&str]) -> Result<String, Failure> {
         self.seed += 1;
-        let options = Options {
-            repair: rest.contains(&"repair"),
-            ..options()
-        };
+        let mut options = options();
+        options.repair = rest.contains(&"repair");
         let pair = self.pair.as_ref().ok_or("no memory")?;
         let verdict = pair.copy(self.mover()?, how, &options, self.seed)?;
         Ok(verdict.to_string())
