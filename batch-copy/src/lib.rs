@@ -83,10 +83,16 @@
 //! - A panic in something that it calls leaves no engine writing, except as above, and no
 //!   descriptor held.
 //!
+//! # Features
+//!
+//! `spin`, on by default, brings a spin lock for shared channels that name no lock. A platform that
+//! has a [`Lock`] of its own says `default-features = false`.
+//!
 //! # What is not checked
 //!
 //! Whether the caller's addresses are the ones it means; and, with
 //! [`OverlapCheck::CallerKnows`], whether folios overlap each other.
+
 #![no_std]
 #![forbid(unsafe_code)]
 // No panicking path, checked: what could panic is not even written.
@@ -146,9 +152,9 @@ pub use policy::{CostModel, Decision, Policy};
 // The layer below, as far as batches are given to it.
 pub use ptdma;
 pub use ptdma::{
-    ChannelLimits, Channels, Clock, CopyChannel, CopyFailure, CopyProgress, DmaAddr, Health, Lock,
-    NoClock, NotIdle, Observer, PrepError, Prepared, PtdmaQueue, Segment, ServiceState,
-    SharedChannel, SharedStats, Stopped,
+    ChannelLimits, Channels, Clock, CopyChannel, CopyFailure, CopyProgress, DefaultLock, DmaAddr,
+    Health, Lock, NoClock, NotIdle, Observer, PrepError, Prepared, PtdmaQueue, Segment,
+    ServiceState, SharedChannel, SharedStats, Stopped,
 };
 pub use reason::Reasons;
 pub use source::{FolioFn, FolioSource};

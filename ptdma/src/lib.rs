@@ -51,6 +51,11 @@
 //! recovered by `terminate`, or by a function reset and `recover`. An engine that cannot be proved
 //! stopped: [`NotStopped`], which says what it may still touch.
 //!
+//! # Features
+//!
+//! `spin`, on by default, brings a spin lock for shared channels that name no lock. A platform that
+//! has a [`Lock`] of its own says `default-features = false`.
+//!
 //! # Firmware: one channel, polled
 //!
 //! ```no_run
@@ -179,7 +184,8 @@
 //!   the engine has stopped.
 
 #![no_std]
-#![deny(missing_docs, clippy::undocumented_unsafe_blocks)]
+// Allowed where code touches hardware, and on the promise that an engine has stopped.
+#![deny(unsafe_code)]
 // No panicking path, checked: what could panic is not even written.
 #![cfg_attr(
     not(test),
@@ -213,11 +219,13 @@ mod lock;
 #[cfg(test)]
 mod messages;
 #[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
 pub mod mmio;
 mod queue;
 pub mod regs;
 mod request;
 mod ring;
+#[allow(unsafe_code)]
 pub mod ring_memory;
 pub mod shared;
 mod stats;
@@ -239,7 +247,7 @@ pub use find_out::ProbeError;
 pub use io::{Clock, RegisterIo, RingMemory};
 pub use lifecycle::{FunctionQuiesced, Terminated};
 pub use list::{EntryResult, ListCopy, ListError, ListStatus, ListTimedOut};
-pub use lock::Lock;
+pub use lock::{DefaultLock, Lock};
 #[cfg(target_arch = "x86_64")]
 pub use mmio::Mmio;
 pub use queue::{NoClock, Observer, PtdmaQueue};

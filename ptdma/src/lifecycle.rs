@@ -62,6 +62,7 @@ impl FunctionQuiesced {
     /// It is so, by one of the ways that the type names. On this word memory is given back: the
     /// ring's, and that of all copies that are outstanding.
     #[must_use]
+    #[allow(unsafe_code)]
     pub const unsafe fn by_owner() -> Self {
         Self(())
     }

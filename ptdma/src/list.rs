@@ -20,7 +20,7 @@ use crate::addr::DmaRange;
 use crate::clock::Deadline;
 use crate::copy_channel::{CopyChannel, PrepError, Segment};
 use crate::io::Clock;
-use crate::lock::Lock;
+use crate::lock::{DefaultLock, Lock};
 use crate::request::{Notify, RequestError};
 use crate::shared::{
     Announce, Cause, Channels, Choice, Loss, Losses, Motion, PollKind, Share, SharedChannel, Watch,
@@ -283,7 +283,7 @@ impl Lane {
 pub struct ListCopy<
     'a,
     C: CopyChannel,
-    L: Lock<SharedChannel<C>> = spin::Mutex<SharedChannel<C>>,
+    L: Lock<SharedChannel<C>> = DefaultLock<SharedChannel<C>>,
     const N: usize = 16,
 > {
     channels: &'a Channels<C, L, N>,

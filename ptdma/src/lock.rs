@@ -21,8 +21,18 @@ pub trait Lock<T> {
     fn try_with<U>(&self, f: impl FnOnce(&mut T) -> U) -> Option<U>;
 }
 
-/// The default for bare metal. Does not disable interrupts: poll, or take the interrupt on a CPU
-/// that does not submit.
+/// The lock of shared channels that name none: a spin lock, which the default feature `spin` brings.
+#[cfg(feature = "spin")]
+pub type DefaultLock<T> = spin::Mutex<T>;
+
+/// No lock, in the place of one: the feature `spin` is off, so shared channels name their own lock.
+#[cfg(not(feature = "spin"))]
+#[derive(Debug)]
+pub struct DefaultLock<T>(core::marker::PhantomData<T>);
+
+/// The lock of bare metal leaves interrupts on: poll, or take the interrupt on a CPU that does not
+/// submit.
+#[cfg(feature = "spin")]
 impl<T> Lock<T> for spin::Mutex<T> {
     fn with<U>(&self, f: impl FnOnce(&mut T) -> U) -> U {
         f(&mut self.lock())

@@ -26,7 +26,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use heapless::Vec;
 
 use crate::copy_channel::{ChannelLimits, CopyChannel, PrepError, Prepared, Segment};
-use crate::lock::Lock;
+use crate::lock::{DefaultLock, Lock};
 
 use member::MAX_STOPS;
 use slot::{ChannelSlot, SharedLimits};
@@ -74,10 +74,10 @@ impl core::error::Error for NotIdle {}
 
 /// Up to `N` channels, shared by any number of owners of work on any number of CPUs.
 ///
-/// `L` is the lock around each channel: [`spin::Mutex`] on bare metal, the kernel's own in a
-/// kernel. One lock is held at a time.
+/// `L` is the lock around each channel: a spin lock on bare metal, the kernel's own in a kernel. One
+/// lock is held at a time.
 #[derive(Debug)]
-pub struct Channels<C, L = spin::Mutex<SharedChannel<C>>, const N: usize = 16> {
+pub struct Channels<C, L = DefaultLock<SharedChannel<C>>, const N: usize = 16> {
     slots: Vec<ChannelSlot<L>, N>,
     /// One past the highest number that was ever in service: places behind it need no look.
     used: AtomicUsize,
@@ -98,6 +98,7 @@ impl<C: CopyChannel, L: Lock<SharedChannel<C>>, const N: usize> Default for Chan
     }
 }
 
+#[cfg(feature = "spin")]
 impl<C: CopyChannel, const N: usize> Channels<C, spin::Mutex<SharedChannel<C>>, N> {
     /// Adds a channel, behind a lock of its own; returns its number.
     ///
