@@ -4,8 +4,8 @@
 ///
 /// # What an implementer promises
 ///
-/// - No two calls of [`with`](Self::with) or [`try_with`](Self::try_with) run their closures at
-///   the same time, and each sees what the one before it wrote.
+/// - No two calls of [`with`](Self::with) run their closures at the same time, and each sees what the
+///   one before it wrote.
 /// - If the interrupt entry point of a channel is called from interrupt context, the lock keeps
 ///   that interrupt off the CPU that holds it (in Linux: `spin_lock_irqsave`).
 ///
@@ -16,9 +16,6 @@
 pub trait Lock<T> {
     /// Runs `f` with the value, waiting for the lock if it is held.
     fn with<U>(&self, f: impl FnOnce(&mut T) -> U) -> U;
-
-    /// Runs `f` with the value if the lock is free now.
-    fn try_with<U>(&self, f: impl FnOnce(&mut T) -> U) -> Option<U>;
 }
 
 /// The lock of shared channels that name none: a spin lock, which the default feature `spin` brings.
@@ -36,9 +33,5 @@ pub struct DefaultLock<T>(core::marker::PhantomData<T>);
 impl<T> Lock<T> for spin::Mutex<T> {
     fn with<U>(&self, f: impl FnOnce(&mut T) -> U) -> U {
         f(&mut self.lock())
-    }
-
-    fn try_with<U>(&self, f: impl FnOnce(&mut T) -> U) -> Option<U> {
-        self.try_lock().map(|mut guard| f(&mut guard))
     }
 }

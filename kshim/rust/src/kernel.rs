@@ -81,12 +81,6 @@ impl<T> ptdma::Lock<T> for KernelLock<T> {
     fn with<U>(&self, f: impl FnOnce(&mut T) -> U) -> U {
         Self::with(self, f)
     }
-
-    /// Waits: the kernel's lock is held for a microsecond, and nothing here depends on not
-    /// waiting.
-    fn try_with<U>(&self, f: impl FnOnce(&mut T) -> U) -> Option<U> {
-        Some(Self::with(self, f))
-    }
 }
 
 /// The clock: nanoseconds, monotonic.

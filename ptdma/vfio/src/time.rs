@@ -45,14 +45,6 @@ impl<T> Lock<T> for ThreadLock<T> {
         // its engine has done.
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
-
-    fn try_with<U>(&self, f: impl FnOnce(&mut T) -> U) -> Option<U> {
-        match self.0.try_lock() {
-            Ok(mut value) => Some(f(&mut value)),
-            Err(std::sync::TryLockError::Poisoned(value)) => Some(f(&mut value.into_inner())),
-            Err(std::sync::TryLockError::WouldBlock) => None,
-        }
-    }
 }
 
 /// What the thread that hears interrupts rings, and batches sleep on.
@@ -138,16 +130,5 @@ mod tests {
         let mut late = bell.listen();
         assert!(!late.sleep_until(Monotonic.now() + 1_000_000));
         assert!(!late.sleep_until(0), "a time that is over");
-    }
-
-    #[test]
-    fn a_lock_that_is_held_is_not_waited_for() {
-        let lock = ThreadLock::new(1);
-        let seen = lock.with(|value| {
-            *value += 1;
-            lock.try_with(|_| ())
-        });
-        assert_eq!(seen, None);
-        assert_eq!(lock.try_with(|value| *value), Some(2));
     }
 }

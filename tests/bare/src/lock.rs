@@ -22,8 +22,4 @@ impl<T> Lock<T> for IrqLock<T> {
     fn with<U>(&self, f: impl FnOnce(&mut T) -> U) -> U {
         without_interrupts(|| f(&mut self.0.lock()))
     }
-
-    fn try_with<U>(&self, f: impl FnOnce(&mut T) -> U) -> Option<U> {
-        without_interrupts(|| self.0.try_lock().map(|mut guard| f(&mut guard)))
-    }
 }

@@ -99,9 +99,6 @@ impl<T> Lock<T> for Watched<T> {
     fn with<U>(&self, f: impl FnOnce(&mut T) -> U) -> U {
         f(&mut self.0.lock().unwrap())
     }
-    fn try_with<U>(&self, f: impl FnOnce(&mut T) -> U) -> Option<U> {
-        self.0.try_lock().ok().map(|mut guard| f(&mut guard))
-    }
 }
 
 type Shared = Channels<Scripted, Watched<SharedChannel<Scripted>>, 2>;

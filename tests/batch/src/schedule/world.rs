@@ -258,13 +258,6 @@ impl<T> Lock<T> for FuzzLock<T> {
             );
         }
     }
-
-    fn try_with<U>(&self, f: impl FnOnce(&mut T) -> U) -> Option<U> {
-        self.value
-            .try_borrow_mut()
-            .ok()
-            .map(|mut value| f(&mut value))
-    }
 }
 
 struct Held<'a>(&'a Cell<usize>);
