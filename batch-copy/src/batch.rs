@@ -107,7 +107,7 @@ impl<const N: usize> Batch<N> {
     /// [`BadInput`]: nothing was submitted, `outcomes` is as it was.
     pub fn run<S, C, L, W, M, K, R>(
         &mut self,
-        engines: &Channels<C, L, N>,
+        channels: &Channels<C, L, N>,
         source: &S,
         overlap: OverlapCheck<'_>,
         options: &Options,
@@ -123,10 +123,10 @@ impl<const N: usize> Batch<N> {
         K: CpuCopier,
         R: Rescue,
     {
-        if engines.is_empty() || options.channels == 0 {
+        if channels.is_empty() || options.channels == 0 {
             return Err(BadInput::NoChannels);
         }
-        let align_bytes = engines.align_bytes();
+        let align_bytes = channels.align_bytes();
         for align_bytes in [align_bytes, options.rules.align_bytes.max(1)] {
             if !align_bytes.is_power_of_two() {
                 return Err(BadInput::OddAlignment { align_bytes });
@@ -160,7 +160,7 @@ impl<const N: usize> Batch<N> {
         };
         let mut run = Run {
             state: self,
-            engines,
+            channels,
             source,
             host,
             outcomes,
@@ -207,7 +207,7 @@ where
     R: Rescue,
 {
     state: &'a mut Batch<N>,
-    engines: &'a Channels<C, L, N>,
+    channels: &'a Channels<C, L, N>,
     source: &'a S,
     host: &'a mut Host<W, M, K, R>,
     outcomes: &'a mut [Outcome],
@@ -281,8 +281,8 @@ where
     }
 
     fn abandon_burst(&mut self, channel: usize, mut share: RingShare, span: &Span, now_ns: u64) {
-        let unproven = self.engines.abandon(channel, &mut share, now_ns);
-        self.engines.sub_load(channel, span.bytes());
+        let unproven = self.channels.abandon(channel, &mut share, now_ns);
+        self.channels.sub_load(channel, span.bytes());
         if unproven && !self.is_proved_stopped(channel) {
             let stretch = Stretch {
                 start: span.start.position,
@@ -296,7 +296,7 @@ where
     /// ones are still being prepared. Returns whether a lane has more than its ring took.
     fn start(&mut self, now_ns: u64) -> bool {
         let useful = usize::try_from(self.state.survey.parts).unwrap_or(usize::MAX);
-        self.engines.choose(
+        self.channels.choose(
             self.options.channels.min(useful),
             self.options.dst_node,
             self.options.src_node,
@@ -356,7 +356,7 @@ where
             }
             channels = channels.wrapping_add(1);
             // Usually all of the ring is free; if it is not, it takes what it can.
-            if let Some(limits) = self.engines.limits(channel) {
+            if let Some(limits) = self.channels.limits(channel) {
                 self.refill(index, &limits, limits.ring_slots, now_ns);
             }
             let lane = self.state.lanes.get(index);
@@ -377,7 +377,7 @@ where
         // The usual case, and all that it costs: nobody else's work, and equal parts.
         let last = plan.last_of_equals();
         let channels = self.state.choice.get(..plan.len()).unwrap_or_default();
-        if last.is_some() && self.engines.are_idle(channels) {
+        if last.is_some() && self.channels.are_idle(channels) {
             return last;
         }
         let lanes = self.state.choice.iter().take(plan.len()).enumerate();
@@ -385,7 +385,7 @@ where
             // Other batches' work comes first. A lane without work of its own is none.
             match plan.stretch(number).len_bytes() {
                 0 => 0,
-                own => own.saturating_add(self.engines.load_bytes(channel)),
+                own => own.saturating_add(self.channels.load_bytes(channel)),
             }
         }))
     }
@@ -532,7 +532,7 @@ where
                     if !lane.bursts.is_empty() {
                         // An engine that was at work is not to blame for a deadline.
                         let blame = lane.motion.age_ns(now_ns) >= self.options.hang_ns;
-                        self.engines.stop(lane.channel, now_ns, blame);
+                        self.channels.stop(lane.channel, now_ns, blame);
                     }
                 }
             }

@@ -63,9 +63,9 @@ impl From<BadInput> for CalibrationError {
     }
 }
 
-/// Measures the costs of copying with these engines and this host, on `scratch`: memory of at
+/// Measures the costs of copying with these channels and this host, on `scratch`: memory of at
 /// least [`CALIBRATION_BYTES`] that nobody else uses, as one folio. To be called while nothing
-/// else runs on the engines; it takes some milliseconds. The scratch memory is copied a few dozen
+/// else runs on the channels; it takes some milliseconds. The scratch memory is copied a few dozen
 /// times, by one engine, by all, and by the CPU if the host has a [`CpuCopier`].
 ///
 /// What cannot be told from such copies is taken from `base`.
@@ -74,7 +74,7 @@ impl From<BadInput> for CalibrationError {
 ///
 /// [`CalibrationError`]; then `base` is the best there is.
 pub fn calibrate<C, L, W, M, K, R, const N: usize>(
-    engines: &Channels<C, L, N>,
+    channels: &Channels<C, L, N>,
     batch: &mut Batch<N>,
     host: &mut Host<W, M, K, R>,
     scratch: Folio,
@@ -96,17 +96,17 @@ where
         len_bytes: SHORT_BYTES,
         ..scratch
     };
-    let mut time = |folio: Folio, channels: usize| {
+    let mut time = |folio: Folio, most: usize| {
         let mut best = u64::MAX;
         for _ in 0..ROUNDS {
             let mut outcomes = [Outcome::NotAttempted(SkipReason::Declined)];
             let options = Options {
-                channels,
+                channels: most,
                 ..Options::default()
             };
             let start = host.wait.now_ns();
             batch.run(
-                engines,
+                channels,
                 &[folio][..],
                 OverlapCheck::CallerKnows,
                 &options,
@@ -133,7 +133,7 @@ where
         ..*base
     };
     // What more channels cost to start is known from `base`; the rest is copying.
-    let fixed_ns = model.engine_ns(engines.active() as u64, 1, 0);
+    let fixed_ns = model.engine_ns(channels.active() as u64, 1, 0);
     let copying_ns = together_ns.saturating_sub(fixed_ns).max(1);
     model.fabric_ns_per_mib = per_mib(copying_ns, len_bytes).clamp(1, engine_ns_per_mib);
     if K::AVAILABLE {

@@ -69,7 +69,7 @@ impl Order {
     #[inline(always)]
     pub(crate) fn give_scattered<S, C, L, const N: usize>(
         &self,
-        engines: &Channels<C, L, N>,
+        channels: &Channels<C, L, N>,
         source: &S,
         lane: &Lane,
     ) -> Given
@@ -100,7 +100,7 @@ impl Order {
         };
         let mut found = walked(0, 0);
         let mut all = true;
-        let accepted = engines.submit(lane.channel, self.now_ns, |channel| {
+        let accepted = channels.submit(lane.channel, self.now_ns, |channel| {
             let copies = scattered(source, begin.folio, most, self.max_len_bytes);
             let prepared = channel.prep_all(copies, self.mark);
             found = walked(prepared.count, prepared.bytes);
@@ -120,7 +120,7 @@ impl Order {
     #[inline(always)]
     pub(crate) fn give_gathered<S, C, L, M, const N: usize>(
         &self,
-        engines: &Channels<C, L, N>,
+        channels: &Channels<C, L, N>,
         source: &S,
         lane: &Lane,
         mapper: &mut M,
@@ -150,7 +150,7 @@ impl Order {
             Accepted::nothing(None)
         } else {
             let announce = self.announce(&walked, offered);
-            engines.submit(lane.channel, self.now_ns, |channel| {
+            channels.submit(lane.channel, self.now_ns, |channel| {
                 let prepared = channel.prep_all(copies.iter().copied(), self.mark);
                 (prepared, announce)
             })

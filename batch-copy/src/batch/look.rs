@@ -136,7 +136,7 @@ where
                 }
                 let ask = poll || lane.quiet;
                 let motion = &mut lane.motion;
-                let glance = self.engines.try_reap(
+                let glance = self.channels.try_reap(
                     lane.channel,
                     ask,
                     move || Watch {

@@ -89,7 +89,7 @@ where
             copy.len_bytes = bytes;
             let spoken_for = closing.is_some_and(|closing| closing != begun);
             let interrupt = interrupts && !spoken_for;
-            let submitted = self.engines.submit_one(channel, now_ns, copy, interrupt);
+            let submitted = self.channels.submit_one(channel, now_ns, copy, interrupt);
             let Some(share) = submitted else {
                 break;
             };

@@ -82,7 +82,7 @@ where
                 now_ns,
                 hang_ns: self.options.hang_ns,
             };
-            let Some(sight) = self.engines.poll(channel, watch, look, losses) else {
+            let Some(sight) = self.channels.poll(channel, watch, look, losses) else {
                 return Serviced::more(moved);
             };
             look = PollKind::Known;
@@ -101,7 +101,7 @@ where
                 if !sight.over {
                     break;
                 }
-                self.engines.let_go(channel, count);
+                self.channels.let_go(channel, count);
                 let Some(lane) = self.state.lanes.get_mut(index) else {
                     return Serviced::more(moved);
                 };
@@ -109,7 +109,7 @@ where
             };
             moved = true;
             if let Some(burst) = lane.bursts.pop_front() {
-                self.engines.sub_load(channel, burst.span.bytes());
+                self.channels.sub_load(channel, burst.span.bytes());
                 if let Some(doubt) = burst.doubt {
                     self.give_up(index, &burst, doubt);
                 } else {
@@ -132,7 +132,7 @@ where
             };
         }
         let channel = lane.channel;
-        lane.dead |= !self.engines.is_active(channel);
+        lane.dead |= !self.channels.is_active(channel);
         if lane.dead {
             if let Some(stretch) = self.take_rest(index) {
                 self.report.moved_bytes = self.report.moved_bytes.wrapping_add(stretch.len_bytes());
@@ -143,9 +143,9 @@ where
         }
         let free = match free_slots {
             Some(free) => free,
-            None => self.engines.free_slots(channel),
+            None => self.channels.free_slots(channel),
         };
-        let Some(limits) = self.engines.limits(channel) else {
+        let Some(limits) = self.channels.limits(channel) else {
             return Serviced::more(moved);
         };
         let ring_slots = limits.ring_slots;
@@ -219,10 +219,10 @@ where
                 && refused.is_empty()
                 && order.suits(self.source, lane)
             {
-                order.give_scattered(self.engines, self.source, lane)
+                order.give_scattered(self.channels, self.source, lane)
             } else {
                 let mapper = &mut self.host.mapper;
-                order.give_gathered(self.engines, self.source, lane, mapper, refused, chunk)
+                order.give_gathered(self.channels, self.source, lane, mapper, refused, chunk)
             };
             let Accepted {
                 share,
@@ -277,7 +277,7 @@ where
         if rang_for != submitted {
             // The last chunks were followed by nothing that could be submitted.
             if let Some(lane) = self.state.lanes.get(index) {
-                announced = self.engines.ring(lane.channel, interrupts);
+                announced = self.channels.ring(lane.channel, interrupts);
                 let rung = u64::from(announced);
                 self.report.doorbells = self.report.doorbells.wrapping_add(rung);
             }

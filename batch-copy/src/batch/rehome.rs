@@ -62,7 +62,7 @@ where
             return false;
         }
         // Channels that the batch did not use so far may help.
-        self.engines.choose(
+        self.channels.choose(
             N,
             self.options.dst_node,
             self.options.src_node,
@@ -85,7 +85,7 @@ where
                 break;
             }
         }
-        let usable = |lane: &&Lane| !lane.dead && self.engines.is_active(lane.channel);
+        let usable = |lane: &&Lane| !lane.dead && self.channels.is_active(lane.channel);
         let lanes = self.state.lanes.iter().filter(usable);
         let good = lanes.clone().filter(|lane| !lane.suspect).count();
         // A channel that had to be stopped is only tried again if there is no other.
@@ -104,7 +104,7 @@ where
             if lane.dead
                 || (lane.suspect && good != 0)
                 || lane.rest() != 0
-                || !self.engines.is_active(lane.channel)
+                || !self.channels.is_active(lane.channel)
             {
                 continue;
             }
@@ -173,7 +173,7 @@ where
             .and_then(|lane| lane.bursts.front_mut())
         {
             burst.span.left_out = burst.span.left_out.plus(lost);
-            self.engines.sub_load(channel, lost.bytes);
+            self.channels.sub_load(channel, lost.bytes);
         }
         self.rehome(index, stretch, from, cause);
     }
@@ -260,7 +260,7 @@ where
     pub(super) fn is_proved_stopped(&mut self, channel: usize) -> bool {
         let stopped = self.host.rescue.prove_stopped(channel);
         if stopped {
-            self.engines.confirm_stopped(channel);
+            self.channels.confirm_stopped(channel);
         }
         stopped
     }
@@ -279,7 +279,7 @@ where
         count: u64,
         lost: Range<u64>,
     ) -> Option<(Place, Stretch, Sum)> {
-        let max_len_bytes = self.engines.limits(channel)?.max_len_bytes;
+        let max_len_bytes = self.channels.limits(channel)?.max_len_bytes;
         let target = Target {
             channel,
             max_len_bytes,

@@ -167,8 +167,8 @@ where
     /// Whether there is a channel that may be given work.
     fn has_channel(&self) -> bool {
         match self.options.only {
-            Some(only) => self.engines.is_active(only),
-            None => self.engines.active() != 0,
+            Some(only) => self.channels.is_active(only),
+            None => self.channels.active() != 0,
         }
     }
 }

@@ -315,7 +315,7 @@ pub(crate) fn run(
     let bytes = folios
         .iter()
         .fold(0_u64, |sum, folio| sum.saturating_add(folio.len));
-    let active = system.engines().active();
+    let active = system.channels().active();
     let (poll_ns, options) = system.with_settings(|settings, policy| {
         let options = options(round, active, settings, policy, bytes);
         (settings.poll_ns(), options)
@@ -336,7 +336,7 @@ pub(crate) fn run(
         return -errno::EINVAL;
     };
     let report = match scratch.batch.run(
-        system.engines(),
+        system.channels(),
         &Folios(folios),
         // Each folio is memory of its own.
         OverlapCheck::CallerKnows,

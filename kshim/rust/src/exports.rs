@@ -164,9 +164,9 @@ pub extern "C" fn ptdma_rs_channel_stats(system: &System, chan: u32, stats: &mut
 /// The interrupt of a channel. Whether the channel is in service after it. Any context.
 #[unsafe(no_mangle)]
 pub extern "C" fn ptdma_rs_interrupt(system: &System, chan: u32) -> bool {
-    let engines = system.engines();
-    engines.interrupt(chan as usize, kernel::now_ns());
-    engines.is_active(chan as usize)
+    let channels = system.channels();
+    channels.interrupt(chan as usize, kernel::now_ns());
+    channels.is_active(chan as usize)
 }
 
 /// Bytes below which a batch is left to the CPU; all of them if no channel is in service.

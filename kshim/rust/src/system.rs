@@ -15,7 +15,7 @@ use crate::channel::{self, KernelQueue, bus};
 use crate::errno;
 use crate::kernel::{self, KernelLock};
 
-pub(crate) type SystemEngines =
+pub(crate) type SystemChannels =
     Channels<KernelQueue, KernelLock<SharedChannel<KernelQueue>>, MAX_CHANNELS>;
 
 /// Counts of a queue, which begin anew when it comes up.
@@ -72,7 +72,7 @@ struct Seat {
 pub struct System {
     settings: KernelLock<(Settings, Policy)>,
     seats: [KernelLock<Seat>; MAX_CHANNELS],
-    engines: SystemEngines,
+    channels: SystemChannels,
     /// Numbers that have a function, a bit each: what a batch has to look at.
     present: AtomicU64,
     /// [`Policy::min_batch_bytes`], where every batch can see it at no cost.
@@ -108,19 +108,19 @@ impl System {
         // SAFETY: within `*at`. Nothing is worth an engine while there is none.
         unsafe { min_bytes.write(AtomicU64::new(u64::MAX)) };
         // SAFETY: `at` is valid (caller).
-        let engines = unsafe { &raw mut (*at).engines };
+        let channels = unsafe { &raw mut (*at).channels };
         // SAFETY: within `*at`. A constant with nothing in it, so nothing large is moved.
-        unsafe { engines.write(const { Channels::new() }) };
+        unsafe { channels.write(const { Channels::new() }) };
         // SAFETY: initialised just above, and nobody else knows of it yet.
-        let engines = unsafe { &mut *engines };
+        let channels = unsafe { &mut *channels };
         for _ in 0..MAX_CHANNELS {
             // There is room for as many.
-            let _ = engines.add(KernelLock::new(LockKind::Port, SharedChannel::vacant()));
+            let _ = channels.add(KernelLock::new(LockKind::Port, SharedChannel::vacant()));
         }
     }
 
-    pub(crate) fn engines(&self) -> &SystemEngines {
-        &self.engines
+    pub(crate) fn channels(&self) -> &SystemChannels {
+        &self.channels
     }
 
     pub(crate) fn settings(&self) -> Settings {
@@ -135,7 +135,7 @@ impl System {
 
     /// Bytes below which a batch is left to the CPU.
     pub(crate) fn min_bytes(&self) -> u64 {
-        if self.engines.active() == 0 {
+        if self.channels.active() == 0 {
             return u64::MAX;
         }
         self.min_bytes.load(Ordering::Relaxed)
@@ -201,10 +201,10 @@ impl System {
         let ring = unsafe { CoherentRing::new(memory, bus(setup.ring_dma), entries) };
         let first = Cookie::new(self.with_seat(number, |seat| seat.next_cookie));
         match channel::bring_up(number, registers, ring, setup, first) {
-            Ok(channel) => match self.engines.put(number, channel) {
+            Ok(channel) => match self.channels.put(number, channel) {
                 Ok(()) => {
                     if setup.fresh != 0 {
-                        let zero = self.engines.channel_stats(number).unwrap_or_default();
+                        let zero = self.channels.channel_stats(number).unwrap_or_default();
                         self.with_seat(number, |seat| {
                             seat.zero = zero;
                             seat.before = EngineCounts::default();
@@ -225,7 +225,7 @@ impl System {
     /// Stops a channel for good. Whether its engine is proved stopped; its place is empty then.
     /// No batch is in flight.
     pub(crate) fn channel_down(&self, number: usize) -> bool {
-        if !self.engines.retire(number, kernel::now_ns()) {
+        if !self.channels.retire(number, kernel::now_ns()) {
             return false;
         }
         self.leave(number, true)
@@ -233,14 +233,14 @@ impl System {
 
     /// Drops a channel without touching its registers. No batch is in flight.
     pub(crate) fn channel_forget(&self, number: usize) {
-        self.engines.retire(number, kernel::now_ns());
-        self.engines.confirm_stopped(number);
+        self.channels.retire(number, kernel::now_ns());
+        self.channels.confirm_stopped(number);
         self.leave(number, false);
     }
 
     fn leave(&self, number: usize, shut_down: bool) -> bool {
         self.set_present(number, false);
-        let mut channel = match self.engines.take(number) {
+        let mut channel = match self.channels.take(number) {
             Ok(channel) => channel,
             Err(NotIdle::Absent) => return true,
             Err(_) => return false,
@@ -260,14 +260,14 @@ impl System {
     /// Channels that are up but not in service, a bit each.
     pub(crate) fn out_of_service(&self) -> u64 {
         let present = self.present.load(Ordering::Relaxed);
-        if self.engines.active() >= present.count_ones() as usize {
+        if self.channels.active() >= present.count_ones() as usize {
             return 0;
         }
         let (mut rest, mut found) = (present, 0_u64);
         while rest != 0 {
             let bit = rest & rest.wrapping_neg();
             rest &= !bit;
-            if !self.engines.is_active(bit.trailing_zeros() as usize) {
+            if !self.channels.is_active(bit.trailing_zeros() as usize) {
                 found |= bit;
             }
         }
@@ -279,7 +279,7 @@ impl System {
         if self.present.load(Ordering::Relaxed) & bit(number) == 0 {
             return ChannelService::Absent;
         }
-        match self.engines.service(number) {
+        match self.channels.service(number) {
             Some(ServiceState::Active) => ChannelService::Active,
             Some(ServiceState::Retired) => ChannelService::Stopped,
             Some(ServiceState::Unproven) => ChannelService::Unproven,
@@ -293,8 +293,8 @@ impl System {
     ///
     /// The function was cut off from memory or reset, or the engine has shown that it stands.
     pub(crate) unsafe fn revive(&self, number: usize) -> i32 {
-        self.engines.confirm_stopped(number);
-        let mut channel = match self.engines.take(number) {
+        self.channels.confirm_stopped(number);
+        let mut channel = match self.channels.take(number) {
             Ok(channel) => channel,
             // Batches have yet to take note of what they lost.
             Err(NotIdle::Held { .. }) => return -errno::EAGAIN,
@@ -311,13 +311,13 @@ impl System {
         let next = batch_copy::CopyChannel::next_cookie(&channel).number();
         self.with_seat(number, |seat| seat.next_cookie = next);
         // Its place was emptied above, and nobody else fills it.
-        let _ = self.engines.put(number, channel);
+        let _ = self.channels.put(number, channel);
         if works {
             kernel::report(number, Event::Revived, 0);
             return 0;
         }
         // Back in its place, but not in service: the fault that it has sees to that.
-        self.engines.retire(number, kernel::now_ns());
+        self.channels.retire(number, kernel::now_ns());
         match recovered {
             Err((e, _)) => errno::of_bring_up(e),
             Ok(_) => 0,
@@ -327,13 +327,13 @@ impl System {
     /// Counts of a channel since its function was bound.
     pub(crate) fn stats(&self, number: usize) -> ChannelStats {
         let seat = self.with_seat(number, |seat| *seat);
-        let engine = self.engines.with_channel(number, |queue| {
+        let engine = self.channels.with_channel(number, |queue| {
             (EngineCounts::of(queue), queue.channel().error_head())
         });
         let head_stays = engine.is_some_and(|(_, head)| head == ErrorHead::AtFailing);
         let counts = engine.map_or(EngineCounts::default(), |(counts, _)| counts);
         let engine = seat.before.plus(counts);
-        let shared = self.engines.channel_stats(number).unwrap_or_default();
+        let shared = self.channels.channel_stats(number).unwrap_or_default();
         let since = |now: u64, zero: u64| now.wrapping_sub(zero);
         ChannelStats {
             head_stays: u64::from(head_stays),
@@ -357,7 +357,7 @@ impl System {
 
     /// What the engine of a channel has shown of itself; `None` if there is no queue.
     pub(crate) fn engine(&self, number: usize) -> Option<Engine> {
-        self.engines
+        self.channels
             .with_channel(number, |queue| engine(queue.channel().traits()))
     }
 }

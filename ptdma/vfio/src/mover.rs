@@ -105,7 +105,7 @@ pub struct Mover {
 }
 
 struct Shared {
-    engines: Channels<Queue, SharedPort, MAX_CHANNELS>,
+    channels: Channels<Queue, SharedPort, MAX_CHANNELS>,
     handles: Vec<FunctionHandle>,
     bell: Bell,
 }
@@ -154,7 +154,7 @@ impl Mover {
     /// [`Error::TooManyFunctions`], or one of [`Function::into_channel`].
     pub fn new(space: &Space, functions: Vec<Function>, setup: Setup) -> Result<Self, Error> {
         let mut shared = Shared {
-            engines: Channels::new(),
+            channels: Channels::new(),
             handles: Vec::new(),
             bell: Bell::default(),
         };
@@ -173,7 +173,7 @@ impl Mover {
             let port = ThreadLock::new(SharedChannel::new(queue(channel, handle.node())));
             shared.handles.push(handle);
             // Not more than MAX_CHANNELS, so there is room.
-            let _ = shared.engines.add(port);
+            let _ = shared.channels.add(port);
         }
         let mut mover = Self {
             shared: Arc::new(shared),
@@ -196,14 +196,14 @@ impl Mover {
     /// How its channels are, by number.
     #[must_use]
     pub fn channels(&self) -> Vec<ChannelState> {
-        let engines = &self.shared.engines;
+        let channels = &self.shared.channels;
         let states = self.shared.handles.iter().enumerate();
         states
             .map(|(number, handle)| ChannelState {
                 address: handle.address(),
                 node: handle.node(),
-                in_service: engines.service(number) == Some(ServiceState::Active),
-                stats: engines.channel_stats(number).unwrap_or_default(),
+                in_service: channels.service(number) == Some(ServiceState::Active),
+                stats: channels.channel_stats(number).unwrap_or_default(),
             })
             .collect()
     }
@@ -271,7 +271,7 @@ impl Mover {
             .with_rescue(Quiesce(&self.shared));
         let mut batch = self.batch();
         let report = batch.run(
-            &self.shared.engines,
+            &self.shared.channels,
             &folios[..],
             OverlapCheck::Sorted(&mut intervals),
             options,
@@ -302,14 +302,14 @@ impl Mover {
     /// come back, and [`Error::Busy`] if batches keep hold of the channel: try again later.
     pub fn revive(&self, number: usize) -> Result<(), Error> {
         let handle = self.function(number).ok_or(Error::NoSuchChannel(number))?;
-        let engines = &self.shared.engines;
+        let channels = &self.shared.channels;
         // Held throughout: one thread at a time revives.
         let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
-        if engines.service(number) == Some(ServiceState::Active) {
+        if channels.service(number) == Some(ServiceState::Active) {
             return Ok(());
         }
         let proof = handle.reset()?;
-        engines.confirm_stopped(number);
+        channels.confirm_stopped(number);
         let mut channel = match parked.iter().position(|(of, _)| *of == number) {
             Some(index) => parked.swap_remove(index).1,
             None => self.shared.take(number)?.into_channel(),
@@ -318,7 +318,7 @@ impl Mover {
             parked.push((number, channel));
             return Err(Error::BringUp(handle.address(), error));
         }
-        if let Err(queue) = engines.put(number, queue(channel, handle.node())) {
+        if let Err(queue) = channels.put(number, queue(channel, handle.node())) {
             // Never: the place was emptied above, and nobody else fills it.
             parked.push((number, queue.into_channel()));
             return Err(Error::Busy(handle.address()));
@@ -365,7 +365,7 @@ impl Shared {
         let address = |handle: &FunctionHandle| Error::Busy(handle.address());
         let deadline = after(LET_GO);
         loop {
-            match self.engines.take(number) {
+            match self.channels.take(number) {
                 Ok(queue) => return Ok(queue),
                 Err(NotIdle::Held { .. }) if Instant::now() < deadline => {
                     self.bell.ring();
@@ -383,16 +383,16 @@ impl Shared {
     fn close(&self) -> Result<(), Error> {
         let mut result = Ok(());
         for (number, handle) in self.handles.iter().enumerate() {
-            if !self.engines.retire(number, Monotonic.now()) {
+            if !self.channels.retire(number, Monotonic.now()) {
                 match handle.reset() {
-                    Ok(_proof) => self.engines.confirm_stopped(number),
+                    Ok(_proof) => self.channels.confirm_stopped(number),
                     Err(error) => {
                         result = result.and(Err(error));
                         continue;
                     }
                 }
             }
-            let closed = match self.engines.take(number) {
+            let closed = match self.channels.take(number) {
                 Ok(queue) => handle.shut_down(queue.into_channel()),
                 // It is parked.
                 Err(NotIdle::Absent) => Ok(()),
@@ -407,7 +407,7 @@ impl Shared {
     fn stops(&self, number: usize) -> bool {
         // Another batch may have asked before, and the reset of a channel that has been brought
         // back since would cost it its work.
-        if self.engines.service(number) == Some(ServiceState::Retired) {
+        if self.channels.service(number) == Some(ServiceState::Retired) {
             return true;
         }
         self.handles
@@ -482,7 +482,7 @@ fn listen(shared: &Shared, stop: &OwnedFd) {
             let mut count = [0; 8];
             // Emptied before the engine is asked, or an interrupt between the two would be lost.
             if ready && rustix::io::read(event.as_fd(), &mut count).is_ok() {
-                shared.engines.interrupt(*number, Monotonic.now());
+                shared.channels.interrupt(*number, Monotonic.now());
                 rang = true;
             }
         }

@@ -36,7 +36,7 @@ const OVERDUE_NS: u64 = 10_000_000;
 type Queue = PtdmaQueue<Regs, Ring, Nanoseconds>;
 type Shared = Channels<Queue, IrqLock<SharedChannel<Queue>>, MAX_FUNCTIONS>;
 
-static ENGINES: Once<Shared> = Once::new();
+static CHANNELS: Once<Shared> = Once::new();
 static FUNCTIONS: Once<Vec<Function, MAX_FUNCTIONS>> = Once::new();
 
 /// Wrong and stray bytes of all runs.
@@ -48,7 +48,7 @@ fn queue(channel: Channel<Regs, Ring>) -> Queue {
 
 /// Brings all functions up; returns how many.
 pub(crate) fn set_up(spaces: impl Iterator<Item = Space>) -> usize {
-    let mut engines = Shared::new();
+    let mut channels = Shared::new();
     let mut functions = Vec::new();
     for space in spaces.take(MAX_FUNCTIONS) {
         let number = functions.len();
@@ -57,21 +57,21 @@ pub(crate) fn set_up(spaces: impl Iterator<Item = Space>) -> usize {
                 print(format_args!("engine {number}: {}\n", channel.traits()));
                 // There is room for as many as are looked at.
                 let _ = functions.push(function);
-                let _ = engines.add(IrqLock::new(SharedChannel::new(queue(channel))));
+                let _ = channels.add(IrqLock::new(SharedChannel::new(queue(channel))));
             }
             Err(error) => print(format_args!("{space:?} is not used: {error}\n")),
         }
     }
     let count = functions.len();
     FUNCTIONS.call_once(|| functions);
-    ENGINES.call_once(|| engines);
+    CHANNELS.call_once(|| channels);
     count
 }
 
 /// The interrupt of a function.
 pub(crate) fn on_interrupt(number: usize) {
-    if let Some(engines) = ENGINES.get() {
-        engines.interrupt(number, now_ns());
+    if let Some(channels) = CHANNELS.get() {
+        channels.interrupt(number, now_ns());
     }
 }
 
@@ -140,7 +140,7 @@ pub(crate) fn run(interrupts: bool, rounds: u32) {
     }
     let tally = TALLY.lock().take().unwrap_or_default();
     BAD.fetch_add(tally.wrong + tally.stray, Ordering::Relaxed);
-    let active = ENGINES.get().map_or(0, Shared::active);
+    let active = CHANNELS.get().map_or(0, Shared::active);
     let Tally {
         folios,
         copied,
@@ -197,7 +197,7 @@ static ARENAS: [Mutex<Option<(Arena, Arena)>>; MAX_PROCESSORS] =
 
 fn copy_lists(number: usize) -> Tally {
     let mut tally = Tally::default();
-    let Some(engines) = ENGINES.get() else {
+    let Some(channels) = CHANNELS.get() else {
         return tally;
     };
     let rounds = ROUNDS.load(Ordering::Relaxed);
@@ -208,11 +208,11 @@ fn copy_lists(number: usize) -> Tally {
                 | (number as u64) << 4
                 | kind as u64;
             let copied = if BY_INTERRUPT.load(Ordering::Relaxed) == 0 {
-                copy(number, engines, kind, seed, Polling(Nanoseconds))
+                copy(number, channels, kind, seed, Polling(Nanoseconds))
             } else {
                 let bell = Bell(number);
                 let wait = SpinThenSleep::new(Nanoseconds, bell, 0, OVERDUE_NS);
-                copy(number, engines, kind, seed, wait)
+                copy(number, channels, kind, seed, wait)
             };
             match copied {
                 Some(copied) => tally.add(&copied),
@@ -224,21 +224,27 @@ fn copy_lists(number: usize) -> Tally {
 }
 
 /// Copies a list; `None` if there is no memory for it.
-fn copy<W: Wait>(number: usize, engines: &Shared, kind: Kind, seed: u64, wait: W) -> Option<Tally> {
-    let channels = engines.len();
+fn copy<W: Wait>(
+    number: usize,
+    channels: &Shared,
+    kind: Kind,
+    seed: u64,
+    wait: W,
+) -> Option<Tally> {
+    let count = channels.len();
     let mut arenas = ARENAS.get(number)?.lock();
     let (source, destination) = match *arenas {
         Some(both) => both,
         None => {
-            let len = Kind::ALL.iter().map(|kind| kind.arena_len_bytes(channels));
+            let len = Kind::ALL.iter().map(|kind| kind.arena_len_bytes(count));
             let len = len.max()?;
             (memory::arena(len)?, memory::arena(len)?)
         }
     };
     *arenas = Some((source, destination));
     let mut room = [Copy::default(); MAX_FOLIOS];
-    let copies = lay_out(kind, channels, &mut room);
-    let len = kind.arena_len_bytes(channels);
+    let copies = lay_out(kind, count, &mut room);
+    let len = kind.arena_len_bytes(count);
     let work = Work {
         source: source.first(len),
         destination: destination.first(len),
@@ -261,7 +267,7 @@ fn copy<W: Wait>(number: usize, engines: &Shared, kind: Kind, seed: u64, wait: W
     options.hang_ns = HANG_NS;
     let mut host = Host::new(wait).with_rescue(Last::default());
     let report = Batch::<MAX_FUNCTIONS>::new().run(
-        engines,
+        channels,
         &folios[..],
         OverlapCheck::Pairwise,
         &options,
@@ -337,33 +343,33 @@ impl Rescue for Last {
 
 /// Brings what is out of service back, by resets; says how many are in service.
 pub(crate) fn revive() {
-    let (Some(engines), Some(functions)) = (ENGINES.get(), FUNCTIONS.get()) else {
+    let (Some(channels), Some(functions)) = (CHANNELS.get(), FUNCTIONS.get()) else {
         return;
     };
     let mut revived = 0;
     for (number, function) in functions.iter().enumerate() {
-        if engines.service(number) == Some(ServiceState::Active) {
+        if channels.service(number) == Some(ServiceState::Active) {
             continue;
         }
-        match revive_one(engines, number, function) {
+        match revive_one(channels, number, function) {
             Ok(()) => revived += 1,
             Err(why) => print(format_args!("function {number} stays away: {why}\n")),
         }
     }
     print(format_args!(
         "revived {revived} active={}\n",
-        engines.active()
+        channels.active()
     ));
 }
 
-fn revive_one(engines: &Shared, number: usize, function: &Function) -> Result<(), &'static str> {
+fn revive_one(channels: &Shared, number: usize, function: &Function) -> Result<(), &'static str> {
     /// Batches take note of a loss when they look next; none runs now.
     const TRIES: u32 = 100;
     function.reset().map_err(|_| "it cannot be reset")?;
-    engines.confirm_stopped(number);
+    channels.confirm_stopped(number);
     let mut taken = None;
     for _ in 0..TRIES {
-        if let Ok(queue) = engines.take(number) {
+        if let Ok(queue) = channels.take(number) {
             taken = Some(queue);
             break;
         }
@@ -374,20 +380,20 @@ fn revive_one(engines: &Shared, number: usize, function: &Function) -> Result<()
     let proof = unsafe { FunctionQuiesced::by_owner() };
     let _dropped = channel.recover(proof).map_err(|_| "it does not come up")?;
     function.route().ok_or("it has no vector")?;
-    engines
+    channels
         .put(number, queue(channel))
         .map_err(|_| "its place is taken")
 }
 
 /// Shuts every channel down; whether all did, and whether no byte was ever wrong.
 pub(crate) fn shut_down() -> bool {
-    let (Some(engines), Some(functions)) = (ENGINES.get(), FUNCTIONS.get()) else {
+    let (Some(channels), Some(functions)) = (CHANNELS.get(), FUNCTIONS.get()) else {
         return false;
     };
     let mut down = 0;
     for (number, function) in functions.iter().enumerate() {
-        engines.retire(number, now_ns());
-        let Ok(queue) = engines.take(number) else {
+        channels.retire(number, now_ns());
+        let Ok(queue) = channels.take(number) else {
             print(format_args!("function {number} was not taken out\n"));
             continue;
         };

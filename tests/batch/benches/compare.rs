@@ -315,7 +315,7 @@ fn on_model(
         let memory = Memory::new(&rig.bus, &workload.lens(), workload.layout, 1);
         let mut outcomes = vec![Outcome::Dma; memory.folios.len()];
         let report = Batch::<MAX_CHANNELS>::new().run(
-            &rig.engines,
+            &rig.channels,
             &memory.folios[..],
             OverlapCheck::CallerKnows,
             &Options::default(),

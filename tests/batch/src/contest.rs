@@ -50,12 +50,12 @@ impl Strategy {
 }
 
 type PlainQueue = PtdmaQueue<PlainRegisters, PlainRing>;
-type PlainEngines = Channels<PlainQueue, spin::Mutex<SharedChannel<PlainQueue>>, MAX_CHANNELS>;
+type PlainChannels = Channels<PlainQueue, spin::Mutex<SharedChannel<PlainQueue>>, MAX_CHANNELS>;
 
 /// Plain functions are done when one looks.
 struct Immediate<'a> {
     interrupts: bool,
-    engines: &'a PlainEngines,
+    channels: &'a PlainChannels,
     registers: &'a [PlainRegisters],
 }
 
@@ -75,7 +75,7 @@ impl Wait for Immediate<'_> {
         }
         for (number, registers) in self.registers.iter().enumerate() {
             for _ in 0..registers.take_interrupts() {
-                self.engines.interrupt(number, 0);
+                self.channels.interrupt(number, 0);
             }
         }
         Wake::Interrupted
@@ -85,7 +85,7 @@ impl Wait for Immediate<'_> {
 /// Batches of one workload on functions that are done at the doorbell: what allocations,
 /// instructions and time are measured of.
 pub struct Contest {
-    ours: PlainEngines,
+    ours: PlainChannels,
     registers: Vec<PlainRegisters>,
     theirs: Vec<StockQueue<PlainRegisters, PlainRing>>,
     strategy: Strategy,
@@ -157,7 +157,7 @@ impl Contest {
         }
         let mut host = Host::new(Immediate {
             interrupts: self.strategy == Strategy::Interrupts,
-            engines: &self.ours,
+            channels: &self.ours,
             registers: &self.registers,
         });
         let report = self.batch.run(

@@ -77,13 +77,13 @@ impl Puppet {
     ///
     /// If there are more than `N`.
     #[must_use]
-    pub fn engines<const N: usize>(puppets: &[Self]) -> Puppets<N> {
-        let mut engines = Channels::new();
+    pub fn channels<const N: usize>(puppets: &[Self]) -> Puppets<N> {
+        let mut channels = Channels::new();
         for puppet in puppets {
             let lock = spin::Mutex::new(SharedChannel::new(puppet.clone()));
-            assert!(engines.add(lock).is_ok(), "room for {N}");
+            assert!(channels.add(lock).is_ok(), "room for {N}");
         }
-        engines
+        channels
     }
 }
 

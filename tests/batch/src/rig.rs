@@ -22,7 +22,7 @@ pub type Queue = PtdmaQueue<Model, BusRing>;
 /// Its lock.
 pub type QueueLock = spin::Mutex<SharedChannel<Queue>>;
 /// All channels of a rig.
-pub type RigEngines = Channels<Queue, QueueLock, MAX_CHANNELS>;
+pub type RigChannels = Channels<Queue, QueueLock, MAX_CHANNELS>;
 
 /// How a rig is set up.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +61,7 @@ pub struct Rig {
     /// The functions.
     pub models: Vec<Model>,
     /// The channels.
-    pub engines: RigEngines,
+    pub channels: RigChannels,
     /// Interrupts of each function that were sent and not handled.
     pub pending: Vec<Arc<AtomicU64>>,
     /// How it was set up.
@@ -86,7 +86,7 @@ impl Rig {
     #[must_use]
     pub fn new(setup: Setup) -> Self {
         let bus = BusSpace::new();
-        let mut engines = Channels::new();
+        let mut channels = Channels::new();
         let mut models = Vec::new();
         let mut pending = Vec::new();
         for index in 0..setup.channels {
@@ -124,7 +124,7 @@ impl Rig {
             let queue = PtdmaQueue::new(channel, Some(node_of(index, setup.channels)))
                 .with_stop_polls(2000);
             let lock = QueueLock::new(SharedChannel::new(queue));
-            assert!(engines.add(lock).is_ok(), "room for {MAX_CHANNELS}");
+            assert!(channels.add(lock).is_ok(), "room for {MAX_CHANNELS}");
             let _bring_up = model.take_counters();
             models.push(model);
             pending.push(count);
@@ -132,7 +132,7 @@ impl Rig {
         Self {
             bus,
             models,
-            engines,
+            channels,
             pending,
             setup,
         }
@@ -164,7 +164,7 @@ impl Rig {
         let mut outcomes = vec![Outcome::Dma; memory.folios.len()];
         let report = Batch::<MAX_CHANNELS>::new()
             .run(
-                &self.engines,
+                &self.channels,
                 &memory.folios[..],
                 OverlapCheck::CallerKnows,
                 options,
@@ -191,7 +191,7 @@ impl Rig {
         let mut any = false;
         for (channel, pending) in self.pending.iter().enumerate() {
             for _ in 0..pending.swap(0, Ordering::SeqCst) {
-                self.engines.interrupt(channel, now_ns);
+                self.channels.interrupt(channel, now_ns);
                 any = true;
             }
         }

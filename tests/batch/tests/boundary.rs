@@ -35,7 +35,7 @@ fn descriptors(src: u64, dst: u64, lens: &[usize]) -> u64 {
     let mut host = Host::new(rig.stepping());
     let report = Batch::<MAX_CHANNELS>::new()
         .run(
-            &rig.engines,
+            &rig.channels,
             &folios[..],
             OverlapCheck::CallerKnows,
             &Options::default(),
@@ -99,7 +99,7 @@ fn a_folio_among_others_is_cut_alone() {
         let mut host = Host::new(rig.stepping());
         let report = Batch::<MAX_CHANNELS>::new()
             .run(
-                &rig.engines,
+                &rig.channels,
                 &folios[..],
                 OverlapCheck::CallerKnows,
                 &Options::default(),

@@ -95,7 +95,7 @@ impl Rescue for WithReset {
 fn what_was_given_up_is_not_moved_when_the_engine_is_stopped() {
     let (rig, _, report, outcomes, rescue) = given_up(|model| WithReset { model, asked: 0 });
     assert_eq!(rescue.asked, 1);
-    assert_eq!(rig.engines.service(0), Some(ServiceState::Retired));
+    assert_eq!(rig.channels.service(0), Some(ServiceState::Retired));
     assert_eq!(outcomes, [Outcome::Failed(FailReason::Engine(19)); 8]);
     assert_eq!(report.failed_bytes, report.bytes, "{report:?}");
     assert_eq!(
@@ -109,7 +109,7 @@ fn what_was_given_up_is_not_moved_when_the_engine_is_stopped() {
 #[test]
 fn what_was_given_up_is_quarantined_when_the_engine_does_not_stop() {
     let (rig, memory, report, _, rescue) = given_up(|_| NoReset::default());
-    assert_eq!(rig.engines.service(0), Some(ServiceState::Unproven));
+    assert_eq!(rig.channels.service(0), Some(ServiceState::Unproven));
     assert!(report.quarantined_bytes != 0, "{report:?}");
     let named = &rescue.quarantined;
     for (index, folio) in memory.folios.iter().enumerate().skip(3) {
@@ -160,7 +160,7 @@ fn an_engine_that_works_in_silence_does_not_hang() {
     let (report, _outcomes) = rig.run(&memory, &options, &mut host);
     assert!(report.is_complete(), "{report:?}");
     for channel in 0..2 {
-        let stats = rig.engines.channel_stats(channel).unwrap();
+        let stats = rig.channels.channel_stats(channel).unwrap();
         assert_eq!((stats.hangs, stats.stops), (0, 0), "{stats:?}");
     }
 }
@@ -231,17 +231,17 @@ fn copies_that_no_batch_knows_of_are_not_started() {
         }
     }
     let rung = Rc::new(Cell::new(0));
-    let mut engines: Channels<WrongCookies, spin::Mutex<SharedChannel<WrongCookies>>, 1> =
+    let mut channels: Channels<WrongCookies, spin::Mutex<SharedChannel<WrongCookies>>, 1> =
         Channels::new();
     let port = SharedChannel::new(WrongCookies {
         rung: Rc::clone(&rung),
     });
-    assert!(engines.add(spin::Mutex::new(port)).is_ok());
+    assert!(channels.add(spin::Mutex::new(port)).is_ok());
     let folios = [Folio::new(DmaAddr::new(0x1000), DmaAddr::new(0x9000), 4096)];
     let mut outcomes = [Outcome::Dma];
     Batch::<1>::new()
         .run(
-            &engines,
+            &channels,
             &folios[..],
             OverlapCheck::CallerKnows,
             &Options::default(),

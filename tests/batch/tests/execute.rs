@@ -43,7 +43,7 @@ fn every_size_and_layout_arrives() {
                 }
             }
             for channel in 0..channels {
-                let stats = rig.engines.channel_stats(channel).unwrap();
+                let stats = rig.channels.channel_stats(channel).unwrap();
                 assert_eq!(stats.submitted, stats.completed);
             }
         }
@@ -138,7 +138,7 @@ fn bad_input_is_refused_before_anything_is_submitted() {
         let mut outcomes = vec![mark; room];
         let error = Batch::<MAX_CHANNELS>::new()
             .run(
-                &rig.engines,
+                &rig.channels,
                 folios,
                 overlap,
                 options,
@@ -194,7 +194,7 @@ fn bad_input_is_refused_before_anything_is_submitted() {
         attempt(&clash, 2, OverlapCheck::Sorted(&mut scratch[..3]), &fine),
         BadInput::ScratchTooSmall { room: 3 }
     );
-    let none = ptdma_batch_tests::rig::RigEngines::new();
+    let none = ptdma_batch_tests::rig::RigChannels::new();
     let error = Batch::<MAX_CHANNELS>::new()
         .run(
             &none,
@@ -312,7 +312,7 @@ options.channels = use_channels;
 options.budget_ns = u64::MAX;
         let mut scratch = vec![Interval::default(); 2 * lens.len()];
         let report = Batch::<MAX_CHANNELS>::new()
-            .run(&rig.engines, &memory.folios[..], OverlapCheck::Sorted(&mut scratch), &options, &mut host, &mut outcomes)
+            .run(&rig.channels, &memory.folios[..], OverlapCheck::Sorted(&mut scratch), &options, &mut host, &mut outcomes)
             .unwrap();
         prop_assert!(memory.verify(&outcomes).is_ok(), "{:?}", memory.verify(&outcomes));
         prop_assert!(report.is_complete(), "{:?}", report);

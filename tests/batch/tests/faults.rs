@@ -254,11 +254,11 @@ fn an_engine_that_hangs_and_can_be_stopped_loses_nothing() {
                 run.report
             );
             assert!(run.report.moved_bytes > 0);
-            let stats = rig.engines.channel_stats(case.channels - 1).unwrap();
+            let stats = rig.channels.channel_stats(case.channels - 1).unwrap();
             assert!(stats.hangs + stats.stops > 0);
             // Once may happen to anybody.
             assert_eq!(
-                rig.engines.service(case.channels - 1),
+                rig.channels.service(case.channels - 1),
                 Some(ServiceState::Active)
             );
         }
@@ -274,10 +274,10 @@ fn an_engine_that_always_hangs_is_taken_out() {
     for case in Case::all() {
         let (rig, _, run) = run(&case, &[Fault::new(Trigger::Always, stall.clone())]);
         if case.channels == 1 {
-            assert_eq!(rig.engines.service(0), Some(ServiceState::Retired));
+            assert_eq!(rig.channels.service(0), Some(ServiceState::Retired));
         } else {
             // The others did its work meanwhile; it was not tried again.
-            let stats = rig.engines.channel_stats(case.channels - 1).unwrap();
+            let stats = rig.channels.channel_stats(case.channels - 1).unwrap();
             assert_eq!(stats.stops, 1);
         }
         if case.channels > 1 || case.repair {
@@ -319,12 +319,12 @@ fn an_engine_that_cannot_be_stopped_is_reset_or_its_memory_quarantined() {
                 assert!(run.asked > 0, "{kinds:?} at {at}: {:?}", run.report);
                 if case.rescue {
                     assert!(run.quarantined.is_empty());
-                    assert_eq!(rig.engines.service(victim), Some(ServiceState::Retired));
+                    assert_eq!(rig.channels.service(victim), Some(ServiceState::Retired));
                     if case.channels > 1 || case.repair {
                         assert!(run.report.is_complete(), "{:?}", run.report);
                     }
                 } else {
-                    assert_eq!(rig.engines.service(victim), Some(ServiceState::Unproven));
+                    assert_eq!(rig.channels.service(victim), Some(ServiceState::Unproven));
                     // The folio it hangs at, and those behind it in the ring; what it had
                     // finished was copied, what was not in the ring was moved.
                     assert!(!run.quarantined.is_empty());
@@ -346,7 +346,7 @@ fn a_function_that_is_gone_is_taken_out() {
             // It answers again only when the test is over: no reset helps.
             let (rig, _, run) = run(&case, &[Fault::at(at, FaultKind::AllOnes { reads: None })]);
             assert_ne!(
-                rig.engines.service(case.channels - 1),
+                rig.channels.service(case.channels - 1),
                 Some(ServiceState::Active)
             );
             assert!(!run.quarantined.is_empty());
@@ -387,7 +387,7 @@ fn errors_of_every_descriptor_take_the_channel_out_and_spare_the_rest() {
             .filter(|o| **o == Outcome::Failed(FailReason::Engine(41)))
             .count();
         assert_ne!(
-            rig.engines.service(case.channels - 1),
+            rig.channels.service(case.channels - 1),
             Some(ServiceState::Active)
         );
         if case.repair {
@@ -445,7 +445,7 @@ fn an_engine_that_runs_its_descriptors_again_does_not_hang() {
         options.hang_ns = 2_000_000;
         let (report, _) = rig.run(&memory, &options, &mut host);
         assert!(report.is_complete(), "{report:?}");
-        let stats = rig.engines.channel_stats(0).unwrap();
+        let stats = rig.channels.channel_stats(0).unwrap();
         assert_eq!((stats.hangs, stats.stops), (0, 0), "{stats:?}");
     }
 }

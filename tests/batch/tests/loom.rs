@@ -119,20 +119,20 @@ impl Wait for Yield {
     }
 }
 
-fn engines(channels: usize, slots: usize) -> Arc<Shared> {
-    let mut engines = Shared::new();
-    for _ in 0..channels {
+fn channels(count: usize, slots: usize) -> Arc<Shared> {
+    let mut channels = Shared::new();
+    for _ in 0..count {
         let port = SharedChannel::new(Scripted::new(slots));
-        assert!(engines.add(Watched(Mutex::new(port))).is_ok());
+        assert!(channels.add(Watched(Mutex::new(port))).is_ok());
     }
-    Arc::new(engines)
+    Arc::new(channels)
 }
 
-fn batch(engines: &Shared, folios: &[Folio]) -> Vec<Outcome> {
+fn batch(channels: &Shared, folios: &[Folio]) -> Vec<Outcome> {
     let mut outcomes = vec![Outcome::Dma; folios.len()];
     let report = Batch::<2>::new()
         .run(
-            engines,
+            channels,
             folios,
             OverlapCheck::CallerKnows,
             &Options::default(),
@@ -171,61 +171,61 @@ fn explore(f: impl Fn() + Sync + Send + 'static) {
 #[test]
 fn two_batches_share_a_channel_and_each_gets_its_own_failure() {
     explore(|| {
-        let engines = engines(1, 4);
-        let other = Arc::clone(&engines);
+        let channels = channels(1, 4);
+        let other = Arc::clone(&channels);
         let there = thread::spawn(move || batch(&other, &folios(1, 2, Some(1))));
-        let here = batch(&engines, &folios(100, 2, Some(0)));
+        let here = batch(&channels, &folios(100, 2, Some(0)));
         let there = there.join().unwrap();
         let failed = Outcome::Failed(FailReason::Engine(BAD_CODE));
         assert_eq!(here, [failed, Outcome::Dma]);
         assert_eq!(there, [Outcome::Dma, failed]);
         // Nothing is left behind: the channel can be taken away at once.
-        engines.retire(0, 0);
-        assert!(engines.take(0).is_ok());
+        channels.retire(0, 0);
+        assert!(channels.take(0).is_ok());
     });
 }
 
 #[test]
 fn a_ring_too_small_for_both_serves_both() {
     explore(|| {
-        let engines = engines(1, 1);
-        let other = Arc::clone(&engines);
+        let channels = channels(1, 1);
+        let other = Arc::clone(&channels);
         let there = thread::spawn(move || batch(&other, &folios(1, 2, None)));
-        assert_eq!(batch(&engines, &folios(100, 1, None)), [Outcome::Dma]);
+        assert_eq!(batch(&channels, &folios(100, 1, None)), [Outcome::Dma]);
         assert_eq!(there.join().unwrap(), [Outcome::Dma; 2]);
-        assert_eq!(engines.channel_stats(0).unwrap().completed, 3);
+        assert_eq!(channels.channel_stats(0).unwrap().completed, 3);
     });
 }
 
 #[test]
 fn an_interrupt_that_finds_a_failure_leaves_it_to_its_owner() {
     explore(|| {
-        let engines = engines(1, 4);
-        let handler = Arc::clone(&engines);
+        let channels = channels(1, 4);
+        let handler = Arc::clone(&channels);
         let interrupts = thread::spawn(move || {
             handler.interrupt(0, 0);
             handler.interrupt(0, 0);
         });
         let failed = Outcome::Failed(FailReason::Engine(BAD_CODE));
         assert_eq!(
-            batch(&engines, &folios(1, 2, Some(0))),
+            batch(&channels, &folios(1, 2, Some(0))),
             [failed, Outcome::Dma]
         );
         interrupts.join().unwrap();
-        engines.retire(0, 0);
-        assert!(engines.take(0).is_ok());
+        channels.retire(0, 0);
+        assert!(channels.take(0).is_ok());
     });
 }
 
 #[test]
 fn a_channel_that_is_taken_away_loses_nothing() {
     explore(|| {
-        let engines = engines(2, 2);
-        let owner = Arc::clone(&engines);
+        let channels = channels(2, 2);
+        let owner = Arc::clone(&channels);
         let remove = thread::spawn(move || assert!(owner.retire(0, 0)));
         // The other channel takes over, whatever the first one was at.
-        assert_eq!(batch(&engines, &folios(1, 8, None)), [Outcome::Dma; 8]);
+        assert_eq!(batch(&channels, &folios(1, 8, None)), [Outcome::Dma; 8]);
         remove.join().unwrap();
-        assert!(engines.take(0).is_ok());
+        assert!(channels.take(0).is_ok());
     });
 }

@@ -84,7 +84,7 @@ proptest! {
         let mut options = Options::default();
         options.addr_limit = 1 << 53;
         let report = Batch::<MAX_CHANNELS>::new()
-            .run(&rig.engines, &physical(&memory)[..], OverlapCheck::Pairwise, &options, &mut host, &mut outcomes)
+            .run(&rig.channels, &physical(&memory)[..], OverlapCheck::Pairwise, &options, &mut host, &mut outcomes)
             .unwrap();
         prop_assert!(memory.verify(&outcomes).is_ok(), "{:?}", memory.verify(&outcomes));
         prop_assert_eq!(report.unaccounted_bytes, 0, "{:?} {:?}", report, outcomes);
@@ -147,7 +147,7 @@ fn scattered_folios_at_one_range_of_bus_addresses_are_one_copy() {
     let mut outcomes = vec![Outcome::Dma; 64];
     let report = Batch::<MAX_CHANNELS>::new()
         .run(
-            &rig.engines,
+            &rig.channels,
             &scattered[..],
             OverlapCheck::Pairwise,
             &Options::default(),

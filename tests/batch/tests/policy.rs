@@ -91,7 +91,7 @@ fn calibration_finds_what_the_machine_costs() {
     let mut base = CostModel::default();
     base.channel_ns = 0;
     let model = calibrate(
-        &rig.engines,
+        &rig.channels,
         &mut Batch::new(),
         &mut host,
         memory.folios[0],
@@ -130,7 +130,7 @@ fn calibration_refuses_what_it_cannot_measure() {
         cpu_ns: &cpu_ns,
     });
     let result = calibrate(
-        &rig.engines,
+        &rig.channels,
         &mut Batch::new(),
         &mut host,
         memory.folios[0],
@@ -161,7 +161,7 @@ fn calibration_refuses_what_it_cannot_measure() {
         cpu_ns: &cpu_ns,
     });
     let result = calibrate(
-        &still.engines,
+        &still.channels,
         &mut Batch::new(),
         &mut host,
         there.folios[0],
@@ -199,11 +199,11 @@ fn options_follow_the_decision() {
 #[test]
 fn state_is_small() {
     type Real = PtdmaQueue<Mmio, CoherentRing>;
-    let engines = size_of::<Channels<Real, spin::Mutex<SharedChannel<Real>>, 16>>();
+    let channels = size_of::<Channels<Real, spin::Mutex<SharedChannel<Real>>, 16>>();
     let batch = size_of::<Batch<16>>();
-    let all = engines + 8 * batch;
-    println!("engines {engines}, batch {batch}, all {all} bytes");
-    assert!(all < 64 << 10, "{engines} + 8 * {batch} = {all}");
+    let all = channels + 8 * batch;
+    println!("channels {channels}, batch {batch}, all {all} bytes");
+    assert!(all < 64 << 10, "{channels} + 8 * {batch} = {all}");
 }
 
 /// One suite for engines and for the CPU as a channel.
@@ -238,15 +238,15 @@ fn the_cpu_is_a_channel_like_any_other() {
             Wake::Poll
         }
     }
-    for channels in [1, 3, 16] {
+    for count in [1, 3, 16] {
         let filled = (0..1_u32 << 20).map(|n| if n < 1 << 19 { (n % 251) as u8 } else { 255 });
         let bytes = Bytes(Mutex::new(filled.collect()));
         type Channel<'a> = CpuChannel<&'a Bytes, 4>;
-        let mut engines =
+        let mut channels =
             Channels::<Channel<'_>, spin::Mutex<SharedChannel<Channel<'_>>>, MAX_CHANNELS>::new();
-        for _ in 0..channels {
+        for _ in 0..count {
             assert!(
-                engines
+                channels
                     .add(spin::Mutex::new(SharedChannel::new(CpuChannel::new(
                         &bytes, None
                     ))))
@@ -271,7 +271,7 @@ fn the_cpu_is_a_channel_like_any_other() {
         let mut outcomes = vec![Outcome::Dma; folios.len()];
         let report = Batch::new()
             .run(
-                &engines,
+                &channels,
                 &folios[..],
                 OverlapCheck::Pairwise,
                 &Options::default(),
@@ -282,7 +282,7 @@ fn the_cpu_is_a_channel_like_any_other() {
         let failed = Outcome::Failed(batch_copy::FailReason::Engine(batch_copy::CPU_COPY_FAILED));
         assert_eq!(outcomes.pop(), Some(failed));
         assert!(outcomes.iter().all(|o| *o == Outcome::Dma));
-        assert_eq!(report.channels, channels);
+        assert_eq!(report.channels, count);
         let memory = bytes.0.lock().unwrap();
         for n in 0..100 {
             let (src, dst) = (n * 5000, (1 << 19) + n * 5000);

@@ -87,7 +87,7 @@ impl<F: FnMut(&Piece)> CpuCopier for Cpu<F> {
 }
 
 fn run<S, W, M, K, R, const N: usize>(
-    engines: &Puppets<N>,
+    channels: &Puppets<N>,
     source: &S,
     options: &Options,
     host: &mut Host<W, M, K, R>,
@@ -103,7 +103,7 @@ where
     let mut outcomes = vec![Outcome::Dma; count];
     let check = OverlapCheck::CallerKnows;
     let report = Batch::<N>::new()
-        .run(engines, source, check, options, host, &mut outcomes)
+        .run(channels, source, check, options, host, &mut outcomes)
         .expect("a sound batch");
     (report, outcomes)
 }
@@ -119,7 +119,7 @@ fn willing(puppet: &Puppet) {
 fn what_was_refused_once_is_accounted_for_once() {
     for by_all in [false, true] {
         let puppets = [Puppet::new(8), Puppet::new(8)];
-        let engines = Puppet::engines::<2>(&puppets);
+        let channels = Puppet::channels::<2>(&puppets);
         let folios = [apart(0, 1, 128 << 10), apart(8, 1, 64 << 10)].concat();
         let now_ns = Cell::new(0);
         let wait = turn(&now_ns, |_| willing(&puppets[0]));
@@ -128,9 +128,9 @@ fn what_was_refused_once_is_accounted_for_once() {
             let rear = piece.folio == 0 && end > 96 << 10;
             if channel == 1 && rear {
                 // Both channels lose what they have, in the same turn.
-                engines.retire(1, 0);
+                channels.retire(1, 0);
                 puppets[0].strings.borrow_mut().faulted = true;
-                engines.interrupt(0, 0);
+                channels.interrupt(0, 0);
             }
             (rear && (by_all || channel == 1)).then_some(Err(MapError))
         });
@@ -138,7 +138,7 @@ fn what_was_refused_once_is_accounted_for_once() {
         let mut options = Options::default();
         options.rules.min_part_bytes = 4096;
         options.rules.align_bytes = 64;
-        let (report, outcomes) = run(&engines, &folios[..], &options, &mut host);
+        let (report, outcomes) = run(&channels, &folios[..], &options, &mut host);
         assert_eq!(outcomes, [UNMAPPED, Outcome::Dma], "{report:?}");
         assert_eq!(report.skipped_bytes, 32 << 10, "{report:?}");
         assert_eq!((report.dma_bytes, report.unaccounted_bytes), (160 << 10, 0));
@@ -150,7 +150,7 @@ fn what_was_refused_once_is_accounted_for_once() {
 #[test]
 fn each_batch_may_have_its_own_clock() {
     let puppet = Puppet::new(8);
-    let engines = Puppet::engines::<2>(std::slice::from_ref(&puppet));
+    let channels = Puppet::channels::<2>(std::slice::from_ref(&puppet));
     let (early, late) = (Cell::new(1_000_000_000), Cell::new(101_000_000_000));
     let (mine, others) = (apart(0, 2, 4096), apart(100, 2, 4096));
     let options = Options::default();
@@ -164,13 +164,13 @@ fn each_batch_may_have_its_own_clock() {
                     willing(&puppet);
                 }
             });
-            let (report, _) = run(&engines, &others[..], &options, &mut Host::new(wait));
+            let (report, _) = run(&channels, &others[..], &options, &mut Host::new(wait));
             assert!(report.is_complete(), "{report:?}");
         }
     });
-    let (report, _) = run(&engines, &mine[..], &options, &mut Host::new(wait));
+    let (report, _) = run(&channels, &mine[..], &options, &mut Host::new(wait));
     assert!(report.is_complete(), "{report:?}");
-    let stats = engines.channel_stats(0).expect("it is there");
+    let stats = channels.channel_stats(0).expect("it is there");
     assert_eq!((stats.hangs, stats.stops), (0, 0), "{stats:?}");
 }
 
@@ -180,7 +180,7 @@ fn each_batch_may_have_its_own_clock() {
 fn an_engine_that_begins_again_moves_once() {
     for for_ever in [false, true] {
         let puppet = Puppet::new(8);
-        let engines = Puppet::engines::<1>(std::slice::from_ref(&puppet));
+        let channels = Puppet::channels::<1>(std::slice::from_ref(&puppet));
         let folios = apart(0, 4, 4096);
         let now_ns = Cell::new(0);
         let turns = Cell::new(0);
@@ -192,11 +192,11 @@ fn an_engine_that_begins_again_moves_once() {
         });
         let mut options = Options::default();
         options.hang_ns = 1_000_000;
-        let (report, _) = run(&engines, &folios[..], &options, &mut Host::new(wait));
-        let stats = engines.channel_stats(0).expect("it is there");
+        let (report, _) = run(&channels, &folios[..], &options, &mut Host::new(wait));
+        let stats = channels.channel_stats(0).expect("it is there");
         assert_eq!(report.is_complete(), !for_ever, "{report:?}");
         assert_eq!(stats.hangs != 0, for_ever, "{stats:?}");
-        let gone = engines.service(0) != Some(ServiceState::Active);
+        let gone = channels.service(0) != Some(ServiceState::Active);
         assert_eq!(gone, for_ever, "{report:?}");
     }
 }
@@ -205,7 +205,7 @@ fn an_engine_that_begins_again_moves_once() {
 #[test]
 fn a_list_that_gets_shorter_ends_the_batch_and_claims_nothing() {
     let puppet = Puppet::new(4);
-    let engines = Puppet::engines::<1>(std::slice::from_ref(&puppet));
+    let channels = Puppet::channels::<1>(std::slice::from_ref(&puppet));
     let folios = apart(0, 8, 4096);
     let shorter = Cell::new(false);
     let list = FolioFn(|index: usize| {
@@ -222,7 +222,7 @@ fn a_list_that_gets_shorter_ends_the_batch_and_claims_nothing() {
     let mut host = Host::new(wait).with_cpu(Cpu(|_: &Piece| copied.set(copied.get() + 1)));
     let mut options = Options::default();
     options.repair = true;
-    let (report, outcomes) = run(&engines, &list, &options, &mut host);
+    let (report, outcomes) = run(&channels, &list, &options, &mut host);
     assert!(copied.get() != 0, "the CPU repaired what failed");
     assert_eq!(outcomes, [UNACCOUNTED; 8], "{report:?}");
     assert_eq!(report.unaccounted_bytes, 3 * 4096, "{report:?}");
@@ -234,7 +234,7 @@ fn a_list_that_gets_shorter_ends_the_batch_and_claims_nothing() {
 fn a_mapper_that_takes_a_refusal_back_is_not_believed() {
     let puppet = Puppet::new(16);
     willing(&puppet);
-    let engines = Puppet::engines::<1>(std::slice::from_ref(&puppet));
+    let channels = Puppet::channels::<1>(std::slice::from_ref(&puppet));
     let folios = in_a_row(8, 4096);
     let asked = Cell::new(false);
     let mapper = Maps(|_: usize, piece: &Piece| {
@@ -246,7 +246,7 @@ fn a_mapper_that_takes_a_refusal_back_is_not_believed() {
     });
     let now_ns = Cell::new(0);
     let mut host = Host::new(turn(&now_ns, |_| ())).with_mapper(mapper);
-    let (report, outcomes) = run(&engines, &folios[..], &Options::default(), &mut host);
+    let (report, outcomes) = run(&channels, &folios[..], &Options::default(), &mut host);
     assert_eq!(puppet.strings.borrow().copied.len(), 1);
     assert_eq!(outcomes, [UNMAPPED; 8], "{report:?}");
     assert_eq!(report.unaccounted_bytes, 0, "{report:?}");
@@ -258,7 +258,7 @@ fn a_second_walk_that_ends_early_is_not_believed() {
     let puppet = Puppet::new(16);
     let strings = &puppet.strings;
     strings.borrow_mut().acts.push_back(Act::Fail(7));
-    let engines = Puppet::engines::<1>(std::slice::from_ref(&puppet));
+    let channels = Puppet::channels::<1>(std::slice::from_ref(&puppet));
     let folios = in_a_row(8, 4096);
     let mapper = Maps(|_: usize, piece: &Piece| {
         let failed = strings.try_borrow().is_ok_and(|s| s.acts.is_empty());
@@ -266,7 +266,7 @@ fn a_second_walk_that_ends_early_is_not_believed() {
     });
     let now_ns = Cell::new(0);
     let mut host = Host::new(turn(&now_ns, |_| ())).with_mapper(mapper);
-    let (report, outcomes) = run(&engines, &folios[..], &Options::default(), &mut host);
+    let (report, outcomes) = run(&channels, &folios[..], &Options::default(), &mut host);
     assert_eq!(outcomes, [Outcome::Failed(FailReason::Engine(7)); 8]);
     assert_eq!(report.unaccounted_bytes, 0, "{report:?}");
 }
@@ -277,11 +277,11 @@ fn a_longest_copy_that_is_no_multiple_of_the_alignment_is_rounded() {
     puppet.limits.max_len_bytes = 50_001;
     puppet.limits.align_bytes = 4;
     willing(&puppet);
-    let engines = Puppet::engines::<1>(std::slice::from_ref(&puppet));
+    let channels = Puppet::channels::<1>(std::slice::from_ref(&puppet));
     let now_ns = Cell::new(0);
     let folios = apart(0, 3, 300_000);
     let mut host = Host::new(turn(&now_ns, |_| ()));
-    let (report, outcomes) = run(&engines, &folios[..], &Options::default(), &mut host);
+    let (report, outcomes) = run(&channels, &folios[..], &Options::default(), &mut host);
     assert_eq!(outcomes, [Outcome::Dma; 3], "{report:?}");
 }
 
@@ -290,7 +290,7 @@ fn a_longest_copy_that_is_no_multiple_of_the_alignment_is_rounded() {
 fn repairs_end_with_the_deadline() {
     let puppet = Puppet::new(16);
     puppet.strings.borrow_mut().acts.push_back(Act::Fail(7));
-    let engines = Puppet::engines::<1>(std::slice::from_ref(&puppet));
+    let channels = Puppet::channels::<1>(std::slice::from_ref(&puppet));
     let now_ns = Cell::new(0);
     let folios = apart(0, 1, 2 << 20);
     let chunks = Cell::new(0);
@@ -301,7 +301,7 @@ fn repairs_end_with_the_deadline() {
     let mut options = Options::default();
     options.repair = true;
     options.budget_ns = 1_250_000;
-    let (report, outcomes) = run(&engines, &folios[..], &options, &mut host);
+    let (report, outcomes) = run(&channels, &folios[..], &options, &mut host);
     assert_eq!(outcomes, [Outcome::Failed(FailReason::Engine(7))]);
     assert!(
         report.late && (1..=13).contains(&chunks.get()),
@@ -377,7 +377,7 @@ fn a_panic_leaves_no_engine_writing_and_nothing_held() {
     for stops in [true, false] {
         let puppet = Puppet::new(4 * CHUNK);
         puppet.strings.borrow_mut().stops = stops;
-        let engines = Puppet::engines::<1>(std::slice::from_ref(&puppet));
+        let channels = Puppet::channels::<1>(std::slice::from_ref(&puppet));
         let folios = apart(0, 2 * CHUNK as u64, 4096);
         let now_ns = Cell::new(0);
         let mapper = Maps(|_: usize, piece: &Piece| {
@@ -391,20 +391,20 @@ fn a_panic_leaves_no_engine_writing_and_nothing_held() {
             .with_rescue(Quarantine(&named));
         let options = Options::default();
         let ended = catch_unwind(AssertUnwindSafe(|| {
-            run(&engines, &folios[..], &options, &mut host)
+            run(&channels, &folios[..], &options, &mut host)
         }));
         assert!(ended.is_err());
         if stops {
             assert!(puppet.strings.borrow().ring.is_empty());
-            assert_eq!(engines.service(0), Some(ServiceState::Active));
-            engines.retire(0, 0);
+            assert_eq!(channels.service(0), Some(ServiceState::Active));
+            channels.retire(0, 0);
         } else {
             assert_eq!(puppet.strings.borrow().ring.len(), CHUNK);
             let named: Vec<usize> = named.borrow().iter().map(|piece| piece.folio).collect();
             assert_eq!(named, (0..CHUNK).collect::<Vec<_>>());
-            engines.confirm_stopped(0);
+            channels.confirm_stopped(0);
         }
-        assert!(engines.take(0).is_ok(), "nothing is held");
+        assert!(channels.take(0).is_ok(), "nothing is held");
     }
 }
 
@@ -415,7 +415,7 @@ fn failures_in_a_long_batch_cost_what_they_do_in_a_short_one() {
     let folios = apart(0, FOLIOS, 4096);
     let looked_up_with = |fail_each: u64| {
         let puppet = Puppet::new(64);
-        let engines = Puppet::engines::<1>(std::slice::from_ref(&puppet));
+        let channels = Puppet::channels::<1>(std::slice::from_ref(&puppet));
         let looked_up = Cell::new(0_u64);
         let list = FolioFn(|index: usize| {
             looked_up.set(looked_up.get() + 1);
@@ -436,7 +436,7 @@ fn failures_in_a_long_batch_cost_what_they_do_in_a_short_one() {
         });
         let mut options = Options::default();
         options.budget_ns = u64::MAX;
-        let (report, _) = run(&engines, &list, &options, &mut Host::new(wait));
+        let (report, _) = run(&channels, &list, &options, &mut Host::new(wait));
         (report.errors, looked_up.get())
     };
     let (none, without) = looked_up_with(u64::MAX);
@@ -451,7 +451,7 @@ fn failures_in_a_long_batch_cost_what_they_do_in_a_short_one() {
 #[test]
 fn nobody_waits_for_an_interrupt_that_was_not_asked_for() {
     let puppet = Puppet::new(4 * CHUNK);
-    let engines = Puppet::engines::<1>(std::slice::from_ref(&puppet));
+    let channels = Puppet::channels::<1>(std::slice::from_ref(&puppet));
     let (mine, others) = (apart(0, 40, 4096), apart(1000, 1, 4096));
     let now_ns = Cell::new(0);
     let other_ran = Cell::new(false);
@@ -463,7 +463,7 @@ fn nobody_waits_for_an_interrupt_that_was_not_asked_for() {
                 f: |_: &WaitFor| willing(&puppet),
             };
             let options = Options::default();
-            run(&engines, &others[..], &options, &mut Host::new(wait));
+            run(&channels, &others[..], &options, &mut Host::new(wait));
             puppet.strings.borrow_mut().acts.clear();
         }
         (piece.folio >= CHUNK).then_some(Err(MapError))
@@ -478,7 +478,7 @@ fn nobody_waits_for_an_interrupt_that_was_not_asked_for() {
         },
     };
     let mut host = Host::new(wait).with_mapper(mapper);
-    let (report, _) = run(&engines, &mine[..], &Options::default(), &mut host);
+    let (report, _) = run(&channels, &mine[..], &Options::default(), &mut host);
     assert!(other_ran.get());
     assert_eq!(report.dma_bytes, CHUNK as u64 * 4096, "{report:?}");
     assert!(!announced.borrow().contains(&true), "{announced:?}");
@@ -488,7 +488,7 @@ fn nobody_waits_for_an_interrupt_that_was_not_asked_for() {
 #[test]
 fn a_full_log_takes_no_healthy_channel_out() {
     let puppet = Puppet::new(16);
-    let engines = Puppet::engines::<1>(std::slice::from_ref(&puppet));
+    let channels = Puppet::channels::<1>(std::slice::from_ref(&puppet));
     let (mine, others) = (apart(0, 10, 4096), apart(100, 1, 4096));
     let now_ns = Cell::new(0);
     let nested = Cell::new(false);
@@ -502,13 +502,13 @@ fn a_full_log_takes_no_healthy_channel_out() {
         options.budget_ns = 50_000_000;
         options.grace_ns = 1_000_000;
         let wait = turn(&now_ns, |_| ());
-        let (report, outcomes) = run(&engines, &others[..], &options, &mut Host::new(wait));
+        let (report, outcomes) = run(&channels, &others[..], &options, &mut Host::new(wait));
         assert_eq!(outcomes, [Outcome::NotAttempted(SkipReason::Deadline)]);
         assert!(report.late);
     });
     let options = Options::default();
-    let (report, outcomes) = run(&engines, &mine[..], &options, &mut Host::new(wait));
-    assert_eq!(engines.service(0), Some(ServiceState::Active));
+    let (report, outcomes) = run(&channels, &mine[..], &options, &mut Host::new(wait));
+    assert_eq!(channels.service(0), Some(ServiceState::Active));
     let failed = Outcome::Failed(FailReason::Engine(3));
     assert_eq!(outcomes, [failed; 10], "{report:?}");
 }
@@ -517,15 +517,15 @@ fn a_full_log_takes_no_healthy_channel_out() {
 #[test]
 fn the_cpu_gives_nothing_to_a_channel_that_is_not_there() {
     let puppets = [Puppet::new(8), Puppet::new(8)];
-    let engines = Puppet::engines::<2>(&puppets);
-    engines.retire(0, 0);
+    let channels = Puppet::channels::<2>(&puppets);
+    channels.retire(0, 0);
     let folios = apart(0, 16, 64 << 10);
     let now_ns = Cell::new(0);
     let mut host = Host::new(turn(&now_ns, |_| ())).with_cpu(Cpu(|_: &Piece| ()));
     let mut options = Options::default();
     options.only = Some(0);
     options.cpu_share_bytes = 1 << 20;
-    let (report, outcomes) = run(&engines, &folios[..], &options, &mut host);
+    let (report, outcomes) = run(&channels, &folios[..], &options, &mut host);
     assert_eq!(outcomes, [Outcome::Cpu; 16], "{report:?}");
 }
 
@@ -548,13 +548,13 @@ fn a_clock_that_stands_still_ends_a_batch_soon() {
         }
     }
     let puppet = Puppet::new(8);
-    let engines = Puppet::engines::<1>(std::slice::from_ref(&puppet));
+    let channels = Puppet::channels::<1>(std::slice::from_ref(&puppet));
     let folios = apart(0, 2, 4096);
     let spins = Cell::new(0);
     let mut options = Options::default();
     options.engine_ns_per_mib = 1 << 20;
     let mut host = Host::new(Still(&spins));
-    let (report, outcomes) = run(&engines, &folios[..], &options, &mut host);
+    let (report, outcomes) = run(&channels, &folios[..], &options, &mut host);
     assert_eq!(outcomes, [Outcome::NotAttempted(SkipReason::Deadline); 2]);
     assert!(report.late && report.waits < 1 << 22, "{report:?}");
     assert!(spins.get() < 5, "{spins:?}");
@@ -563,14 +563,14 @@ fn a_clock_that_stands_still_ends_a_batch_soon() {
 #[test]
 fn an_alignment_that_is_no_power_of_two_is_refused() {
     let puppet = Puppet::new(8);
-    let engines = Puppet::engines::<1>(std::slice::from_ref(&puppet));
+    let channels = Puppet::channels::<1>(std::slice::from_ref(&puppet));
     let folios = apart(0, 1, 4096);
     let mut options = Options::default();
     options.rules.min_part_bytes = 4096;
     options.rules.align_bytes = 48;
     let now_ns = Cell::new(0);
     let error = Batch::<1>::new().run(
-        &engines,
+        &channels,
         &folios[..],
         OverlapCheck::CallerKnows,
         &options,
@@ -580,20 +580,20 @@ fn an_alignment_that_is_no_power_of_two_is_refused() {
     assert_eq!(error, Err(BadInput::OddAlignment { align_bytes: 48 }));
 }
 
-/// A list that asks the engines for something would wait for itself if a lock were held.
+/// A list that asks the channels for something would wait for itself if a lock were held.
 #[test]
 fn the_list_is_asked_without_a_lock() {
     let puppet = Puppet::new(8);
     willing(&puppet);
-    let engines = Puppet::engines::<1>(std::slice::from_ref(&puppet));
+    let channels = Puppet::channels::<1>(std::slice::from_ref(&puppet));
     let folios = apart(0, 20, 4096);
     let list = FolioFn(|index: usize| {
-        assert_eq!(engines.service(0), Some(ServiceState::Active));
+        assert_eq!(channels.service(0), Some(ServiceState::Active));
         folios.get(index).copied()
     });
     let now_ns = Cell::new(0);
     let mut host = Host::new(turn(&now_ns, |_| ()));
-    let (report, _) = run(&engines, &list, &Options::default(), &mut host);
+    let (report, _) = run(&channels, &list, &Options::default(), &mut host);
     assert!(report.is_complete(), "{report:?}");
 }
 
@@ -608,15 +608,15 @@ fn the_cpu_as_a_channel_copies_short_pieces() {
         }
     }
     type Channel = CpuChannel<Pieces, 64>;
-    let mut engines = Channels::<Channel, spin::Mutex<SharedChannel<Channel>>, 1>::new();
+    let mut channels = Channels::<Channel, spin::Mutex<SharedChannel<Channel>>, 1>::new();
     let port = SharedChannel::new(CpuChannel::new(Pieces(Vec::new()), None));
-    assert!(engines.add(spin::Mutex::new(port)).is_ok());
+    assert!(channels.add(spin::Mutex::new(port)).is_ok());
     let folios = apart(0, 2, 2 << 20);
     let now_ns = Cell::new(0);
     let mut outcomes = [UNACCOUNTED; 2];
     let report = Batch::<1>::new()
         .run(
-            &engines,
+            &channels,
             &folios[..],
             OverlapCheck::CallerKnows,
             &Options::default(),

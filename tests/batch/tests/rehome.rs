@@ -24,7 +24,7 @@ impl Wait for TakenAway<'_> {
     }
     fn wait(&mut self, _wait: &WaitFor) -> Wake {
         if self.now_ns == 0 {
-            assert!(self.rig.engines.retire(1, self.now_ns));
+            assert!(self.rig.channels.retire(1, self.now_ns));
         } else {
             self.rig.models[0].run(1000);
         }

@@ -126,7 +126,7 @@ fn worker(rig: &Rig, bell: &Bell, clock: Uptime, seed: u64, stop: &AtomicBool, t
                 .with_cpu(memory.cpu())
                 .with_rescue(Reset(rig));
             state.run(
-                &rig.engines,
+                &rig.channels,
                 folios,
                 OverlapCheck::CallerKnows,
                 &options,
@@ -140,7 +140,7 @@ fn worker(rig: &Rig, bell: &Bell, clock: Uptime, seed: u64, stop: &AtomicBool, t
                 .with_cpu(memory.cpu())
                 .with_rescue(Reset(rig));
             state.run(
-                &rig.engines,
+                &rig.channels,
                 folios,
                 OverlapCheck::CallerKnows,
                 &options,
@@ -176,15 +176,15 @@ fn worker(rig: &Rig, bell: &Bell, clock: Uptime, seed: u64, stop: &AtomicBool, t
 
 /// Brings a channel that was taken out of service back into it, as a driver's owner would.
 fn revive(rig: &Rig, channel: usize) {
-    if rig.engines.service(channel) == Some(ServiceState::Active) {
+    if rig.channels.service(channel) == Some(ServiceState::Active) {
         return;
     }
     if !rig.models[channel].function_reset() {
         return;
     }
-    rig.engines.confirm_stopped(channel);
+    rig.channels.confirm_stopped(channel);
     // Batches may yet have to take note of what became of their work.
-    let Ok(queue) = rig.engines.take(channel) else {
+    let Ok(queue) = rig.channels.take(channel) else {
         return;
     };
     // SAFETY: the modelled function was reset; it reaches memory through the bus alone.
@@ -197,7 +197,7 @@ fn revive(rig: &Rig, channel: usize) {
         Err((error, ..)) => panic!("bring-up after a reset: {error}"),
     };
     let queue = PtdmaQueue::new(fresh, None).with_stop_polls(2000);
-    assert!(rig.engines.put(channel, queue).is_ok());
+    assert!(rig.channels.put(channel, queue).is_ok());
 }
 
 fn chaos(rig: &Rig, clock: Uptime, seed: u64, stop: &AtomicBool) -> u64 {
@@ -232,7 +232,7 @@ fn chaos(rig: &Rig, clock: Uptime, seed: u64, stop: &AtomicBool) -> u64 {
                 haltable: false,
             },
             36 => {
-                rig.engines.retire(channel, clock.now());
+                rig.channels.retire(channel, clock.now());
                 continue;
             }
             _ => {
@@ -312,9 +312,9 @@ fn everything_at_once() {
     });
     // Nothing is left behind: every channel can be taken away at once.
     for channel in 0..CHANNELS {
-        rig.engines.retire(channel, clock.now());
-        rig.engines.confirm_stopped(channel);
-        assert!(rig.engines.take(channel).is_ok(), "channel {channel}");
+        rig.channels.retire(channel, clock.now());
+        rig.channels.confirm_stopped(channel);
+        assert!(rig.channels.take(channel).is_ok(), "channel {channel}");
     }
     assert!(
         totals.get().batches > 10 * seconds,

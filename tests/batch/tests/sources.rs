@@ -18,7 +18,7 @@ fn run<S: FolioSource + ?Sized>(
     outcomes: &mut [Outcome],
 ) -> Result<Report, BadInput> {
     Batch::<MAX_CHANNELS>::new().run(
-        &rig.engines,
+        &rig.channels,
         source,
         OverlapCheck::CallerKnows,
         options,

@@ -19,7 +19,7 @@ fn folios(first: u64, count: u64) -> Vec<Folio> {
 }
 
 fn run<W: Wait, M: Mapper, const N: usize>(
-    engines: &Puppets<N>,
+    channels: &Puppets<N>,
     folios: &[Folio],
     wait: W,
     mapper: M,
@@ -27,7 +27,7 @@ fn run<W: Wait, M: Mapper, const N: usize>(
     let mut outcomes = vec![Outcome::Dma; folios.len()];
     let report = Batch::<N>::new()
         .run(
-            engines,
+            channels,
             folios,
             OverlapCheck::CallerKnows,
             &Options::default(),
@@ -88,7 +88,7 @@ impl<F: FnMut(usize)> Mapper for Tell<F> {
 fn a_stop_between_two_chunks_is_told_to_both_owners() {
     let puppet = Puppet::new(4 * CHUNK);
     let strings = &puppet.strings;
-    let engines = Puppet::engines::<2>(std::slice::from_ref(&puppet));
+    let channels = Puppet::channels::<2>(std::slice::from_ref(&puppet));
     let (mine, others) = (folios(0, 2), folios(100, 2 * CHUNK as u64));
     let now_ns = Cell::new(0);
     let awake = Cell::new(false);
@@ -103,7 +103,7 @@ fn a_stop_between_two_chunks_is_told_to_both_owners() {
             // The first chunk was looked at up to the folio behind it.
             if folio == CHUNK + 1 && !stopped.replace(true) {
                 strings.borrow_mut().faulted = true;
-                engines.interrupt(0, 0);
+                channels.interrupt(0, 0);
             }
         });
         let turns = Cell::new(0);
@@ -114,9 +114,9 @@ fn a_stop_between_two_chunks_is_told_to_both_owners() {
                 strings.borrow_mut().acts.push_back(Act::Copy);
             }
         });
-        *other.borrow_mut() = Some(run(&engines, &others, second, between));
+        *other.borrow_mut() = Some(run(&channels, &others, second, between));
     });
-    let (report, outcomes) = run(&engines, &mine, first, batch_copy::Identity);
+    let (report, outcomes) = run(&channels, &mine, first, batch_copy::Identity);
     let (other_report, other_outcomes) = other.into_inner().expect("it ran");
     let copied = &strings.borrow().copied.clone();
     verify(&mine, &outcomes, copied);
@@ -128,7 +128,7 @@ fn a_stop_between_two_chunks_is_told_to_both_owners() {
     // Nothing is copied that was not lost.
     assert_eq!(copied.len(), mine.len() + others.len());
     assert_eq!(other_report.moved_bytes, CHUNK as u64 * 4096);
-    assert_eq!(engines.channel_stats(0).map(|stats| stats.stops), Some(1));
-    engines.retire(0, 0);
-    assert!(engines.take(0).is_ok());
+    assert_eq!(channels.channel_stats(0).map(|stats| stats.stops), Some(1));
+    channels.retire(0, 0);
+    assert!(channels.take(0).is_ok());
 }

@@ -305,7 +305,7 @@ fn one_batch(
     base.hang_ns = HANG_NS;
     base.dst_node = Some(1);
     base.src_node = Some(0);
-    let active = machine.engines.active();
+    let active = machine.channels.active();
     let options = options(args, folios.len(), bytes, active, &base);
     let mut declined = false;
     let options = options.unwrap_or_else(|| {
@@ -316,7 +316,7 @@ fn one_batch(
     });
     let report = batch
         .run(
-            &machine.engines,
+            &machine.channels,
             folios,
             OverlapCheck::CallerKnows,
             &options,

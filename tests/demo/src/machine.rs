@@ -38,7 +38,7 @@ pub(crate) struct Machine {
     /// The functions, by channel number.
     pub(crate) models: Vec<Model>,
     /// The channels.
-    pub(crate) engines: Channels<Queue, spin::Mutex<SharedChannel<Queue>>, MAX_CHANNELS>,
+    pub(crate) channels: Channels<Queue, spin::Mutex<SharedChannel<Queue>>, MAX_CHANNELS>,
     /// Memory that folios are moved from.
     pub(crate) src: BusBuffer,
     /// Memory that they are moved to.
@@ -63,7 +63,7 @@ impl Machine {
         let (src, dst) = (memory("source")?, memory("destination")?);
         let mut machine = Self {
             models: Vec::new(),
-            engines: Channels::new(),
+            channels: Channels::new(),
             src,
             dst,
             bell: Bell::default(),
@@ -110,7 +110,7 @@ impl Machine {
             let node = u16::from(number >= usize::from(args.channels) / 2);
             let queue = PtdmaQueue::new(channel, Some(node));
             machine
-                .engines
+                .channels
                 .add(spin::Mutex::new(SharedChannel::new(queue)))
                 .map_err(|_| anyhow!("more than {MAX_CHANNELS} channels"))?;
             machine.models.push(model);

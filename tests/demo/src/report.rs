@@ -129,7 +129,7 @@ impl Report {
             let counters = model.counters();
             sum += counters;
             let service = machine
-                .engines
+                .channels
                 .service(channel)
                 .map_or("absent".to_owned(), |s| format!("{s:?}").to_lowercase());
             channels.push(ChannelRow {

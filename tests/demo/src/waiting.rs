@@ -117,7 +117,7 @@ impl Wait for AnyWait {
 /// Serves interrupts, given as channel numbers, until all senders are gone.
 pub(crate) fn serve_interrupts(machine: &Machine, clock: Nanos, raised: &Receiver<usize>) {
     while let Ok(channel) = raised.recv() {
-        machine.engines.interrupt(channel, clock.now());
+        machine.channels.interrupt(channel, clock.now());
         machine.bell.ring();
     }
 }

@@ -100,7 +100,7 @@ type Queue = PtdmaQueue<Stepper, BusRing>;
 struct Lab {
     case: Case,
     steppers: Vec<Stepper>,
-    engines: Channels<Queue, spin::Mutex<SharedChannel<Queue>>, CHANNELS>,
+    channels: Channels<Queue, spin::Mutex<SharedChannel<Queue>>, CHANNELS>,
     now_ns: Cell<u64>,
     random: RefCell<Random>,
     /// Destinations that an engine may write for ever.
@@ -159,12 +159,12 @@ fn bring_up(stepper: &Stepper, bus: &BusSpace, case: &Case) -> Result<Queue, Str
 
 impl Lab {
     fn new(case: &Case, bus: &BusSpace) -> Result<Self, String> {
-        let mut engines = Channels::new();
+        let mut channels = Channels::new();
         let mut steppers = Vec::new();
         for n in 0..CHANNELS as u64 {
             let stepper = Stepper::new(case.forks, bus, case.seed ^ n << 32);
             let queue = bring_up(&stepper, bus, case)?;
-            engines
+            channels
                 .add(spin::Mutex::new(SharedChannel::new(queue)))
                 .map_err(|_full| "no room for a channel")?;
             steppers.push(stepper);
@@ -172,7 +172,7 @@ impl Lab {
         Ok(Self {
             case: *case,
             steppers,
-            engines,
+            channels,
             now_ns: Cell::new(1),
             random: RefCell::new(Random::new(!case.seed)),
             quarantined: RefCell::default(),
@@ -312,7 +312,7 @@ impl Lab {
     ) -> Verdict {
         Batch::<CHANNELS>::new()
             .run(
-                &self.engines,
+                &self.channels,
                 &memory.folios[..],
                 OverlapCheck::CallerKnows,
                 options,
@@ -346,7 +346,7 @@ impl Lab {
 
     fn all_active(&self) -> Verdict {
         for channel in 0..CHANNELS {
-            let service = self.engines.service(channel);
+            let service = self.channels.service(channel);
             if service != Some(ServiceState::Active) {
                 return Err(format!("LOST CHANNEL: {channel} is {service:?}"));
             }
@@ -358,22 +358,22 @@ impl Lab {
     /// False if one cannot be had.
     fn revive(&self) -> Result<bool, String> {
         for (channel, stepper) in self.steppers.iter().enumerate() {
-            if self.engines.service(channel) == Some(ServiceState::Active) {
+            if self.channels.service(channel) == Some(ServiceState::Active) {
                 continue;
             }
             if !crate::reset(stepper.model()) {
                 return Ok(false);
             }
-            self.engines.confirm_stopped(channel);
+            self.channels.confirm_stopped(channel);
             let mut queue = self
-                .engines
+                .channels
                 .take(channel)
                 .map_err(|e| format!("channel {channel}: {e}"))?;
             let _dropped = queue
                 .channel()
                 .recover(crate::quiesced())
                 .map_err(|(e, _)| format!("LOST CHANNEL after a reset: {e}"))?;
-            if self.engines.put(channel, queue).is_err() {
+            if self.channels.put(channel, queue).is_err() {
                 return Err("the place is taken".to_owned());
             }
         }
@@ -425,7 +425,7 @@ impl Wait for Turns<'_> {
         let mut any = false;
         for (channel, stepper) in lab.steppers.iter().enumerate() {
             while stepper.take_interrupt() {
-                lab.engines.interrupt(channel, lab.now_ns.get());
+                lab.channels.interrupt(channel, lab.now_ns.get());
                 any = true;
             }
         }

@@ -90,7 +90,7 @@ fn executed(costs: &Costs, load: Load, channels: usize) -> (f64, usize) {
         },
         ..ModelConfig::default()
     };
-    let mut engines: Channels<Queue, spin::Mutex<SharedChannel<Queue>>, MAX_CHANNELS> =
+    let mut shared: Channels<Queue, spin::Mutex<SharedChannel<Queue>>, MAX_CHANNELS> =
         Channels::new();
     for _ in 0..channels {
         let ring = PricedRing {
@@ -105,7 +105,7 @@ fn executed(costs: &Costs, load: Load, channels: usize) -> (f64, usize) {
             panic!("bring-up failed")
         };
         let port = SharedChannel::new(PtdmaQueue::new(channel, None));
-        assert!(engines.add(spin::Mutex::new(port)).is_ok());
+        assert!(shared.add(spin::Mutex::new(port)).is_ok());
     }
     let (len, count) = (load.folio.bytes(), load.count as usize);
     // Folios merge to 64 KiB, as in the model: every second place of that length stays empty.
@@ -134,7 +134,7 @@ fn executed(costs: &Costs, load: Load, channels: usize) -> (f64, usize) {
     policy.min_batch_bytes = 0;
     let mut base = Options::default();
     base.rules.min_part_bytes = model.min_part_bytes();
-    let options = policy.options(count, load.bytes(), engines.active(), &base);
+    let options = policy.options(count, load.bytes(), shared.active(), &base);
     let options = options.expect("the policy declines nothing");
     let mut host = Host::new(VirtualPolling(simulation.clone()));
     let mut outcomes = vec![Outcome::Dma; count];
@@ -145,7 +145,7 @@ fn executed(costs: &Costs, load: Load, channels: usize) -> (f64, usize) {
         let overlap = OverlapCheck::CallerKnows;
         let report = Batch::<MAX_CHANNELS>::new()
             .run(
-                &engines,
+                &shared,
                 &folios[..],
                 overlap,
                 &options,

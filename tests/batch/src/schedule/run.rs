@@ -41,7 +41,7 @@ pub struct Tally {
     pub panics: u64,
 }
 
-type FuzzEngines<const N: usize> = Channels<FuzzChannel, FuzzLock<SharedChannel<FuzzChannel>>, N>;
+type FuzzChannels<const N: usize> = Channels<FuzzChannel, FuzzLock<SharedChannel<FuzzChannel>>, N>;
 
 /// Most events of one run: some hundred times what an average one takes.
 const MOST_EVENTS: u64 = 400_000;
@@ -119,7 +119,7 @@ fn run<const N: usize>(
     });
     let hardware = hardware.collect();
     let world = World::new(scramble(seed), manners, hardware, players, MOST_EVENTS);
-    let mut engines = FuzzEngines::<N>::new();
+    let mut shared = FuzzChannels::<N>::new();
     for number in 0..channels {
         let channel = match &world.engines[number] {
             Hardware::Engine(_) => FuzzChannel::Engine(EngineChannel {
@@ -146,19 +146,19 @@ fn run<const N: usize>(
             world: Rc::clone(&world),
             value: RefCell::new(SharedChannel::new(channel)),
         };
-        assert!(engines.add(lock).is_ok(), "room for {N}");
+        assert!(shared.add(lock).is_ok(), "room for {N}");
     }
-    let engines = Rc::new(engines);
+    let shared = Rc::new(shared);
     let sum = Rc::new(RefCell::new(Tally::default()));
     let beds: Vec<Rc<Bed>> = (0..players).map(|_| Rc::default()).collect();
     let mut left: Vec<(Player, Rc<Bed>)> = (0..players)
         .map(|slot| {
-            let (owned, engines, sum) = (Rc::clone(&world), Rc::clone(&engines), Rc::clone(&sum));
+            let (owned, shared, sum) = (Rc::clone(&world), Rc::clone(&shared), Rc::clone(&sum));
             let bed = Rc::clone(&beds[slot]);
             let play = move || {
                 let mut state = Batch::<N>::new();
                 for _ in 0..1 + owned.below(3) {
-                    let batch = one_batch(&owned, &engines, &mut state, slot, translated, &bed);
+                    let batch = one_batch(&owned, &shared, &mut state, slot, translated, &bed);
                     sum.borrow_mut().add(&batch);
                     // Memory in quarantine is nobody's.
                     let in_slot = |at: usize| at / SLOT_LEN_BYTES == slot;
@@ -185,9 +185,9 @@ fn run<const N: usize>(
         };
         let chance = world.below(8);
         if chance == 0 {
-            interfere(&world, &engines);
+            interfere(&world, &shared);
         } else if left.iter().all(|(_, bed)| asleep(bed)) {
-            all_sleep(&world, &engines, &beds);
+            all_sleep(&world, &shared, &beds);
         } else {
             let index = world.below(left.len() as u64) as usize;
             if asleep(&left[index].1) {
@@ -204,9 +204,9 @@ fn run<const N: usize>(
     tally.events += world.events.get();
     if world.wrong.borrow().is_none() {
         for number in 0..channels {
-            tally.stops += engines.channel_stats(number).map_or(0, |stats| stats.stops);
+            tally.stops += shared.channel_stats(number).map_or(0, |stats| stats.stops);
         }
-        afterwards(&world, &engines, channels);
+        afterwards(&world, &shared, channels);
     }
     if let Some(trace) = &world.trace {
         for line in trace.borrow().iter() {
@@ -267,9 +267,9 @@ impl Tally {
 }
 
 /// Everybody sleeps: engines go on; if they have nothing left to do, time does.
-fn all_sleep<const N: usize>(world: &Rc<World>, engines: &FuzzEngines<N>, beds: &[Rc<Bed>]) {
+fn all_sleep<const N: usize>(world: &Rc<World>, shared: &FuzzChannels<N>, beds: &[Rc<Bed>]) {
     world.count_event();
-    deliver(world, engines);
+    deliver(world, shared);
     let mut engines = world.engines.iter();
     if engines.any(|engine| engine.goes_on(world)) {
         world.step_an_engine();
@@ -285,7 +285,7 @@ fn all_sleep<const N: usize>(world: &Rc<World>, engines: &FuzzEngines<N>, beds: 
 }
 
 /// Hands interrupts that were raised to whom they concern.
-fn deliver<const N: usize>(world: &Rc<World>, engines: &FuzzEngines<N>) {
+fn deliver<const N: usize>(world: &Rc<World>, shared: &FuzzChannels<N>) {
     if world.locks_held.get() != 0 {
         return;
     }
@@ -297,24 +297,24 @@ fn deliver<const N: usize>(world: &Rc<World>, engines: &FuzzEngines<N>) {
             (false, false)
         };
         if (raised && !lost) || spurious {
-            engines.interrupt(number, world.now_ns.get());
+            shared.interrupt(number, world.now_ns.get());
             world.bell.set(world.bell.get() + 1);
         }
     }
 }
 
 /// What comes from outside: interrupts, owners, functions that are reset.
-fn interfere<const N: usize>(world: &Rc<World>, engines: &FuzzEngines<N>) {
+fn interfere<const N: usize>(world: &Rc<World>, shared: &FuzzChannels<N>) {
     world.count_event();
-    deliver(world, engines);
+    deliver(world, shared);
     if world.locks_held.get() != 0 {
         return;
     }
     // Time passes, whoever has the turn.
     world.now_ns.set(world.now_ns.get() + 10);
     let number = world.below(world.engines.len() as u64) as usize;
-    if engines.service(number) != Some(ServiceState::Active) && world.one_in(8) {
-        revive(world, engines, number);
+    if shared.service(number) != Some(ServiceState::Active) && world.one_in(8) {
+        revive(world, shared, number);
     }
     if let Hardware::Function(function) = &world.engines[number]
         && world.one_in(16)
@@ -328,13 +328,13 @@ fn interfere<const N: usize>(world: &Rc<World>, engines: &FuzzEngines<N>) {
     match world.below(4) {
         0 => {
             world.note(|| format!("channel {number} is retired"));
-            engines.retire(number, world.now_ns.get());
+            shared.retire(number, world.now_ns.get());
         }
         1 => {
             world.note(|| format!("channel {number} is retired, reset, and that is told"));
-            engines.retire(number, world.now_ns.get());
+            shared.retire(number, world.now_ns.get());
             world.reset(number);
-            engines.confirm_stopped(number);
+            shared.confirm_stopped(number);
         }
         2 => {
             world.note(|| format!("channel {number} is reset, and nobody is told"));
@@ -348,34 +348,34 @@ fn interfere<const N: usize>(world: &Rc<World>, engines: &FuzzEngines<N>) {
 }
 
 /// Brings a channel back that is out of service, as a driver's owner would.
-fn revive<const N: usize>(world: &Rc<World>, engines: &FuzzEngines<N>, number: usize) {
-    if engines.service(number) == Some(ServiceState::Unproven) {
+fn revive<const N: usize>(world: &Rc<World>, shared: &FuzzChannels<N>, number: usize) {
+    if shared.service(number) == Some(ServiceState::Unproven) {
         world.reset(number);
-        engines.confirm_stopped(number);
+        shared.confirm_stopped(number);
     }
-    if let Ok(mut channel) = engines.take(number) {
+    if let Ok(mut channel) = shared.take(number) {
         world.note(|| format!("channel {number} is brought back"));
         channel.recover(world);
-        if engines.put(number, channel).is_err() {
+        if shared.put(number, channel).is_err() {
             world.is_wrong(|| format!("channel {number} was put back by somebody else"));
         }
     }
 }
 
 /// What has to hold when all batches are over.
-fn afterwards<const N: usize>(world: &Rc<World>, engines: &FuzzEngines<N>, channels: usize) {
+fn afterwards<const N: usize>(world: &Rc<World>, shared: &FuzzChannels<N>, channels: usize) {
     // Engines go on with whatever they have.
     for _ in 0..200 {
         world.step_an_engine();
     }
     for number in 0..channels {
-        let stats = engines.channel_stats(number).unwrap_or_default();
+        let stats = shared.channel_stats(number).unwrap_or_default();
         if !world.trouble.get() && (stats.stops != 0 || stats.hangs != 0) {
             world.is_wrong(|| format!("a healthy channel was stopped: {stats:?}"));
         }
-        engines.retire(number, world.now_ns.get());
-        engines.confirm_stopped(number);
-        match engines.take(number) {
+        shared.retire(number, world.now_ns.get());
+        shared.confirm_stopped(number);
+        match shared.take(number) {
             Ok(channel) => channel.dismantle(world),
             Err(error) => world.is_wrong(|| format!("channel {number} cannot be taken: {error}")),
         }
@@ -385,7 +385,7 @@ fn afterwards<const N: usize>(world: &Rc<World>, engines: &FuzzEngines<N>, chann
 /// A batch of folios in memory of its own.
 fn one_batch<const N: usize>(
     world: &Rc<World>,
-    engines: &Rc<FuzzEngines<N>>,
+    shared: &Rc<FuzzChannels<N>>,
     state: &mut Batch<N>,
     slot: usize,
     translated: bool,
@@ -441,7 +441,7 @@ fn one_batch<const N: usize>(
     let result = catch_unwind(AssertUnwindSafe(|| {
         let mut go = Go {
             world,
-            engines,
+            shared,
             state,
             options: &options,
             outcomes: &mut outcomes,
@@ -483,7 +483,7 @@ fn one_batch<const N: usize>(
 
 struct Go<'a, const N: usize> {
     world: &'a Rc<World>,
-    engines: &'a FuzzEngines<N>,
+    shared: &'a FuzzChannels<N>,
     state: &'a mut Batch<N>,
     options: &'a Options,
     outcomes: &'a mut [Outcome],
@@ -519,7 +519,7 @@ impl<const N: usize> Go<'_, N> {
             };
             let mut host = host.with_cpu(cpu);
             self.state.run(
-                self.engines,
+                self.shared,
                 source,
                 overlap,
                 self.options,
@@ -529,7 +529,7 @@ impl<const N: usize> Go<'_, N> {
         } else {
             let mut host = host;
             self.state.run(
-                self.engines,
+                self.shared,
                 source,
                 overlap,
                 self.options,
