@@ -10,9 +10,8 @@ pub const DMA_ADDR_BITS: u32 = 48;
 
 /// An address on the device's bus: what an IOMMU or a host bridge translates, never a pointer.
 ///
-/// The value is any `u64`; whether the engine can reach it is checked where it is used (see
-/// [`DmaRange::new`]), so that an address that came from a mapping layer can be carried around
-/// before anybody decides what to do with it. Zero is an ordinary address.
+/// The value is any `u64`. [`DmaRange::new`] checks whether the engine can reach it. A mapping
+/// layer's address can thus be carried around before its use is known. Zero is an ordinary address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[repr(transparent)]
 pub struct DmaAddr(u64);

@@ -19,18 +19,18 @@ use crate::traits::{EngineTraits, Restart};
 
 /// How the owner learns of completions.
 ///
-/// The function's own enable register has ERROR on in both cases: what an engine does with an
-/// error whose interrupt is off is not known, and an error that is not latched would be a copy
-/// that never was.
+/// The function's own enable register has ERROR on in both cases. What an engine does with an error
+/// whose interrupt is off is not known. An error that is not latched would be a copy that never
+/// was.
 ///
 /// The set is closed: an owner polls or is interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Signalling {
-    /// By polling. The owner keeps the function's messages away (MSI-X and MSI off, and bit 10 of
-    /// the command register set, which is INTx off), or takes one for each error and ignores it.
+    /// The owner polls. MSI-X and MSI are off, and bit 10 of the command register is set (INTx
+    /// off). An owner who leaves them on takes a message for each error and ignores it.
     #[default]
     Polled,
-    /// By interrupts on the descriptors that ask for one, and on errors.
+    /// Descriptors that ask for it interrupt, and so do errors.
     Interrupts,
 }
 
@@ -41,11 +41,11 @@ pub enum Signalling {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum ErrorHead {
-    /// Not known. Every look that finds progress also reads the interrupt status before it
-    /// believes the head, and a register that a reset would have cleared.
+    /// The place is not known. Every look that finds progress also reads the interrupt status
+    /// before it believes the head, and a register that a reset would have cleared.
     ///
-    /// After an error, what is not known to be good is run again, one descriptor at a time: an
-    /// error is then of that one, wherever the head is.
+    /// After an error, the engine runs again what is not known to be good, one descriptor at a
+    /// time. The next error is then of that one descriptor, wherever the head is.
     ///
     /// A lone descriptor that failed and has the head at its own slot proves
     /// [`AtFailing`](Self::AtFailing), which is kept.
@@ -125,11 +125,10 @@ pub(crate) enum State {
 
 /// One PTDMA command queue and the ring that feeds it.
 ///
-/// Life cycle, in the words of dmaengine: [`bring_up`](Self::bring_up), then any number of
-/// [`submit`](Self::submit) (a cookie each) followed by one
-/// [`issue_pending`](Self::issue_pending) (the doorbell), then [`poll`](Self::poll) or
-/// [`handle_interrupt`](Self::handle_interrupt) until done, and in the end
-/// [`shutdown`](Self::shutdown).
+/// The life cycle has the words of dmaengine. [`bring_up`](Self::bring_up) begins it. Any number of
+/// [`submit`](Self::submit) follow, a cookie each, then one [`issue_pending`](Self::issue_pending),
+/// the doorbell. [`poll`](Self::poll) or [`handle_interrupt`](Self::handle_interrupt) say what is
+/// done. [`shutdown`](Self::shutdown) ends it.
 ///
 /// A channel that is dropped without a successful shutdown forgets (leaks) its ring memory: the
 /// engine may still fetch from it.
@@ -173,8 +172,8 @@ pub struct Channel<R, M> {
     pub(crate) armed: bool,
     /// Whether the head alone does not say what was copied.
     pub(crate) cautious: bool,
-    /// Whether the walk over the ring has begun and was not watched to its end: no more of it is
-    /// used then than what is proven.
+    /// Whether the walk over the ring has begun and was not watched to its end. The channel then
+    /// uses no more of the ring than what is proven.
     pub(crate) unwalked: bool,
     /// Whether the engine was set walking over slots that count as nobody's, and was not seen to
     /// arrive.
@@ -187,19 +186,18 @@ const _: () = assert!(core::mem::size_of::<Channel<usize, [usize; 4]>>() <= 256)
 
 /// How often bring-up and error recovery look whether the engine has halted before they give up.
 ///
-/// Halting takes as long as the descriptor in work: 2 MiB at 14.6 GB/s are 144 us, and an engine
-/// that reported an error has none in work. A look is two reads of registers, each a round trip to
-/// the device, 100 ns at the very least and up to about a microsecond, so that this waits for
-/// 300 us to 3 ms. More would only keep interrupts off: the interrupt entry point waits here too.
-/// It is a bound for steps that have no caller-supplied clock at hand, not a tuned value; an engine
-/// that needs longer is a fault, and [`Channel::terminate`] goes on with the time that its caller
-/// gives.
+/// Halting takes as long as the descriptor in work: 144 us for 2 MiB at 14.6 GB/s. An engine that
+/// reported an error has none in work. A look is two reads of registers, each a round trip of 100
+/// ns to about a microsecond. The bound is thus 300 us to 3 ms. More would only keep interrupts
+/// off: the interrupt entry point waits here too. The value bounds steps without a caller's clock,
+/// and is not tuned. An engine that needs longer has a fault, and [`Channel::terminate`] goes on
+/// with the time that its caller gives.
 pub(crate) const HALT_LOOKS: u32 = 1_500;
 
-/// How often in a row the head has to be found at the same slot before an engine that cannot
-/// prove with HALT that it stands is taken to have come to rest. Not a proof by itself: the engine
-/// has reported an error besides, behind which it does not go on (the sibling's manual), or says
-/// HALT while RUN is off.
+/// How many looks in a row find the head at one slot before the engine counts as at rest. The bound
+/// serves engines that cannot prove with HALT that they stand. The looks alone prove nothing. The
+/// engine has reported an error besides, behind which it does not go on (the sibling's manual), or
+/// says HALT while RUN is off.
 ///
 /// What this covers is the delay with which a head or a HALT follows what the engine does: some
 /// microseconds. 64 looks of two reads each are 12 us at the least, and 64 us or more on most
@@ -222,8 +220,8 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     ///
     /// # Errors
     ///
-    /// [`BringUpError`], with registers and memory given back: the engine has not been told of
-    /// that memory, or was told and was never set running on it.
+    /// [`BringUpError`], with registers and memory given back. The engine was not told of that
+    /// memory, or was never set running on it.
     pub fn bring_up(
         regs: R,
         memory: M,
@@ -325,8 +323,8 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         regs.write(Register::Tail, next);
         regs.write(Register::Head, next);
         regs.write(Register::Control, self.run & !QueueControl::RUN.bits());
-        // A function that does not hold its head would make every completion a guess, and one
-        // that does not hold the ring's fields would always look as if it had been reset.
+        // A function that does not hold its head would make every completion a guess. One that does
+        // not hold the ring's fields would always look as if it had been reset.
         self.accepts(Register::Head, next)?;
         self.accepts_size()?;
         self.idle_polls = 0;
@@ -547,10 +545,10 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     }
 
     /// [`submit`](Self::submit) for many copies, each given as source, destination and length in
-    /// bytes: what is the same for all is looked at once, which halves the instructions for each.
+    /// bytes. Looking once at what is the same for all halves the instructions for each.
     ///
-    /// Ends at the first that is refused, or when the ring is full; a copy for which there is no
-    /// slot is not taken from `copies`. With a `mark`, the copy with that index interrupts on
+    /// Ends at the first copy that is refused, or when the ring is full. A copy for which there is
+    /// no slot is not taken from `copies`. With a `mark`, the copy with that index interrupts on
     /// completion.
     #[inline]
     pub fn submit_all(
@@ -599,18 +597,18 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// submitted with.
     ///
     /// An engine that goes on by the tail alone ([`Restart::ByTail`]) costs one fence and one tail
-    /// write. Any other needs RUN behind the tail, for it halts when it has drained its queue; and
-    /// control is read before, for a function that was reset in the meantime has its head at 0:
-    /// started there it would run what is not ours, or what was done long ago. The channel has
-    /// [`Fault::Reset`] then, and the function is left alone. RUN is taken away before the tail:
-    /// an engine that went on by the tail after all could fail before RUN.
+    /// write. Any other engine halts when it has drained its queue, and needs RUN behind the tail.
+    /// Control is read before: a function that was reset has its head at 0. Started there, it would
+    /// run what is not ours, or what was done long ago. The channel has [`Fault::Reset`] then, and
+    /// the function is left alone. RUN is taken away before the tail: an engine that went on by the
+    /// tail after all could fail before RUN.
     ///
-    /// If earlier work is still in flight, the head is read instead, and RUN follows only if the
-    /// engine has drained and reports no error: it may be standing at a descriptor that failed and
-    /// that nobody has seen yet, and RUN would execute that one again, or step over it, and the
+    /// If earlier work is still in flight, the driver reads the head instead. RUN follows only if
+    /// the engine has drained and reports no error. The engine may stand at a descriptor whose
+    /// failure nobody has seen. RUN would execute that descriptor again, or step over it, and the
     /// failure would be lost. The tail goes first then, so that an engine that drains in between
-    /// finds either the new tail or RUN. Where nothing is known of the engine, the head is given 64
-    /// reads to show that the engine is at the new work already, before RUN is written.
+    /// finds either the new tail or RUN. An engine of which nothing is known gets 64 reads of its
+    /// head before RUN is written. They may show that it is at the new work already.
     ///
     /// On a paused channel the tail is written and RUN is left to [`resume`](Self::resume). While
     /// descriptors are run one at a time after an error, new ones wait for that to end. On a
@@ -661,8 +659,8 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// has just been read.
     ///
     /// An engine that went on by the tail could fail before RUN arrives, which would set it going
-    /// over the failure. So RUN is taken away before. That RUN reads 0 is no proof that the tail
-    /// does nothing, nor that the engine was found to need RUN: a slow one looks the same.
+    /// over the failure. So RUN is taken away before. That RUN reads 0 does not prove that the tail
+    /// does nothing. Nor does it prove that the engine needs RUN: a slow one looks the same.
     pub(crate) fn ring_idle(&mut self, control: u32, tail: u32) {
         let runs = self.state == State::Running && control != ALL_ONES;
         let may_run = self.started && !self.run_taken;

@@ -3,16 +3,16 @@
 //! Completion is in order and read off one register, the head. There is no per-descriptor status
 //! in memory, so everything unusual is noticed by the head not moving:
 //!
-//! - A poll reads the head. Unless the engine is known to keep its head at a failed descriptor, a
-//!   poll that finds progress also reads the interrupt status: without an error, what the head has
+//! - A poll reads the head. A poll that finds progress also reads the interrupt status, unless the
+//!   engine is known to keep its head at a failed descriptor. Without an error, what the head has
 //!   passed is copied. In this order, for what fails after the head was read is not of it. A third
 //!   read makes sure that no reset has cleared the status in between.
 //! - While the head stands still, the 8th, 16th, 32nd ... poll reads control, head, interrupt
-//!   status and tail together, for a whole picture: an error, a reset, an engine that stands, a
-//!   doorbell that never arrived. A long copy thus costs next to nothing, and a failure is found
+//!   status and tail together. The whole picture shows an error, a reset, an engine that stands, or
+//!   a doorbell that never arrived. A long copy thus costs next to nothing, and a failure is found
 //!   within twice the time that it was looked for already.
-//! - The interrupt entry point clears everything but ERROR *before* it reads the head: what
-//!   completes after the clear raises anew, what completed before is in the head.
+//! - The interrupt entry point clears everything but ERROR *before* it reads the head. What
+//!   completes after the clear raises anew; what completed before is in the head.
 
 use crate::channel::{Channel, State, has_halted, has_run};
 use crate::cookie::Cookie;
@@ -70,10 +70,10 @@ fn is_diagnosis(idle_polls: u32) -> bool {
 impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// Looks once what the engine has done.
     ///
-    /// No MMIO if nothing is in flight, else one read; three if there is progress on an engine whose
-    /// [`ErrorHead`](crate::ErrorHead) is not known to be at a failing descriptor. The 8th, 16th,
-    /// 32nd ... poll without progress makes four. Only a failure, a halt, or a head that makes no
-    /// sense costs more. Right in either [`Signalling`](crate::Signalling).
+    /// A poll reads nothing if nothing is in flight, else one register. Progress takes three reads
+    /// if the engine's [`ErrorHead`](crate::ErrorHead) is not known to be at a failing descriptor.
+    /// The 8th, 16th, 32nd ... poll without progress makes four. Only a failure, a halt, or a head
+    /// that makes no sense costs more. Right in either [`Signalling`](crate::Signalling).
     ///
     /// Does not wait, except for a bounded number of reads (3,000 at most, some milliseconds)
     /// while an engine that reported an error comes to rest.
@@ -202,8 +202,8 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         Ok(progress)
     }
 
-    /// For a waiter whose interrupt is overdue: does what the interrupt would have done, and
-    /// makes the next one possible again (a status that stays set raises nothing).
+    /// Does what an overdue interrupt would have done, for a waiter. The next interrupt becomes
+    /// possible too: a status that stays set raises nothing.
     ///
     /// If work turns out to be done, [`Anomaly::LostInterrupt`] is reported and counted. That
     /// may also be an interrupt that is on its way; it will then be counted as spurious.
@@ -348,8 +348,8 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             self.needs_run();
             return self.restart();
         }
-        // An engine of which nobody knows what sets it going may have drained just before its new
-        // tail came, and nothing that control says need show it.
+        // Nobody knows what sets this engine going. It may have drained just before its new tail
+        // came, and control need not show that.
         let may_stand =
             has_halted(control) || !has_run(control) || self.traits.restart == Restart::Unknown;
         if may_stand && idle_polls >= SLOW_START && self.restarts < MAX_RESTARTS {
@@ -360,9 +360,8 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         Ok(self.progress(0, None, None))
     }
 
-    /// Rings the doorbell once more: the tail as well as RUN, for a function that was out of
-    /// reach for a moment has lost both writes. An engine that stands at a failure is left
-    /// standing.
+    /// Rings the doorbell once more. A function that was out of reach for a moment has lost both
+    /// the tail and RUN. An engine that stands at a failure is left standing.
     fn restart(&mut self) -> Result<Progress, Fault> {
         if self.restarts >= MAX_RESTARTS {
             let oldest = self.ring.oldest();

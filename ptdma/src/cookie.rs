@@ -4,10 +4,10 @@ use core::fmt;
 
 /// Names one descriptor of one channel, from `submit` to its completion.
 ///
-/// A cookie is the descriptor's place in the channel's whole history, counted in 64 bits, so that
-/// it cannot be confused with another after the ring wrapped: at one descriptor per nanosecond
-/// the count repeats after 584 years. Cookies of one channel are consecutive and complete in
-/// order; cookies of different channels have nothing to do with each other.
+/// A cookie is the descriptor's place in the channel's whole history, counted in 64 bits. Two
+/// descriptors are never confused after the ring wrapped: at one per nanosecond the count repeats
+/// after 584 years. Cookies of one channel are consecutive and complete in order; cookies of
+/// different channels have nothing to do with each other.
 ///
 /// The default is number 0, the first one of a channel that replaces no other.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]

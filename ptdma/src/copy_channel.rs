@@ -66,7 +66,7 @@ impl ChannelLimits {
 pub enum PrepError {
     /// The ring is full; later it may not be.
     Full,
-    /// This copy can never be done by this channel (address, length or alignment).
+    /// The channel can never do this copy (address, length or alignment).
     Rejected,
     /// The channel does not work.
     Faulted,
@@ -159,9 +159,9 @@ impl core::error::Error for CopyFailure {}
 /// The set is closed: a channel takes work or does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// It takes and does work.
+    /// The channel takes and does work.
     Alive,
-    /// It does not, and nothing will be reported any more for what it still has.
+    /// The channel does no work, and reports nothing any more for what it still has.
     /// [`CopyChannel::terminate`] says whether that can still be written, and whether the channel
     /// works again afterwards.
     Faulted,
@@ -202,9 +202,9 @@ pub struct Stopped {
 /// - Cookies of consecutive accepted [`prep`](Self::prep)s are consecutive, and none is ever
 ///   used again, also not after [`terminate`](Self::terminate).
 /// - Descriptors end in the order of their cookies.
-/// - After a failure the channel goes on with the descriptor behind it, but not before the
-///   answer that reports the failure: the caller only asks when it has room to keep one, which
-///   is how no failure is ever lost.
+/// - After a failure the channel goes on with the descriptor behind it, but not before the answer
+///   that reports the failure. The caller only asks when it has room to keep one, so no failure is
+///   ever lost.
 pub trait CopyChannel {
     /// What the channel can do. Asked once.
     fn limits(&self) -> ChannelLimits;
@@ -254,9 +254,9 @@ pub trait CopyChannel {
     /// time on the clock of whoever looks; owners of work may have different ones.
     fn poll(&mut self, now_ns: u64) -> CopyProgress;
 
-    /// What [`poll`](Self::poll) would answer, if that is no more than how far the engine is: all
-    /// before the answer is over, none of it failed that was not reported before, and the channel
-    /// works. `None` if there may be more to say; `poll` is asked then, and says it.
+    /// What [`poll`](Self::poll) would answer, if that is no more than how far the engine is. All
+    /// before the answer is over, no failure is unreported, and the channel works. `None` if there
+    /// may be more to say; `poll` is asked then, and says it.
     ///
     /// For engines with a shorter way to that.
     #[inline]

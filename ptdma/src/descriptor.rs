@@ -15,8 +15,8 @@ pub const DESCRIPTOR_LEN_BYTES: usize = 32;
 
 /// Longest copy that one descriptor can describe: the length word has 32 bits.
 ///
-/// Linux advertises no smaller limit; nobody is known to have tried lengths near it on silicon,
-/// see [`crate::Limits`] for the limit that is applied by default.
+/// Linux advertises no smaller limit. Nobody is known to have tried lengths near it on silicon, so
+/// [`DEFAULT_MAX_LEN_BYTES`](crate::DEFAULT_MAX_LEN_BYTES) applies by default.
 pub const MAX_DESCRIPTOR_LEN_BYTES: u64 = u32::MAX as u64;
 
 /// Engine number of pass-through DMA in word 0.
@@ -191,8 +191,8 @@ impl Descriptor {
         }
     }
 
-    /// [`copy`](Self::copy) of addresses that are known to have no bits over 47: then there is
-    /// nothing to drop, which is a third of the work of making a descriptor.
+    /// [`copy`](Self::copy) of addresses that are known to have no bits over 47. Nothing has to be
+    /// dropped then, which saves a third of the work.
     #[inline]
     pub(crate) const fn of_checked(
         command: CommandWord,

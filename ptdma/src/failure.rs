@@ -1,10 +1,10 @@
 //! Failed descriptors: which one it was, and how the others go on.
 //!
-//! ERROR in the interrupt status is the only proof of a failure, and its absence the only proof
-//! that what the head has passed is good. The error code is for people. What the head says after
-//! an error depends on the engine, see [`ErrorHead`]; where that is not known, everything that the
-//! engine was given and that is not known to be good is run again, one descriptor at a time. Its
-//! memory is still the engine's, so running it again harms nobody.
+//! ERROR in the interrupt status is the only proof of a failure. Its absence is the only proof that
+//! what the head has passed is good. The error code is for people. What the head says after an
+//! error depends on the engine, see [`ErrorHead`]. Where that is not known, the driver runs again
+//! everything that is not known to be good, one descriptor at a time. Its memory is still the
+//! engine's, so running it again harms nobody.
 
 use crate::channel::{Channel, ErrorHead, HALT_LOOKS, REST_LOOKS, State, has_halted, has_run};
 use crate::completion::Progress;
@@ -129,12 +129,12 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// Takes RUN away from an engine that has reported an error, and makes sure, with a bounded
     /// number of reads, that it stands.
     ///
-    /// Behind an error the engine does not go on by itself; HALT, if it says so, or a head that
+    /// Behind an error the engine does not go on by itself. HALT, if it says so, or a head that
     /// stays where it is, only shows that its registers have followed. An engine that RUN may have
-    /// set going over the error has to prove more: with a HALT that was seen to rise, with one that
-    /// reads 1 for so long that it is no late one (which lasts for microseconds), with an empty
-    /// queue, or with another error. A head that does not move proves nothing there: the engine may
-    /// hang.
+    /// set going over the error has to prove more. A HALT that was seen to rise is a proof, and so
+    /// is an empty queue, or another error. A HALT that reads 1 for longer than a late one lasts,
+    /// which is microseconds, is one too. A head that does not move proves nothing there: the
+    /// engine may hang.
     pub(crate) fn come_to_rest(&mut self, code: ErrorCode) -> Result<(), Fault> {
         // A paused channel starts nothing, not even for a proof.
         let may_start = self.raced && self.state == State::Running;
@@ -153,9 +153,10 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// Sets an engine going that may stand at an error or be at work behind it. False if neither an
     /// error nor the end of its work shows.
     ///
-    /// RUN first, then the status is cleared: an error that shows from then on is one behind which
-    /// the engine stands, as no RUN follows it. All that the engine was given is still the engine's,
-    /// and is run again afterwards. An error between the two writes is lost: then it is tried again.
+    /// RUN is written first, then the status is cleared. Behind an error that shows from then on
+    /// the engine stands, as no RUN follows it. All that the engine was given is still the
+    /// engine's, and is run again afterwards. An error between the two writes is lost: then it is
+    /// tried again.
     #[cold]
     fn fails_again_or_drains(&mut self) -> Result<bool, Fault> {
         // With the looks of each, as long as `HALT_LOOKS`, and more often than chance loses errors.

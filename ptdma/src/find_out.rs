@@ -1,8 +1,8 @@
 //! Finding out what an engine does, where no public source says it.
 //!
 //! The means are copies of 32 bytes from one slot of the ring to another one, unused or with the
-//! same content. They harm nobody, whatever the engine makes of them: an engine that runs one
-//! twice, late, or out of turn, leaves the ring as it was.
+//! same content. The copies harm nobody. An engine that runs one twice, late, or out of turn leaves
+//! the ring as it was.
 
 use core::fmt;
 
@@ -19,21 +19,21 @@ use crate::traits::{EngineTraits, Restart, Seen};
 
 /// How often a copy that failed is tried again. One failure may be chance, four are not.
 const TRIES: u32 = 4;
-/// Looks for an engine that goes on by the tail, at the least: 100 us, as a look is two reads of
-/// 100 ns or more each. The sibling's boot loader counts on some time between the start and the
-/// first byte. More makes bring-up longer for every engine that needs RUN: an emulated one of a
-/// virtual machine takes 0.1 ms for a look.
+/// Fewest looks for an engine that goes on by the tail: 100 us, as a look is two reads of 100 ns or
+/// more each. The sibling's boot loader counts on some time between the start and the first byte.
+/// More makes bring-up longer for every engine that needs RUN: an emulated one of a virtual machine
+/// takes 0.1 ms for a look.
 const TAIL_LOOKS: u32 = 500;
 /// How many times longer than with RUN an engine may take to go on by the tail before it is taken
 /// not to. An emulated engine is a thread, which may wait for its turn; to be wrong costs a read
 /// and a write for each burst.
 const TAIL_PATIENCE: u32 = 2;
-/// The longest ring that is used where the walk over a longer one could not be watched: Linux's,
-/// with which each of its users has run.
+/// The longest ring that is used if the walk over a longer one could not be watched. Each user of
+/// Linux has run with its 32 entries.
 pub(crate) const PROVEN_ENTRIES: usize = 32;
 
-/// How often in a row the engine has to be found at the tail, there for [`REST_LOOKS`] looks, before
-/// it is taken to have come to each of them. Once may be one long copy, four times is no chance.
+/// How many tails in a row the engine has to reach, and stay at for [`REST_LOOKS`] looks, before it
+/// counts as having come to each. Once may be one long copy, four times is no chance.
 const ROUNDS: u32 = 4;
 
 /// A walk over a shorter ring that is to end.
@@ -129,23 +129,24 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// Finds out what sets this engine going, what its control register says meanwhile, and how
     /// long a ring it walks, and sets the channel accordingly.
     ///
-    /// For bring-up, before the first submission. Only copies of 32 bytes inside the ring are run
-    /// ([`CoherentRing`](crate::CoherentRing) has the ring's memory writable for the device), a
-    /// few more than twice the binary logarithm of its entries. They take cookies. A ring that the
-    /// engine walks only in part is shortened, see [`capacity`](Self::capacity).
+    /// For bring-up, before the first submission. Only copies of 32 bytes inside the ring are run,
+    /// a few more than twice the binary logarithm of its entries.
+    /// [`CoherentRing`](crate::CoherentRing) has the ring's memory writable for the device. The
+    /// copies take cookies. A ring that the engine walks only in part is shortened, see
+    /// [`capacity`](Self::capacity).
     ///
-    /// Each copy may take as long as the deadline says, from its own start on: a machine on which
-    /// registers are slow has slow waits for what an engine does not do, too, and is none whose
-    /// engine is dead. The first copy that takes longer ends the whole.
+    /// Each copy may take as long as the deadline says, from its own start on. A machine with slow
+    /// registers has slow waits for what an engine does not do, and its engine is not dead. The
+    /// first copy that takes longer ends the whole.
     ///
-    /// If the copies fail, again and again, the channel comes up all the same, with what is right
-    /// on every engine, and with a ring of 32 entries at the most.
+    /// If the copies fail again and again, the channel comes up all the same. It does what is right
+    /// on every engine, with a ring of 32 entries at the most.
     ///
     /// # Errors
     ///
     /// [`ProbeError`]. Where nothing moves, the channel has [`Fault::Halted`]: shut it down, reset
     /// the function, and try again. A channel that is terminated or recovered instead uses 32
-    /// entries of its ring at the most, as the walk over it was not watched to its end.
+    /// entries of its ring at the most. The walk over the rest was not watched to its end.
     pub fn find_out<C: Clock + ?Sized>(
         &mut self,
         clock: &C,
@@ -353,9 +354,9 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// Whether the engine walks the whole ring; if it wraps before, the ring is shortened. False if
     /// that could not be seen.
     ///
-    /// All slots hold the same copy, of slot 0 to slot 1, which changes nothing there. The head is
-    /// put on the last slot of the first half, quarter ... of the ring: an engine with a shorter
-    /// ring goes to slot 0 from there.
+    /// All slots hold the same copy, of slot 0 to slot 1, which changes nothing there. The driver
+    /// puts the head on the last slot of the first half, quarter ... of the ring. An engine with a
+    /// shorter ring goes to slot 0 from there.
     fn find_length<C: Clock + ?Sized>(
         &mut self,
         clock: &C,
@@ -491,8 +492,8 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
             // As far away as can be: the engine is most likely to be seen on its way there.
             detour.target = self.end_walk_at(slot.wrapping_sub(1), end);
         }
-        // It may have drained where the tail was before, or at slot 0, if that is what it takes the
-        // tail behind its ring's end for.
+        // The engine may have drained where the tail was before. It may also be at slot 0, if it
+        // takes the tail for that one.
         if self.traits.restart == Restart::ByRun {
             self.start_again();
             if let State::Faulted(fault) = self.state {
@@ -536,13 +537,13 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
         }
     }
 
-    /// Finds out where this engine's head stays on an error, and sets the channel accordingly:
+    /// Finds out where this engine's head stays on an error, and sets the channel accordingly. It
     /// runs descriptors for an engine number that no function has (error 1, illegal engine).
     ///
     /// Not needed: an engine shows it when a descriptor fails for the first time, and the channel
     /// is right until then. For an owner who can reset the function: an engine may ignore such a
-    /// descriptor, or hang on it. What it names is a slot of the ring to read and another one,
-    /// unused, to write, so an engine that runs it does no harm.
+    /// descriptor, or hang on it. The descriptor reads one slot of the ring and writes another one,
+    /// unused, so an engine that runs it does no harm.
     ///
     /// That a descriptor which fails while it moves data leaves the head in the same place is
     /// inferred. The channel must be idle.

@@ -1,8 +1,8 @@
 //! The seam between the driver and the hardware: registers, ring memory, time.
 //!
 //! The driver proper is safe code over these traits. [`crate::mmio::Mmio`] and
-//! [`crate::ring_memory::CoherentRing`] implement them for real hardware; the device model of the
-//! test tree and recording mocks implement them for tests; a kernel or hypervisor may bring its
+//! [`crate::ring_memory::CoherentRing`] implement them for real hardware. The device model of the
+//! test tree and recording mocks implement them for tests. A kernel or hypervisor may bring its
 //! own.
 
 use crate::addr::DmaAddr;
@@ -20,8 +20,8 @@ use crate::regs::Register;
 ///   an uncached store after a compiler barrier has this property; elsewhere the implementation
 ///   must fence.
 /// - A [`read`](Self::read) of a register returns after the device's earlier writes to memory are
-///   visible to this CPU (PCI ordering: a read completion pushes posted writes ahead of it), so
-///   that data is there once the head register says so.
+///   visible to this CPU. PCI ordering has a read completion push posted writes ahead of it. Data
+///   is thus there once the head register says so.
 ///
 /// # What the driver promises
 ///
@@ -56,8 +56,8 @@ impl<T: RegisterIo + ?Sized> RegisterIo for &T {
 ///
 /// # What the driver promises
 ///
-/// It never reads the memory back, never stores to a slot that the engine may still read, and
-/// keeps `slot < entries()`; an implementation ignores a store beyond that.
+/// A channel never reads the memory back, and never stores to a slot that the engine may still
+/// read. It keeps `slot < entries()`; an implementation ignores a store beyond that.
 pub trait RingMemory {
     /// Bus address of slot 0: a multiple of the ring's size, and none of 4 GiB.
     fn base(&self) -> DmaAddr;
@@ -65,8 +65,8 @@ pub trait RingMemory {
     fn entries(&self) -> usize;
     /// Writes a descriptor to a slot.
     fn store(&mut self, slot: usize, descriptor: &Descriptor);
-    /// Rewrites word 0 of a slot that was stored and not yet published to the engine: sets its
-    /// interrupt flag, without the rest being at hand.
+    /// Rewrites word 0 of a slot that was stored and not yet published to the engine. The slot's
+    /// interrupt flag is set without the rest being at hand.
     fn store_command(&mut self, slot: usize, command: CommandWord);
     /// Orders all earlier stores before the next register write.
     fn publish(&mut self);

@@ -2,8 +2,9 @@
 //!
 //! A PTDMA function copies memory by itself: software fills a ring with 32-byte descriptors and
 //! moves a tail pointer. This crate keeps that ring full. A burst of descriptors, however many,
-//! costs one fence and one tail write, and a read and a write of control on an engine that needs
-//! them; finding out that it is done costs one register read, or two. Nothing is allocated, nothing is global, and every wait is bounded.
+//! costs one fence and one tail write. An engine that needs RUN takes a read and a write of control
+//! besides. Finding out that the burst is done costs one register read, or two. Nothing is
+//! allocated, nothing is global, and every wait is bounded.
 //!
 //! # Layers
 //!
@@ -20,24 +21,25 @@
 //! # Contract
 //!
 //! **Who owns what.** From [`Channel::submit`] on, source and destination of a copy belong to the
-//! engine: neither may be freed, reused, or (the destination) read, until the cookie is retired,
-//! by [`poll`](Channel::poll) or one of its relatives, or until [`terminate`](Channel::terminate),
-//! [`recover`](Channel::recover) or [`shutdown`](Channel::shutdown) has dropped it. An error from
-//! any of these gives nothing back. The crate deals in bus addresses, so the borrow checker cannot
-//! see this; whoever made the registers has promised it ([`Mmio::new`]). The ring's memory belongs to the channel and comes back
-//! from a successful shutdown only; a dropped channel leaks it on purpose.
+//! engine. Neither may be freed or reused, nor the destination read, before the cookie is retired
+//! or dropped. [`poll`](Channel::poll) and its relatives retire; [`terminate`](Channel::terminate),
+//! [`recover`](Channel::recover) and [`shutdown`](Channel::shutdown) drop. An error from any of
+//! these gives nothing back. The crate deals in bus addresses, so the borrow checker cannot see
+//! this; whoever made the registers has promised it ([`Mmio::new`]). The ring's memory belongs to
+//! the channel and comes back from a successful shutdown only; a dropped channel leaks it on
+//! purpose.
 //!
 //! **What is guaranteed.** A retired cookie was copied unless a [`Failure`] names it. Failures
 //! are reported exactly once. The descriptors behind a failed one are executed as if nothing had
 //! happened. Cookies complete in order and never repeat.
 //!
 //! **Memory ordering.** Descriptors are visible to the engine before the doorbell
-//! ([`RingMemory::publish`] and [`RegisterIo::write`]); copied data is visible to the CPU that has
-//! seen the head pass it ([`RegisterIo::read`]). Data that the CPU wrote before `submit` is
-//! visible to the engine under the same rule, on coherent machines, which all PTDMA machines are.
+//! ([`RingMemory::publish`] and [`RegisterIo::write`]). Copied data is visible to the CPU that has
+//! seen the head pass it ([`RegisterIo::read`]). Data that the CPU wrote before `submit` is visible
+//! to the engine under the same rule, on coherent machines, which all PTDMA machines are.
 //!
-//! **Threads.** A channel takes `&mut self` for everything that changes it; share it behind a lock
-//! of the platform's ([`Lock`]), which must keep the interrupt handler off the CPU that holds it.
+//! **Threads.** A channel takes `&mut self` for everything that changes it. Share it behind a lock
+//! of the platform's ([`Lock`]), which keeps the interrupt handler off the CPU that holds it.
 //! `Channel` is [`Send`] if its registers and memory are.
 //!
 //! **Time.** [`poll`](Channel::poll) and [`handle_interrupt`](Channel::handle_interrupt) do not

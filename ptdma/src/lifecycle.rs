@@ -1,8 +1,8 @@
 //! Stopping, recovering and giving memory back.
 //!
-//! The one rule: memory that an engine was told to read or write is given back only after the
-//! engine was *proved* stopped, by the HALT bit after RUN was taken away, or by the owner, who
-//! has reset the function. Where neither is possible the caller is told what is still at risk.
+//! The one rule: memory goes back only after the engine that was told of it was *proved* stopped.
+//! The HALT bit after RUN was taken away proves it, and so does the owner, who has reset the
+//! function. Where neither is possible the caller is told what is still at risk.
 
 use core::fmt;
 
@@ -48,9 +48,9 @@ impl fmt::Display for Terminated {
 
 /// How the owner proves that a function can touch no memory any more.
 ///
-/// Made by whoever has done it: a function-level reset was completed, or bus mastering was
-/// disabled and pending transactions drained, or the device was removed from the machine. That a
-/// function reads all ones is none of these: it may answer again with its engine where it was.
+/// The owner makes it after a completed function-level reset, after bus mastering was disabled and
+/// pending transactions drained, or after the device was removed. That a function reads all ones is
+/// none of these: it may answer again with its engine where it was.
 #[derive(Debug)]
 pub struct FunctionQuiesced(());
 
@@ -267,9 +267,9 @@ impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
 
     /// Takes RUN away and waits for a proof that the engine stands.
     ///
-    /// In this order: nothing is left that it could do; its own head and tail say so; HALT reads
-    /// 1, which it did not all the time since RUN was written; it has reported an error, behind
-    /// which it does not go on, and its head stays where it is. That RUN reads 0 is no proof.
+    /// The proofs come in this order. The engine has nothing left to do, and its own head and tail
+    /// say so. HALT has risen since RUN was written. The last one is an error that the engine has
+    /// reported, with a head that stays where it is. That RUN reads 0 is no proof.
     fn halt<C: Clock + ?Sized>(
         &mut self,
         clock: &C,

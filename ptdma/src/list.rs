@@ -40,7 +40,7 @@ const BURST_MAX: u64 = 4096;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EntryResult {
-    /// It is not known yet. Source and destination belong to the engines.
+    /// The result is not known yet.
     Pending(SoFar),
     /// Every byte was copied.
     Copied,
@@ -50,11 +50,12 @@ pub enum EntryResult {
     /// A channel can never do this copy: address, length or alignment are not for it. The memory
     /// is the caller's again; parts of the destination may have been written.
     Rejected,
-    /// Its channel stopped before all of it was copied. The memory is the caller's again; parts of
-    /// the destination may have been written.
+    /// The entry's channel stopped before all of it was copied. The memory is the caller's again;
+    /// parts of the destination may have been written.
     Dropped,
-    /// Its channel was not proved to have stopped: an engine may still read the source and write
-    /// the destination. The memory is the caller's again after a reset of the channel's function.
+    /// The entry's channel was not proved to have stopped: an engine may still read the source and
+    /// write the destination. The memory is the caller's again after a reset of the channel's
+    /// function.
     Unproven,
 }
 
@@ -161,7 +162,7 @@ pub enum ListError {
     },
     /// An entry is not acceptable.
     Entry {
-        /// Its index in the list.
+        /// The entry's index in the list.
         index: usize,
         /// What is wrong with it.
         error: RequestError,
@@ -310,7 +311,7 @@ impl<'a, C: CopyChannel, L: Lock<SharedChannel<C>>, const N: usize> ListCopy<'a,
     /// Spreads `list` over all channels in service, and starts them.
     ///
     /// Every entry is checked before the first descriptor is written. With [`Notify::Interrupt`]
-    /// each doorbell asks for one interrupt, at the end of what it announces: the handler calls
+    /// each doorbell asks for one interrupt, at the end of what it announces. The handler calls
     /// [`Channels::interrupt`], then the owner of the list [polls](Self::poll). A channel that has
     /// work and does not move for `hang` is stopped. `hang` and `now` are in the unit of the
     /// caller's clock.

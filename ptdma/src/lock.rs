@@ -6,13 +6,13 @@
 ///
 /// - No two calls of [`with`](Self::with) run their closures at the same time, and each sees what the
 ///   one before it wrote.
-/// - If the interrupt entry point of a channel is called from interrupt context, the lock keeps
-///   that interrupt off the CPU that holds it (in Linux: `spin_lock_irqsave`).
+/// - An interrupt handler that calls a channel's interrupt entry point is kept off the CPU that
+///   holds the lock (in Linux: `spin_lock_irqsave`).
 ///
 /// # What the crate promises
 ///
-/// Closures are bounded and short, never call back into the same lock, and only one lock is held at
-/// a time, so that no order between locks is needed. The longest closure stops an engine.
+/// Closures are bounded and short, and never call back into the same lock. Only one lock is held at
+/// a time, so no order between locks is needed. The longest closure stops an engine.
 pub trait Lock<T> {
     /// Runs `f` with the value, waiting for the lock if it is held.
     fn with<U>(&self, f: impl FnOnce(&mut T) -> U) -> U;

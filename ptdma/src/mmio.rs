@@ -1,11 +1,11 @@
 //! Real registers: the one place that knows `volatile-register`.
 //!
-//! For `x86_64` alone, the only machines with the engine: there the order of uncached accesses and
-//! ordinary ones is what [`crate::io::RegisterIo`] asks for, without a fence.
+//! The module is for `x86_64` alone, the only machines with the engine. Their order of uncached and
+//! ordinary accesses is what [`crate::io::RegisterIo`] asks for, without a fence.
 //!
-//! The register block is never made into a Rust reference as a whole: a device's register file
-//! may change or have side effects under any read that the compiler would like to invent. Each
-//! access goes from a raw pointer to one field.
+//! The register block is never a Rust reference as a whole. A device's registers may change or have
+//! side effects under any read that the compiler would like to invent. Each access goes from a raw
+//! pointer to one field.
 
 use core::mem::{offset_of, size_of};
 use core::ptr::NonNull;
@@ -99,12 +99,12 @@ impl Mmio {
     ///   registers is fine too, for tests: nothing but volatile accesses is made. Then one thread
     ///   alone uses it, for a volatile access to memory is not atomic.
     /// - Nobody else drives the function's queue.
-    /// - **What the engine does to memory.** Of every copy that is submitted to a channel on these
-    ///   registers, the source may be read and the destination overwritten, at any time until its
-    ///   cookie is retired, or the channel has proved its engine stopped and has dropped it. Nobody
-    ///   uses that memory otherwise meanwhile, and its type takes any bytes. (A channel's other
-    ///   methods are safe on the strength of this promise: bus addresses are numbers, and no
-    ///   borrow follows them.)
+    /// - **What the engine does to memory.** The engine may read the source and overwrite the
+    ///   destination of every copy that is submitted to a channel on these registers. That lasts
+    ///   until its cookie is retired, or until the channel has proved its engine stopped and has
+    ///   dropped it. Nobody uses that memory otherwise meanwhile, and its type takes any bytes. (A
+    ///   channel's other methods are safe on the strength of this promise: bus addresses are
+    ///   numbers, and no borrow follows them.)
     ///
     /// The driver promises to access only the registers of [`Register`], 32 bits at a time.
     #[must_use]
@@ -118,9 +118,9 @@ macro_rules! cell {
     ($mmio:expr, $field:ident) => {{
         let block = $mmio.block.as_ptr();
         // SAFETY: `new` was promised a mapping of BAR_LEN_BYTES, the size of the block (asserted
-        // above), aligned to 4 and valid while `self` lives; the field is within it. The
-        // reference covers this one register cell, whose `UnsafeCell` keeps the compiler from
-        // assuming that it does not change.
+        // above), aligned to 4 and valid while `self` lives. The field is within it. The reference
+        // covers this one register cell, whose `UnsafeCell` keeps the compiler from assuming that
+        // it does not change.
         unsafe { &(*block).$field }
     }};
 }
@@ -224,8 +224,8 @@ impl RegisterIo for Mmio {
     #[inline]
     fn write(&self, register: Register, value: u32) {
         for_field!(self, register, (), |cell| {
-            // SAFETY: any value may be written to these registers without breaking Rust's rules;
-            // what the engine then does to memory, the caller of `new` has promised to allow.
+            // SAFETY: any value may be written to these registers without breaking Rust's rules.
+            // The caller of `new` has promised to allow what the engine then does to memory.
             unsafe { cell.write(value) }
         });
     }

@@ -17,8 +17,8 @@ use crate::request::{Notify, RequestError};
 
 /// How often a queue that has to stop is looked at before it is given up.
 ///
-/// Stopping takes as long as the descriptor in work, 144 us for 2 MiB, and one look some 100 ns
-/// or more: several times what is needed, and about 2 ms with a lock held at the worst.
+/// Stopping takes as long as the descriptor in work, 144 us for 2 MiB, and one look 100 ns or more.
+/// The bound is several times what is needed, and 2 ms with a lock held at the worst.
 const STOP_POLLS: u32 = 20_000;
 
 /// A clock that stands still: where a lock is held, waits are bounded by looks alone.
@@ -92,8 +92,8 @@ impl<R: RegisterIo, M: RingMemory, C: Clock, O: Observer> PtdmaQueue<R, M, C, O>
         self
     }
 
-    /// The same with a bound by time, `stop_ticks` of the clock's unit, on how long to look while
-    /// it has to stop, instead of one by looks.
+    /// The same with a bound by time on how long it may take to stop, `stop_ticks` of the clock's
+    /// unit, instead of one by looks.
     ///
     /// It is looked at with the lock of the channel held. What is in work then, at most 2 MiB,
     /// takes 144 us.

@@ -1,10 +1,10 @@
 //! The register map of one PTDMA function (PCI 1022:1498, BAR 2), shared by the driver and the
 //! device model.
 //!
-//! Every offset and bit is a fact read from the Linux drivers for this engine and for its
-//! ancestor, the CCP command queue (`drivers/dma/amd/ptdma`, `drivers/crypto/ccp`), and from the
-//! DPDK `rawdev/ptdma` driver; where a meaning is inferred the item says so. Nothing here touches
-//! hardware: see [`crate::io::RegisterIo`].
+//! Every offset and bit is a fact read from drivers. They are Linux's for this engine and for its
+//! ancestor, the CCP command queue (`drivers/dma/amd/ptdma`, `drivers/crypto/ccp`), and DPDK's
+//! `rawdev/ptdma`. An item says so where its meaning is inferred. Nothing here touches hardware:
+//! see [`crate::io::RegisterIo`].
 
 use bitflags::bitflags;
 

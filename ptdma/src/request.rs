@@ -7,9 +7,9 @@ use crate::descriptor::{CommandWord, Descriptor};
 
 /// Longest copy given to one descriptor unless the owner says otherwise: 2 MiB.
 ///
-/// The length word takes 4 GiB - 1, but the longest copies known to have run on silicon are the
-/// 2 MiB folios of the published `move_pages` tables. At 2 MiB a descriptor's fixed cost is under
-/// one percent of its copy time, so longer ones gain nothing.
+/// The length word takes 4 GiB - 1. The longest copies known to have run on silicon are the 2 MiB
+/// folios of the published `move_pages` tables. At 2 MiB a descriptor's fixed cost is under one
+/// percent of its copy time, so longer ones gain nothing.
 pub const DEFAULT_MAX_LEN_BYTES: u32 = 2 << 20;
 
 /// No source and no destination of one descriptor crosses a multiple of this many bytes, 4 GiB,
@@ -144,8 +144,8 @@ impl fmt::Display for RequestError {
 
 impl core::error::Error for RequestError {}
 
-/// A copy of system memory that has been checked: not empty, within 48 bits, no wrap, no overlap,
-/// not across a multiple of 4 GiB, no longer than one descriptor may be.
+/// A copy of system memory that has been checked. Its ranges are not empty, end within 48 bits, and
+/// do not overlap. Neither crosses a multiple of 4 GiB, nor is longer than one descriptor may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CopyRequest {
     src: DmaAddr,

@@ -29,17 +29,17 @@ pub enum RingError {
         /// The number that was given.
         entries: usize,
     },
-    /// The base is not aligned to the size of the whole ring. AMD's drivers align so (1 KiB rings
-    /// to a page, 256 KiB rings to 256 KiB), and it keeps the ring within one 4 GiB stretch, of
-    /// which the head and tail registers hold the low half.
+    /// The base is not aligned to the size of the whole ring. AMD's drivers align so: 1 KiB rings
+    /// to a page, 256 KiB rings to 256 KiB. The ring then lies within one 4 GiB stretch, of which
+    /// head and tail hold the low half.
     Misaligned {
         /// The base that was given.
         base: DmaAddr,
         /// What it has to be a multiple of, in bytes.
         align_bytes: u64,
     },
-    /// The base is a multiple of 4 GiB. A reset leaves 0 in head and tail, the low half of which
-    /// would name slot 0 there: work that was lost would count as done. Take other memory.
+    /// The base is a multiple of 4 GiB. A reset leaves 0 in head and tail, which would name slot 0
+    /// there. Work that was lost would count as done. Take other memory.
     LooksReset {
         /// The base that was given.
         base: DmaAddr,
@@ -74,7 +74,7 @@ impl core::error::Error for RingError {}
 pub(crate) enum HeadPosition {
     /// This many more descriptors are done than were known to be.
     Advanced(u64),
-    /// Not a slot of this ring, or one that the engine has not been given.
+    /// The head is at no slot of this ring, or at one that the engine has not been given.
     Garbage,
 }
 
@@ -205,9 +205,9 @@ impl<M: RingMemory> Ring<M> {
         Some(Cookie::new(cookie))
     }
 
-    /// Fills slots with what `describe` makes of `items`, until there are no more, or it makes
-    /// nothing of one, or the ring is full; returns how many. An item for which there is no slot
-    /// is not taken.
+    /// Fills slots with what `describe` makes of `items`; returns how many. It ends with the items,
+    /// with one of which nothing is made, or with the ring. An item for which there is no slot is
+    /// not taken.
     #[inline]
     pub(crate) fn fill_all<T>(
         &mut self,
@@ -462,7 +462,7 @@ mod tests {
         }
     }
 
-    /// All states of a small ring, across the wrap of the 64-bit counters: every head value means
+    /// All states of a small ring, across the wrap of the 64-bit counters. Every head value means
     /// what it should, and every other value is garbage.
     #[test]
     fn head_is_located_exactly_in_every_state() {

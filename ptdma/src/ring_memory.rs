@@ -38,9 +38,10 @@ impl CoherentRing {
     ///
     /// - `virt` is 8-byte aligned and valid for writes of `entries * 32` bytes, and nobody else in
     ///   this address space uses that memory.
-    /// - The memory is coherent with the device (what `dma_alloc_coherent` gives, or ordinary
-    ///   memory on a machine whose devices snoop) and mapped for it at `base`, to read and to write:
-    ///   [`find_out`](crate::Channel::find_out) has the engine copy one slot to another.
+    /// - The memory is coherent with the device: what `dma_alloc_coherent` gives, or ordinary
+    ///   memory on a machine whose devices snoop. It is mapped for the device at `base`, to read
+    ///   and to write: [`find_out`](crate::Channel::find_out) has the engine copy one slot to
+    ///   another.
     ///
     /// In return a channel never gives the memory back before the engine was proved stopped: a
     /// channel that is dropped without [`shutdown`](crate::Channel::shutdown) forgets it instead.

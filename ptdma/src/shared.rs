@@ -1,14 +1,14 @@
 //! Channels that several owners of work share, on any number of CPUs.
 //!
 //! [`Channels`] is what most callers need. The rest of this module is for those who plan work
-//! themselves, as `batch-copy` does: they submit chunks of descriptors, keep the [`Share`] that
+//! themselves, as `batch-copy` does. They submit chunks of descriptors, keep the [`Share`] that
 //! each one returns, and poll until it is over.
 //!
 //! # Owners of shares
 //!
-//! - A [`Share`] is given back once, to the channel that issued it: by a [`poll`](Channels::poll)
-//!   that finds it over without losses, by [`let_go`](Channels::let_go) after the losses of it were
-//!   dealt with, or by [`abandon`](Channels::abandon).
+//! - A [`Share`] is given back once, to the channel that issued it. A [`poll`](Channels::poll) that
+//!   finds it over without losses takes it, and so does [`abandon`](Channels::abandon).
+//!   [`let_go`](Channels::let_go) takes it after its losses were dealt with.
 //! - What a share copies belongs to the engine until it is over and no [`Loss`] of it is
 //!   [unproven](Cause::Unproven).
 //! - The bytes of what was submitted count as the channel's load until they are
@@ -42,9 +42,9 @@ pub use submit::{Accepted, Announce};
 pub enum NotIdle {
     /// There is no channel with this number, or it was taken out before.
     Absent,
-    /// It is in service: [`Channels::retire`] it first.
+    /// The channel is in service: [`Channels::retire`] it first.
     InService,
-    /// Its engine may still write: [`Channels::confirm_stopped`] first.
+    /// The channel's engine may still write: [`Channels::confirm_stopped`] first.
     Unproven,
     /// Batches have yet to take note of what became of this many descriptors. They do so on
     /// their own, soon.
@@ -330,10 +330,10 @@ impl<C: CopyChannel, L: Lock<SharedChannel<C>>, const N: usize> Channels<C, L, N
         self.slots.get(number).is_some_and(ChannelSlot::is_active)
     }
 
-    /// Chooses up to `most` channels: those near the destination first (writes cross the fabric
-    /// at a higher price than reads), then those near the source, then the least loaded. Each
-    /// call starts with another one, so that owners that begin together do not queue up at the
-    /// same lock.
+    /// Chooses up to `most` channels: those near the destination first, then those near the source,
+    /// then the least loaded. Writes cross the fabric at a higher price than reads. Each call
+    /// starts with another one, so that owners that begin together do not queue up at the same
+    /// lock.
     pub fn choose(
         &self,
         most: usize,

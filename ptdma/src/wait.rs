@@ -44,9 +44,9 @@ impl core::error::Error for WaitError {}
 impl<R: RegisterIo, M: RingMemory> Channel<R, M> {
     /// Polls until all descriptors up to and including `cookie` are retired.
     ///
-    /// Descriptors that fail on the way, of whatever burst, are handed to `on_failure` in order;
-    /// all others up to `cookie` are copied when this returns `Ok`. `relax` is called between
-    /// polls: [`core::hint::spin_loop`], or a scheduler's yield.
+    /// `on_failure` hears of descriptors that fail on the way, of whatever burst, in order. All
+    /// others up to `cookie` are copied when this returns `Ok`. `relax` is called between polls:
+    /// [`core::hint::spin_loop`], or a scheduler's yield.
     ///
     /// # Errors
     ///

@@ -4,9 +4,9 @@ use crate::addr::DmaAddr;
 use crate::copy_channel::Segment;
 use crate::request::BOUNDARY_LEN_BYTES;
 
-/// Windows are cut at multiples of this many bytes from the start of the list: 4 KiB, a base
-/// page, so that the parts of page-sized entries stay whole pages. Channels' loads differ by at
-/// most this much, or by the strictest alignment of the channels if that is more.
+/// Windows are cut at multiples of this many bytes from the start of the list. 4 KiB is a base
+/// page: the parts of page-sized entries stay whole pages. Channels' loads differ by at most this
+/// much, or by the strictest alignment of the channels if that is more.
 pub const PAGE_LEN_BYTES: u64 = 4096;
 
 /// A place in a list.

@@ -18,9 +18,9 @@ const GOOD_AGAIN: u64 = 1024;
 /// not with the memory.
 const MAX_ERRORS_IN_A_ROW: u32 = 16;
 
-/// Losses that a channel remembers until their owners have taken note. While only the last place
-/// is left the channel is not looked at, so that an engine that waits behind a failure goes on
-/// waiting; every waiting owner takes its own out each time it looks.
+/// Losses that a channel remembers until their owners have taken note. While only the last place is
+/// left, nobody polls the channel, and an engine behind a failure goes on waiting. Every waiting
+/// owner takes its own losses out each time it polls.
 const LOG_SLOTS: usize = 9;
 
 /// Most losses that one look tells: one for each place of the log, and one for a channel that is

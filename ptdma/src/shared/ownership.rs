@@ -16,8 +16,8 @@
 //!    there are none, so no loss is forgotten before its owner has heard of it.
 //!
 //! So a descriptor that was dropped is claimed exactly once, by its owner, and not before its fate
-//! is known; and when a share is over and was told, what was not told of it was copied. The test
-//! at the end of this file goes through every order of events on a small ring.
+//! is known. When a share is over and was told, what was not told of it was copied. The test at the
+//! end of this file goes through every order of events on a small ring.
 //!
 //! [`done_before`]: Ownership::done_before
 
@@ -35,7 +35,7 @@ use crate::cookie::Cookie;
 pub enum Cause {
     /// The engine failed it; raw code.
     Failed(u8),
-    /// It was dropped when the engine was stopped; it may be copied again by anybody.
+    /// The descriptor was dropped when the engine was stopped; anybody may copy it again.
     Dropped,
     /// The engine was not proven to have stopped.
     Unproven,
@@ -134,7 +134,7 @@ impl Share {
         self.first.after(self.told as u64)
     }
 
-    /// Its owner is told of everything before this one, which is not before `told`.
+    /// The owner is told of everything before this one, which is not before `told`.
     #[inline]
     const fn tell(&mut self, known: Cookie) {
         // No more than there are.
@@ -153,9 +153,9 @@ impl Share {
         cookie.since(self.first)
     }
 
-    /// Whether `next` can [become](Self::join) a part of this one: it follows, and the ring was
-    /// not stopped in between. A stop drops the rest of a share; that goes its own way then, and
-    /// what comes after it in the ring must not be mixed up with it.
+    /// Whether `next` can [become](Self::join) a part of this one: it follows, and the ring was not
+    /// stopped in between. A stop drops the rest of a share. What comes after it in the ring must
+    /// not be mixed up with what was dropped.
     #[inline]
     pub const fn is_continued_by(&self, next: &Self) -> bool {
         next.first.since(self.end()) == 0
@@ -379,7 +379,7 @@ mod tests {
         InFlight,
         Copied,
         Lost(Cause),
-        /// Its owner was told.
+        /// The owner was told.
         Told,
     }
 

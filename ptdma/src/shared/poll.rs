@@ -14,12 +14,12 @@ pub enum PollKind {
     Known,
     /// Poll it.
     Poll,
-    /// Its interrupt is overdue.
+    /// The channel's interrupt is overdue.
     Overdue,
 }
 
-/// How a channel was last seen to move, by somebody who waits for it: each on its own clock, since
-/// those of others need not have begun at the same moment.
+/// How a channel was last seen to move by somebody who waits for it. Each waiter goes by its own
+/// clock: those of others need not have begun at the same moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Motion {
     /// What its [`moves`](SharedChannel::moves) were.
@@ -29,7 +29,7 @@ pub struct Motion {
 }
 
 impl Motion {
-    /// Not seen yet.
+    /// The motion of a channel that was not seen yet.
     #[inline]
     pub const fn since(now_ns: u64) -> Self {
         Self {
@@ -94,7 +94,7 @@ pub enum Reaped {
     All,
     /// Not all of them are over, as far as is known.
     NotYet,
-    /// That takes a [`poll_share`](super::Channels::poll).
+    /// The answer takes a [`poll_share`](super::Channels::poll).
     Unusual,
 }
 

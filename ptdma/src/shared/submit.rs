@@ -62,8 +62,8 @@ impl<C: CopyChannel> SharedChannel<C> {
             return Accepted::nothing(Some(PrepError::Faulted));
         };
         let (prepared, announce) = prepare(channel);
-        // Cookies that are not the next ones would make every later report a guess; what has them
-        // is not known to any owner, so it must not run.
+        // Cookies that are not the next ones would make every later report a guess. No owner knows
+        // what has them, so it must not run.
         let known = prepared.count == 0 || prepared.first == Some(self.books.next());
         let count = match u32::try_from(prepared.count) {
             Ok(count) if known => count,
