@@ -86,20 +86,20 @@ impl<const N: usize> Batch<N> {
         }
     }
 
-    /// Copies a batch; returns when every byte is accounted for and no engine can write to any of
-    /// it any more (except what is reported as quarantined).
+    /// Copies a batch. When it returns, every byte is accounted for, and no engine can write to any
+    /// of it (except what is reported as quarantined).
     ///
-    /// `outcomes` receives what happened to each folio, by its index; entries behind the last
-    /// folio are left alone. Ends at the latest `budget_ns + grace_ns` after it began, plus the
-    /// time for stopping engines, for one look at all channels, and for what is being copied by
-    /// the CPU then, a chunk of [`CPU_CHUNK_BYTES`].
+    /// `outcomes` receives what happened to each folio, by its index; entries behind the last folio
+    /// are left alone. The batch ends `budget_ns + grace_ns` after it began at the latest, plus a
+    /// bounded time. That is the time for stopping engines, for one look at all channels, and for
+    /// the CPU's copy in work, a chunk of [`CPU_CHUNK_BYTES`].
     ///
     /// # Panics
     ///
-    /// Not by itself. If something panics that it calls, engines that have work of the batch are
-    /// stopped on the way out, other batches' work on them too, which those have copied by others.
-    /// For what an engine may still write then, [`Rescue::prove_stopped`] is asked and
-    /// [`Rescue::quarantined`] told; a panic in these two on the way out aborts, as any second
+    /// Not by itself. If something that it calls panics, engines that have work of the batch are
+    /// stopped on the way out. Other batches have their dropped work copied by other channels. For
+    /// what an engine may still write then, [`Rescue::prove_stopped`] is asked and
+    /// [`Rescue::quarantined`] told. A panic in these two on the way out aborts, as any second
     /// panic does. Nothing is left behind in the channels.
     ///
     /// # Errors
@@ -477,8 +477,8 @@ where
         lanes.position(|lane| !lane.bursts.is_empty())
     }
 
-    /// The lane to wait for: one that will interrupt, if there is one. With everything handed
-    /// out, the lane that was filled last is the last to be over: waiting for it is one wait
+    /// The lane to wait for: one that will interrupt, if there is one. With everything submitted,
+    /// the lane that was filled last is the last to be over. Waiting for that lane is one wait
     /// instead of one for each lane.
     fn awaited(&self, rest: bool) -> Option<usize> {
         let lanes = self.state.lanes.iter();

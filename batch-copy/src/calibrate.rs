@@ -30,7 +30,7 @@ const ROUNDS: u32 = 5;
 pub enum CalibrationError {
     /// The scratch memory is shorter than [`CALIBRATION_BYTES`].
     ScratchTooShort {
-        /// Its length in bytes.
+        /// The memory's length in bytes.
         len_bytes: u64,
     },
     /// The batch was refused.

@@ -1,21 +1,21 @@
 //! One interrupt for a batch instead of one for each of its lanes.
 //!
-//! An interrupt costs a processor more than all of a lane's descriptors. Since a batch is over
-//! only when its last lane is, the lane that should be the last to finish interrupts, for all:
-//! the heads of the others are read then, one register each. A lane that turns out to be slower
-//! is looked at again after a moment, see [`WaitFor::announced`](crate::WaitFor::announced).
+//! An interrupt costs a processor more than all of a lane's descriptors. A batch is over only when
+//! its last lane is. The lane that should finish last interrupts for all. The heads of the others
+//! are read then, one register each. A lane that turns out to be slower is looked at again after a
+//! moment, see [`WaitFor::announced`](crate::WaitFor::announced).
 //!
-//! Nothing depends on the guess being right, nor on the interrupt: a quiet lane that fails a
-//! descriptor still raises the error interrupt, which does not hang on the descriptor's flag; one
-//! whose error interrupt is lost is found when its head is read; a lost closing interrupt is
-//! overdue after a while, and then all lanes are looked at.
+//! Nothing depends on the guess being right, nor on the interrupt. A quiet lane that fails a
+//! descriptor still raises the error interrupt, which does not hang on the descriptor's flag. A
+//! lane whose error interrupt is lost is found when its head is read. A lost closing interrupt is
+//! overdue after a while, and all lanes are polled.
 
 /// A lane whose work is within this part of the largest may be the last one to finish.
 const NEAR: u64 = 16;
 
-/// Which of the lanes should finish last, given the bytes that each channel has before it: the
-/// one with most, and of those with about as much the one that is handed its work last. `None`
-/// if there are none.
+/// Which of the lanes should finish last, given the bytes that each channel has before it. It is
+/// the one with most, and of several with about as much the one that gets its work last. `None` if
+/// there are none.
 pub(crate) fn closing(
     mut ahead_bytes: impl ExactSizeIterator<Item = u64> + DoubleEndedIterator + Clone,
 ) -> Option<usize> {

@@ -114,8 +114,8 @@ pub trait Rescue {
     /// Makes sure that channel number `channel` can neither read nor write memory any more: takes
     /// bus mastering away, resets the function. May sleep. Several batches may ask at once.
     ///
-    /// A function that does not answer (all ones) can not be told to stop, and is not proved to
-    /// have: it may answer again, and its engine goes on where it was.
+    /// A function that does not answer (all ones) cannot be told to stop, and is not proved to
+    /// have. It may answer again, with its engine where it was.
     ///
     /// Returns whether that is certain now. If so, the folios concerned are copied by others; if
     /// not, they are quarantined.

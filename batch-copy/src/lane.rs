@@ -5,9 +5,9 @@ use crate::gather::{Digest, Walked};
 use crate::sum::Sum;
 use ptdma::shared::{Cause, Motion, Share};
 
-/// Descriptors after which a burst is not continued. To trace one that failed back to its bytes,
-/// its burst is walked again: some 40 us for so many, whatever the length of the batch. A ring of
-/// 512 is refilled eight times before it pauses for a burst to end.
+/// Descriptors after which a burst is not continued. Tracing a failed descriptor back to its bytes
+/// walks its burst again: some 40 us for so many, whatever the length of the batch. A ring of 512
+/// is refilled eight times before it pauses for a burst to end.
 const BURST_MAX: u64 = 4096;
 
 /// What descriptors of one batch copy that follow each other in a ring and in the stream.
@@ -90,7 +90,7 @@ impl Burst {
 }
 
 /// Bursts of one batch in one ring at the same time. A chunk of another batch in between breaks a
-/// burst in two; then less of this batch is in the ring, and the engine works on the other one.
+/// burst in two. Less of this batch is in the ring then, and the engine works on the other one.
 #[derive(Debug)]
 pub(crate) struct Bursts {
     running: Option<Burst>,
@@ -158,7 +158,8 @@ impl Bursts {
     }
 
     /// Adds descriptors that were accepted: to the newest burst if they continue it (not over the
-    /// lane's `seam`), else as a new one, for which the caller has made sure that there is room.
+    /// lane's `seam`), else as a new one. The caller has made sure that there is room for a new
+    /// one.
     #[inline]
     pub(crate) fn add(&mut self, burst: Burst, seam: u64) {
         if let Some(newest) = self.waiting.as_mut().or(self.running.as_mut()) {
@@ -192,8 +193,8 @@ pub(crate) struct Lane {
     /// Whether the channel had to be stopped during this batch: others are preferred from then on.
     pub(crate) suspect: bool,
     /// Where the stretch that it has now begins. What was submitted before may end there, but is
-    /// not continued by it: a second walk over both would merge at the seam what was submitted
-    /// as two descriptors.
+    /// not continued by it. A second walk over both would merge at the seam what was submitted as
+    /// two descriptors.
     pub(crate) seam: u64,
     /// What was not submitted yet begins here ...
     pub(crate) next: Place,

@@ -1,8 +1,8 @@
 //! A list of folios becomes balanced work for every DMA channel, with an outcome per folio.
 //!
-//! `no_std`, no allocation, no unsafe code, no panicking path. Made for page migration in a
-//! kernel, and as good for a hypervisor or firmware that moves memory with PTDMA, or with any
-//! engine for which somebody implements [`CopyChannel`].
+//! `no_std`, no allocation, no unsafe code, no panicking path. It is made for page migration in a
+//! kernel. It serves a hypervisor or firmware that moves memory with PTDMA as well, or with any
+//! engine that has a [`CopyChannel`].
 //!
 //! ```
 //! use batch_copy::{
@@ -53,31 +53,31 @@
 //! 1. **Look** ([`Survey`]): every folio is checked, bytes and runs are counted. A batch that is
 //!    not sound is refused whole, before anything was submitted.
 //! 2. **Cut** ([`Plan`]): the batch is one stream of bytes, the folios end to end. Every channel
-//!    gets one stretch of it, of equal length, so that all engines finish together whatever the
-//!    sizes of folios; cuts are moved so that parts do not become too short. That also stripes
-//!    a single folio over all channels.
+//!    gets one stretch of it, of equal length: all engines finish together, whatever the sizes of
+//!    folios. Cuts are moved so that parts do not become too short. That also stripes a single
+//!    folio over all channels.
 //! 3. **Submit**: every lane walks its stretch. The caller's [`Mapper`] translates, neighbours
 //!    that are contiguous on both sides become one descriptor, and a whole stretch is one burst
 //!    with one doorbell. A ring that cannot hold it is refilled whenever half of it is free.
-//! 4. **Watch**: by polling, by interrupts, or by both ([`Wait`]), with a deadline. Several
-//!    batches on several CPUs share the channels: each [`SharedChannel`] knows how far its engine is and
-//!    which descriptors were lost, and each batch which ones are its own. An [`Observer`] hears of
-//!    what goes wrong in a queue, for logs and traces.
+//! 4. **Watch**: by polling, by interrupts, or by both ([`Wait`]), with a deadline. Several batches
+//!    on several CPUs share the channels. Each [`SharedChannel`] knows how far its engine is and
+//!    which descriptors were lost. Each batch knows which descriptors are its own. An [`Observer`]
+//!    hears of what goes wrong in a queue, for logs and traces.
 //! 5. **Account**: a failed descriptor is traced back to its bytes by walking the same stretch
 //!    again. Work of a channel that stopped moves to the others. At the end every byte is in
-//!    exactly one book (copied by an engine, copied by the CPU, failed, skipped, quarantined); if
+//!    exactly one book: copied by an engine, copied by the CPU, failed, skipped, or quarantined. If
 //!    the books did not balance, nothing would be claimed.
 //!
 //! # What is promised
 //!
 //! - A folio is only reported as copied if every byte of it was.
-//! - When [`Batch::run`] returns, no engine can write to any folio of the batch any more, except
-//!   where the outcome says [`Quarantined`](FailReason::Quarantined) and
-//!   [`Rescue::quarantined`] was told which bytes.
+//! - When [`Batch::run`] returns, no engine can write to any folio of the batch. The exception is a
+//!   folio whose outcome says [`Quarantined`](FailReason::Quarantined); [`Rescue::quarantined`] was
+//!   told which bytes.
 //! - It returns in bounded time, also with engines that hang and clocks that stand still. Each
 //!   batch may have a clock of its own.
 //! - It holds one channel's lock at a time, for at most [`CHUNK`] descriptors or for stopping one
-//!   engine, and never while it waits, maps, copies or asks the list of folios (unless that is
+//!   engine. It holds none while it waits, maps, copies or asks the list of folios (unless that is
 //!   [plain memory](FolioSource::IN_MEMORY)). What is a part of a channel is called with its lock
 //!   held: an [`Observer`], and the copier of a [`CpuChannel`].
 //! - A panic in something that it calls leaves no engine writing, except as above, and no

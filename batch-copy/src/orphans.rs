@@ -5,8 +5,8 @@ use heapless::Vec;
 use crate::plan::Stretch;
 
 /// Lists of which each has room for one part of every lane. A lane that is stopped loses up to two
-/// bursts and its rest: neighbours, which become one part, unless it had adopted another part in
-/// between.
+/// bursts and its rest. They are neighbours, which become one part, unless the lane had adopted
+/// another part in between.
 const LISTS: usize = 2;
 
 /// Parts of the stream that nobody has, up to two for each lane.

@@ -138,8 +138,8 @@ where
     Ok(())
 }
 
-/// Heap sort: in place, n log n at worst, and without the panic that the sorts of `core` link in
-/// for comparisons that are no order (a kernel module links no panic at all).
+/// Heap sort: in place, and n log n at worst. The sorts of `core` link in a panic for comparisons
+/// that are no order, and a kernel module links none.
 fn sort_by_start(intervals: &mut [Interval]) {
     let cells = Cell::from_mut(intervals).as_slice_of_cells();
     let len = cells.len();

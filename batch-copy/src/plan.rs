@@ -12,7 +12,7 @@ use crate::survey::Survey;
 /// the fixed cost of a descriptor outweighs the bytes that balance would gain.
 const MIN_FRAGMENT_BYTES: u64 = 4096;
 
-/// A cut may be moved by one part in this many of a channel's share before balance suffers: both
+/// A cut may be moved by one part in this many of a channel's share before balance suffers. Both
 /// ends of a share together stay at 1/32, well under the 5 % that is promised for mixed lists.
 const BALANCE_DIVISOR: u64 = 64;
 
@@ -22,14 +22,14 @@ const BALANCE_DIVISOR: u64 = 64;
 pub struct CutRules {
     /// Shortest part that a run is striped into, in bytes.
     ///
-    /// A cut that would leave less is moved to the nearest allowed place. Only where that would
-    /// unbalance a batch with shares of at least this length by more than about 1.5 % on a side
-    /// is the cut left where balance wants it (there are never more cuts than channels, so this
-    /// costs at most one more descriptor per channel).
+    /// A cut that would leave less is moved to the nearest allowed place. A cut stays where balance
+    /// wants it if shares have at least this length and moving it would unbalance them by more than
+    /// about 1.5 %. There are never more cuts than channels, so this costs at most one more
+    /// descriptor per channel.
     pub min_part_bytes: u64,
-    /// Cuts inside a folio lie at multiples of this from its beginning: a power of two, everything
-    /// else is refused by [`Batch::run`](crate::Batch::run) and rounded up by [`Plan::new`]. 64, a
-    /// cache line, keeps two engines from writing to the same line.
+    /// Cuts inside a folio lie at multiples of this from its beginning: a power of two.
+    /// [`Batch::run`](crate::Batch::run) refuses everything else, and [`Plan::new`] rounds it up.
+    /// 64, a cache line, keeps two engines from writing to the same line.
     pub align_bytes: u64,
 }
 
@@ -326,7 +326,7 @@ impl<S: FolioSource + ?Sized> Cutter<'_, S> {
     }
 
     /// The nearest place that is aligned within its folio and leaves no part of the run shorter
-    /// than the minimum: at an end of the run if there is none.
+    /// than the minimum. Where there is none, it is an end of the run.
     fn align(&self, place: Place, run: Stretch) -> Place {
         let over = place.offset_bytes & self.align_mask;
         if over == 0 {
@@ -362,10 +362,10 @@ impl<S: FolioSource + ?Sized> Cutter<'_, S> {
         self.walk_to(position, place)
     }
 
-    /// What [`cut`](Self::cut) comes to where a large folio holds several cuts, which is most of
-    /// what there is to cut: both the last one, `low`, and those after it, far enough from each
-    /// other and from the folio's end. No neighbour can change that. Makes at most `most` cuts, and
-    /// returns the last one.
+    /// What [`cut`](Self::cut) comes to where a large folio holds several cuts, as most do: the
+    /// last one, `low`, and those after it. They are far enough from each other and from the
+    /// folio's end. No neighbour can change that. Makes at most `most` cuts, and returns the last
+    /// one.
     // A function of its own, so that its variables have registers of their own.
     #[inline(never)]
     fn cut_same_folio<const N: usize>(
@@ -440,8 +440,8 @@ impl<S: FolioSource + ?Sized> Cutter<'_, S> {
         }
     }
 
-    /// The run that `here` is in, as far as it matters: not before the last cut, and no further
-    /// than the minimum part on either side of the folio.
+    /// The run that `here` is in, as far as it matters. It begins no earlier than the last cut, and
+    /// goes no further than the minimum part on either side of the folio.
     fn run_around(&self, here: Place, low: Place) -> Stretch {
         let whole = |index: usize| self.source.folio(index);
         let folio_start = here.position.saturating_sub(here.offset_bytes);

@@ -11,16 +11,16 @@ use crate::reason::Reasons;
 /// 2^20, the unit of the per-byte costs.
 const MIB_SHIFT: u32 = 20;
 
-/// Bounds of the minimum part that [`CostModel::min_part_bytes`] derives: below the first, parts
-/// of one folio are no longer than what an IOMMU merges anyway; above the second, a 2 MiB folio
-/// would not reach eight channels.
+/// Bounds of the minimum part that [`CostModel::min_part_bytes`] derives. Below the first, parts of
+/// one folio are no longer than what an IOMMU merges anyway. Above the second, a 2 MiB folio would
+/// not reach eight channels.
 const MIN_PART_RANGE_BYTES: (u64, u64) = (64 << 10, 256 << 10);
 
 /// Below this the CPU's share is not worth a look at the clock.
 const MIN_SHARE_BYTES: u64 = 16 << 10;
 
-/// Engines have to be faster than the CPU by one part in this many of their own time before a
-/// batch is given to them: a tie is no reason to involve a device.
+/// Engines get a batch if they are faster than the CPU by one part in this many of their own time.
+/// A tie is no reason to involve a device.
 const MARGIN: u64 = 8;
 
 /// What copying costs, on the CPU and on engines.
@@ -55,7 +55,7 @@ impl Default for CostModel {
             // 11.2 GB/s, from the published baseline at 2 MiB.
             cpu_ns_per_mib: 93_600,
             // A descriptor by itself, with its interrupt and callback, took 5.2 us in the first
-            // version of the published series; a batch has one of these, not one per descriptor.
+            // version of the published series. A batch has one interrupt, not one per descriptor.
             engine_batch_ns: 5_200,
             // Two posted writes and one read of a PCIe function.
             channel_ns: 1_000,
@@ -132,8 +132,8 @@ impl CostModel {
         self.slope(channels).saturating_mul(channels)
     }
 
-    /// Shortest part into which a run is worth being cut: the fixed cost of one more channel is
-    /// at most a quarter of what the part takes to copy. A power of two, 64 to 256 KiB.
+    /// Shortest part into which a run is worth being cut. The fixed cost of one more channel is at
+    /// most a quarter of what the part takes to copy. A power of two, 64 to 256 KiB.
     #[must_use]
     pub const fn min_part_bytes(&self) -> u64 {
         let fixed = self
@@ -155,7 +155,7 @@ impl CostModel {
 pub struct Policy {
     /// Whether engines are used at all.
     pub enabled: bool,
-    /// For which reasons.
+    /// The reasons for which engines are used.
     pub reasons: Reasons,
     /// Smaller batches are left to the CPU, and so are larger ones that the model says the CPU
     /// copies faster. 0: none is, whatever the model says.
@@ -233,7 +233,7 @@ impl Policy {
     }
 
     /// The smallest batch of scattered base pages that engines copy faster than the CPU, by a
-    /// margin of one eighth; `u64::MAX` if there is none below 1 GiB.
+    /// margin of one eighth. It is `u64::MAX` if there is none below 1 GiB.
     ///
     /// [`min_batch_bytes`](Self::min_batch_bytes) may be smaller: one large folio needs fewer
     /// descriptors.

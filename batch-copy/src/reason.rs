@@ -47,9 +47,8 @@ const NAMES: [(&str, Reasons); 10] = [
 ];
 
 impl Reasons {
-    /// Whether the kernel's reason `value` is in the set. Values without a name are in no set:
-    /// a reason that a later kernel invents is left to the CPU until somebody has thought about
-    /// it.
+    /// Whether the kernel's reason `value` is in the set. Values without a name are in no set. A
+    /// reason that a later kernel invents is left to the CPU until somebody has thought about it.
     #[must_use]
     #[inline]
     pub const fn contains_value(self, value: u32) -> bool {

@@ -4,10 +4,10 @@ use crate::folio::Folio;
 
 /// An ordered list of folios that can be entered anywhere.
 ///
-/// A batch is walked more than once (a look, the cuts, the descriptors, and again whatever went
-/// wrong), and several places of it are in work at the same time. An index is all that a place
-/// needs, so the state of a batch does not grow with it and borrows nothing. A slice is a source;
-/// so is [`FolioFn`], for lists that are computed.
+/// A batch is walked more than once: a look, the cuts, the descriptors, and again whatever went
+/// wrong. Several places of it are in work at the same time. An index is all that a place needs, so
+/// the state of a batch does not grow with it and borrows nothing. A slice is a source; so is
+/// [`FolioFn`], for lists that are computed.
 ///
 /// # What an implementer promises
 ///
@@ -16,10 +16,10 @@ use crate::folio::Folio;
 /// for it, every folio that would be reported as copied is
 /// [`Unaccounted`](crate::FailReason::Unaccounted) instead.)
 pub trait FolioSource {
-    /// Whether a folio is found by reading memory, with nothing called that could wait, lock,
-    /// panic or come back into the batch: then it may be read with a channel's lock held, which
-    /// saves a copy of each descriptor. Slices are so. Otherwise the list is never asked with a
-    /// lock held.
+    /// Whether a folio is found by reading memory, with nothing called that could wait, lock, panic
+    /// or come back into the batch. The batch then reads it with a channel's lock held, which saves
+    /// a copy of each descriptor. Slices are so. Otherwise the list is never asked with a lock
+    /// held.
     const IN_MEMORY: bool = false;
 
     /// The folio with this index, or `None` behind the last one.
@@ -33,8 +33,8 @@ pub trait FolioSource {
         }
     }
 
-    /// At most `most` folios from `first` on, in order: what is walked again and again, so worth
-    /// an implementation of its own where one index is not as good as the next.
+    /// At most `most` folios from `first` on, in order. This is walked again and again: a list in
+    /// which one index is not as good as the next implements it.
     #[inline]
     fn range(&self, first: usize, most: usize) -> impl Iterator<Item = Folio> + '_ {
         (first..first.saturating_add(most)).map_while(|index| self.folio(index))

@@ -93,8 +93,8 @@ pub struct Report {
     /// Bytes that an engine may still write. See
     /// [`Rescue::quarantined`](crate::Rescue::quarantined).
     pub quarantined_bytes: u64,
-    /// Bytes that went missing in the books, or are in there twice; all bytes of the batch if the
-    /// sum is right and the parts are not. 0, see
+    /// Bytes that went missing in the books, or are in there twice. They are all bytes of the batch
+    /// if the sum is right and the parts are not. 0, see
     /// [`Unaccounted`](crate::FailReason::Unaccounted).
     pub unaccounted_bytes: u64,
     /// Folios whose outcome is `Dma`.

@@ -26,21 +26,21 @@ pub enum BadInput {
     },
     /// A folio of no bytes.
     EmptyFolio {
-        /// Its index.
+        /// The folio's index.
         folio: usize,
     },
     /// Source or destination ends over the limit of addresses (or wraps around).
     OutOfRange {
-        /// Its index.
+        /// The folio's index.
         folio: usize,
         /// The start of the part that is out of range.
         addr: DmaAddr,
-        /// Its length in bytes.
+        /// The folio's length in bytes.
         len_bytes: u64,
     },
     /// Source, destination or length is not aligned as the channels need it.
     Misaligned {
-        /// Its index.
+        /// The folio's index.
         folio: usize,
         /// The alignment in bytes.
         align_bytes: u64,
@@ -144,9 +144,9 @@ impl Default for Bounds {
     }
 }
 
-/// Places of the batch that a survey remembers: in a usual batch of 512 folios the next one is at
-/// most 32 steps away, which the few cuts of a plan can afford, and eight batches in flight stay
-/// within 64 KiB.
+/// Places of the batch that a survey remembers. In a usual batch of 512 folios the next one is at
+/// most 32 steps away, which the few cuts of a plan can afford. Eight batches in flight stay within
+/// 64 KiB.
 const LANDMARKS: usize = 16;
 
 /// Folios between two landmarks at first, so that 512 folios need none twice; doubled whenever
@@ -187,7 +187,7 @@ impl Survey {
         Ok(survey)
     }
 
-    /// Of nothing yet.
+    /// The survey of nothing yet.
     pub(crate) const fn new() -> Self {
         Self {
             folios: 0,
@@ -211,8 +211,8 @@ impl Survey {
         let mut count: usize = 0;
         // Whatever is done here, and not for each folio, costs next to nothing.
         loop {
-            // A sum over 2^56 is caught before it can wrap: while it is not, a stride adds at
-            // most 2^48 for each of its folios, or a length too long was collected.
+            // A sum over 2^56 is caught before it can wrap. Until then a stride adds at most 2^48
+            // for each of its folios, or has collected a length that is too long.
             if check.bytes > MAX_BATCH_BYTES || count > bounds.max_folios || check.hopeless() {
                 check.overlaps = true;
                 break;
@@ -276,7 +276,7 @@ impl Survey {
     }
 }
 
-/// The highest power of two up to the limit, so that collected bits can be compared with it; 2^48
+/// The highest power of two up to the limit, with which collected bits can be compared. It is 2^48
 /// at most, so that sums do not wrap. What is over it is decided one by one.
 const fn plain_limit(addr_limit: u64) -> u64 {
     match addr_limit.checked_ilog2() {
@@ -364,7 +364,7 @@ fn count_parts<S: FolioSource + ?Sized>(source: &S, bounds: &Bounds) -> u64 {
 }
 
 /// Walks the batch again, exactly, and says what is wrong with the first folio that is not sound,
-/// if any is: addresses between the highest power of two and the limit are.
+/// if any is. Addresses between the highest power of two and the limit are sound.
 #[cold]
 fn complain(folios: impl Iterator<Item = Folio>, bounds: &Bounds) -> Result<(), BadInput> {
     let mut bytes = 0_u64;

@@ -8,9 +8,9 @@ use ptdma::Clock;
 pub struct WaitFor {
     /// The channel whose progress is needed first; that of others is welcome.
     pub channel: usize,
-    /// Whether that channel will interrupt when it is there. If not, it has finished in silence
-    /// or soon will (the interrupt of another lane stood for all): look again at once, or after
-    /// a short sleep, for nobody will wake the waiter. Coming back late costs time, nothing else.
+    /// Whether that channel will interrupt when it is there. If not, it has finished in silence or
+    /// soon will, as another lane's interrupt stood for all. Look again at once, or after a short
+    /// sleep: nobody will wake the waiter. Coming back late costs time, nothing else.
     pub announced: bool,
     /// When that is expected, by the cost model; in the past if nothing is known. Looking earlier
     /// would only cost register reads.
@@ -64,8 +64,8 @@ const FIRST_NAP_NS: u64 = 20_000;
 /// Longest: no more is lost when an engine finishes right after a look.
 const LONGEST_NAP_NS: u64 = 1_000_000;
 
-/// How long to sleep, time and again, where no interrupt will end it: short at first, since what
-/// is waited for should be over by now.
+/// How long to sleep, time and again, where no interrupt will end it. The first sleep is short,
+/// since what is waited for should be over by now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Naps {
     next_ns: u64,

@@ -138,8 +138,8 @@ where
 
     /// Balances the books and turns them into outcomes.
     ///
-    /// Sums alone could balance by accident, with a part that was counted twice and another one
-    /// that was not: the books also say which parts they are about.
+    /// Sums alone could balance by accident, with one part counted twice and another one not at
+    /// all. So the books also say which parts they are about.
     pub(super) fn finish(mut self) -> Report {
         let report = &mut self.report;
         let dma = self.dma.sum();

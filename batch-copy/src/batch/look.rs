@@ -13,8 +13,8 @@ use crate::wait::{Wait, Wake};
 use ptdma::CopyChannel;
 use ptdma::shared::{Losses, PollKind, Reaped, SharedChannel, Watch};
 
-/// While it polls, a batch looks at one channel until that is done, then at the next; every so
-/// many turns without progress it looks at all, because another one may wait behind a failure.
+/// While it polls, a batch polls one channel until that is done, then the next. Every so many turns
+/// without progress it polls all, because another one may wait behind a failure.
 const LOOK_AT_ALL: u32 = 8;
 
 /// What came of a [`sweep`](Run::sweep).
@@ -100,8 +100,8 @@ where
         Serviced { moved, done }
     }
 
-    /// The usual end of a batch, and all that it costs: from the last lane on, as long as nothing
-    /// is to be handed out and nothing is amiss, lets go of lanes that are over.
+    /// The usual end of a batch, and all that it costs. From the last lane on, it lets go of lanes
+    /// that are over, as long as nothing is to be submitted and nothing is amiss.
     // A function of its own, so that its variables have registers of their own.
     #[inline(never)]
     fn sweep(&mut self, wake: Wake, now_ns: u64) -> Swept {

@@ -27,8 +27,8 @@ where
     R: Rescue,
 {
     /// Begins lanes whose stretches make one descriptor each, with that submitted, from stretch
-    /// number `from` on. Ends at the first that does not, or not all of which was mapped, or that
-    /// was not accepted: of that one nothing was submitted, there is no such lane yet, and
+    /// number `from` on. It ends at the first stretch that does not, that was not mapped whole, or
+    /// that was not accepted. Nothing of that stretch was submitted and it has no lane;
     /// [`refill`](Self::refill) finds out what becomes of it. Returns how many were begun; the
     /// caller counts their descriptors and doorbells.
     // A function of its own, so that its variables have registers of their own.
