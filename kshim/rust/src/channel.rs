@@ -11,9 +11,10 @@ use crate::abi::{ChannelSetup, Event};
 use crate::errno;
 use crate::kernel;
 
-/// How long an engine gets to stop when it is told to, in nanoseconds: it finishes the descriptor
-/// in work, at most 2 MiB, which takes 144 us, and twice that if its port is shared. Waited for with
-/// interrupts off; an engine that takes longer is cut off from memory, where sleeping is possible.
+/// How long an engine gets to stop when it is told to, in nanoseconds. It finishes the descriptor
+/// in work, at most 2 MiB, which takes 144 us, and twice that if its port is shared. Waited for
+/// with interrupts off; an engine that takes longer is cut off from memory, where sleeping is
+/// possible.
 const HALT_NS: u64 = 300_000;
 
 /// How long an engine gets to show at bring-up what it is like, in nanoseconds. Silicon takes
@@ -96,7 +97,7 @@ pub(crate) fn bring_up(
         .with_observer(Reports(number)))
 }
 
-/// Turns a queue off. The engine was stopped before, so this is for the function's own peace; a
+/// Turns a queue off. The engine was stopped before, so this is for the function's own peace. A
 /// function that does not even answer any more has nothing to be turned off.
 pub(crate) fn shut_down(number: usize, queue: KernelQueue) {
     let deadline = Deadline::after(&KernelClock::YIELDING, HALT_NS);

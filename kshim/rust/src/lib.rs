@@ -1,7 +1,7 @@
 //! What the PTDMA migrator of the kernel decides.
 //!
-//! The module is thin C around this library: C binds functions, maps memory, waits and registers;
-//! which engine copies what, and what its answer means, is decided here, with the crates `ptdma`
+//! The module is thin C around this library. C binds functions, maps memory, waits and registers.
+//! The library decides which engine copies what, and what its answer means, with the crates `ptdma`
 //! and `batch-copy`. The border is `exports.rs` (C calls Rust), `kernel.rs` (Rust calls C) and
 //! `abi.rs` (what both know); nothing else here is unsafe.
 

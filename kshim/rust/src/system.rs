@@ -127,7 +127,7 @@ impl System {
         self.settings.with(|(settings, _)| *settings)
     }
 
-    /// Runs `f` with the settings, and what they and the number of channels make of batches: they
+    /// Runs `f` with the settings, and the policy that they and the number of channels make. Both
     /// are too much to be copied for each batch.
     pub(crate) fn with_settings<R>(&self, f: impl FnOnce(&Settings, &Policy) -> R) -> R {
         self.settings.with(|(settings, policy)| f(settings, policy))
