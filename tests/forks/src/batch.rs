@@ -7,8 +7,8 @@ use batch_copy::{
     Batch, Channels, CpuCopier, Host, Options, Outcome, OverlapCheck, Piece, PtdmaQueue, Rescue,
     ServiceState, SharedChannel, SkipReason, Wait, WaitFor, Wake,
 };
+use batch_copy_tests::memory::{GAP_LEN_BYTES, Layout, Memory, UNTOUCHED};
 use ptdma::Signalling;
-use ptdma_batch_tests::memory::{GAP_LEN_BYTES, Layout, Memory, UNTOUCHED};
 use ptdma_model::fault::StallFor;
 use ptdma_model::{BusRing, BusSpace, Fault, FaultKind, Side, Trigger};
 

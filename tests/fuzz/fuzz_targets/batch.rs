@@ -1,12 +1,12 @@
 //! Batches, channels, engines and owners in an order that the fuzzer chooses: the schedule fuzzer of
-//! `tests/batch`, steered by coverage.
+//! `tests/batch-copy`, steered by coverage.
 //!
 //! The first byte says whether the engines are the fuzzer's own or functions of the device model;
 //! the others decide every turn, every fault, every list of folios, every answer of a mapper.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ptdma_batch_tests::schedule::{Mode, Tally, run_seed};
+use batch_copy_tests::schedule::{Mode, Tally, run_seed};
 use ptdma_model::tape;
 
 fuzz_target!(|data: &[u8]| {
