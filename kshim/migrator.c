@@ -14,14 +14,6 @@
 #include "ptdma_migrator.h"
 #include "trace.h"
 
-/* What a batch has copied and marked. */
-struct ptdma_copied {
-	unsigned int folios;
-	u64 bytes;
-	/* Copy of batch->sleeps: a batch in quarantine may be freed any time. */
-	unsigned int sleeps;
-};
-
 static void ptdma_mark_round(struct ptdma_batch *batch, unsigned int nr,
 			     struct folio *dst, struct ptdma_copied *copied)
 {
@@ -110,8 +102,7 @@ static int ptdma_copy_folios(struct list_head *dst_list,
 			     unsigned int folio_cnt, bool may_sleep)
 {
 	struct ptdma_batch *batch;
-	struct ptdma_copied copied = {};
-	u64 start = 0;
+	struct ptdma_copied copied;
 	int rc;
 
 	if (!folio_cnt)
@@ -122,38 +113,11 @@ static int ptdma_copy_folios(struct list_head *dst_list,
 		return 0;
 	}
 
-	if (!down_read_trylock(&ptdma_topology)) {
-		atomic64_inc(&ptdma_totals.busy);
+	batch = ptdma_front_begin(folio_cnt, may_sleep, &copied);
+	if (!batch)
 		return 0;
-	}
-	batch = ptdma_batch_get(may_sleep);
-	if (!batch) {
-		up_read(&ptdma_topology);
-		atomic64_inc(&ptdma_totals.busy);
-		return 0;
-	}
-
-	trace_ptdma_batch_start(folio_cnt);
-	if (trace_ptdma_batch_end_enabled())
-		start = ptdma_k_now_ns();
-	batch->sleeps = 0;
-	batch->proof_end = 0;
 	rc = ptdma_copy_rounds(batch, dst_list, src_list, folio_cnt, &copied);
-	/* After an error the core trusts no mark, not even of earlier rounds. */
-	if (rc)
-		copied = (struct ptdma_copied){ .sleeps = copied.sleeps };
-	if (trace_ptdma_batch_end_enabled())
-		/* start is 0 if the event was enabled meanwhile. */
-		trace_ptdma_batch_end(folio_cnt, copied.folios, copied.sleeps,
-				      start ? ptdma_k_now_ns() - start : 0, rc);
-
-	atomic64_inc(&ptdma_totals.batches);
-	atomic64_add(copied.folios, &ptdma_totals.folios_migrated);
-	atomic64_add(folio_cnt - copied.folios, &ptdma_totals.folios_failures);
-	atomic64_add(copied.bytes, &ptdma_totals.bytes);
-	if (rc != -EOWNERDEAD)
-		ptdma_batch_put(batch);
-	up_read(&ptdma_topology);
+	ptdma_front_end(batch, folio_cnt, &copied, rc);
 	return rc;
 }
 

@@ -242,6 +242,20 @@ struct ptdma_batch {
 };
 
 /**
+ * struct ptdma_copied - What a batch has copied, every byte.
+ * @folios: Folios.
+ * @bytes: Their bytes.
+ * @sleeps: Copy of the batch's @sleeps: a batch in quarantine may be freed any time.
+ * @start: When it began, in nanoseconds; 0 if nobody traces.
+ */
+struct ptdma_copied {
+	unsigned int folios;
+	u64 bytes;
+	unsigned int sleeps;
+	u64 start;
+};
+
+/**
  * struct ptdma_totals - Counts since load.
  * @folios_migrated: Folios copied and marked.
  * @folios_failures: Folios of accepted batches left to the CPU.
@@ -314,6 +328,12 @@ void ptdma_batch_put(struct ptdma_batch *batch);
 void ptdma_batch_free(struct ptdma_batch *batch);
 int ptdma_batch_round(struct ptdma_batch *batch, unsigned int nr, int only,
 		      struct ptdma_result *result);
+
+/* front.c */
+struct ptdma_batch *ptdma_front_begin(unsigned int nr, bool may_sleep,
+				      struct ptdma_copied *copied);
+void ptdma_front_end(struct ptdma_batch *batch, unsigned int nr,
+		     const struct ptdma_copied *copied, int rc);
 
 /* quarantine.c */
 bool ptdma_quarantine_doubt(struct ptdma_batch *batch, unsigned int chan);

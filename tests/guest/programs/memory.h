@@ -374,6 +374,16 @@ static UNUSED enum kind kind_of(const char *name)
 	fail("unknown kind of memory: %s", name);
 }
 
+/* Before 6.8 folios are huge or small, and each kind has one switch. */
+static UNUSED bool choose_huge_folios(size_t bytes, const char *file)
+{
+	char path[128];
+
+	snprintf(path, sizeof(path), "/sys/kernel/mm/transparent_hugepage/%s", file);
+	return bytes == HUGE_BYTES &&
+	       try_write(path, *file == 's' ? "advise" : "madvise");
+}
+
 /* Only folios of this size (and 4 KiB) for those who ask by MADV_HUGEPAGE. */
 static UNUSED void choose_folio_size(size_t bytes)
 {
@@ -388,7 +398,8 @@ static UNUSED void choose_folio_size(size_t bytes)
 			snprintf(path, sizeof(path),
 				 "/sys/kernel/mm/transparent_hugepage/hugepages-%zukB/%s", kib,
 				 files[i]);
-			if (!try_write(path, on ? (i ? "advise" : "madvise") : "never") && on)
+			if (!try_write(path, on ? (i ? "advise" : "madvise") : "never") && on &&
+			    !choose_huge_folios(bytes, files[i]))
 				fail("no folios of %zu KiB: cannot set %s", kib, path);
 		}
 	}

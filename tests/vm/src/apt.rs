@@ -40,6 +40,18 @@ impl std::fmt::Display for Unreachable {
 
 impl std::error::Error for Unreachable {}
 
+/// The mirror does not have a package any more, or not yet: the caller may skip loudly.
+#[derive(Debug)]
+pub(crate) struct Gone(pub(crate) String);
+
+impl std::fmt::Display for Gone {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the mirror has no package {}", self.0)
+    }
+}
+
+impl std::error::Error for Gone {}
+
 /// A private apt state with the lists of one release.
 pub(crate) struct Apt {
     config: PathBuf,
@@ -100,7 +112,28 @@ impl Apt {
         })
     }
 
+    /// Opens a state for the security archive of [`STOCK_RELEASE`], which has newer kernels,
+    /// built by the release's compiler. Nothing counts as installed.
+    ///
+    /// # Errors
+    /// As [`Apt::open`].
+    pub(crate) fn open_stock_security() -> Result<Self> {
+        Self::open_at(
+            security(mirrors()),
+            &Purpose {
+                folder: "apt-stock-security",
+                release: STOCK_RELEASE,
+                archives: &["-security"],
+                status: None,
+            },
+        )
+    }
+
     fn open_for(purpose: &Purpose<'_>) -> Result<Self> {
+        Self::open_at(mirrors(), purpose)
+    }
+
+    fn open_at(mirrors: Vec<String>, purpose: &Purpose<'_>) -> Result<Self> {
         let folder = paths::cache_dir(purpose.folder)?;
         let apt = Self {
             config: folder.join("apt.conf"),
@@ -108,7 +141,7 @@ impl Apt {
             folder,
         };
         let mut failures = Vec::new();
-        for mirror in mirrors() {
+        for mirror in mirrors {
             apt.configure(&mirror, purpose)?;
             let bar = step::spinner("package lists");
             let mut command = apt.apt("apt-get");
@@ -265,6 +298,20 @@ fn mirrors() -> Vec<String> {
     rank(&targets, &own_release())
 }
 
+/// The security archives among sites, then where one is beside each of the others.
+fn security(sites: Vec<String>) -> Vec<String> {
+    const SUFFIX: &str = "-security";
+    let (mut found, others): (Vec<String>, Vec<String>) =
+        sites.into_iter().partition(|site| site.ends_with(SUFFIX));
+    for site in others {
+        let beside = format!("{}{SUFFIX}", site.trim_end_matches('/'));
+        if !found.contains(&beside) {
+            found.push(beside);
+        }
+    }
+    found
+}
+
 /// The code name of the machine's release, "" when it has none.
 pub(crate) fn own_release() -> String {
     let system = fs::read_to_string("/etc/os-release").unwrap_or_default();
@@ -401,6 +448,21 @@ mod tests {
             ]
         );
         assert!(rank("", "bookworm").is_empty());
+    }
+
+    #[test]
+    fn the_security_archive_is_one_of_the_sites_or_beside_one() {
+        let sites = [
+            "http://c.example/debian",
+            "http://b.example/debian-security",
+        ];
+        assert_eq!(
+            security(sites.map(str::to_owned).into()),
+            [
+                "http://b.example/debian-security",
+                "http://c.example/debian-security"
+            ]
+        );
     }
 
     #[test]

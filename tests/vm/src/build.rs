@@ -54,11 +54,10 @@ pub(crate) fn run(only: Option<Variant>, update: bool) -> Result<bool> {
     }
     // After the kernels: a module that does not compile must not keep them back.
     for (variant, kernel) in &kernels {
-        if *variant == Variant::Debian {
-            // Our modules are for the kernels that have our patches.
-            continue;
-        }
         for module in MODULES {
+            if variant.is_packaged() && !module.on_packaged {
+                continue;
+            }
             let built = image::build_module(module.name, kernel)?;
             let files: Vec<String> = built
                 .iter()
@@ -87,7 +86,7 @@ pub(crate) fn prepare(kernels: &[Variant], with_server: bool) -> Result<()> {
                 if Kernel::find(*variant)?.is_some() {
                     continue;
                 }
-                if *variant == Variant::Debian {
+                if variant.is_packaged() {
                     Kernel::get(*variant)?;
                 } else {
                     kernel::fetch_source()?;

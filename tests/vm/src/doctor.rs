@@ -225,12 +225,15 @@ fn kernel(variant: Variant) -> Line {
         Ok(None) => Line {
             what,
             state: State::WillBuild,
-            found: match variant {
-                Variant::Debian => "not unpacked".into(),
-                _ => "not built, or the patches or the configuration changed".into(),
+            found: match variant.is_packaged() {
+                true => "not unpacked".into(),
+                false => "not built, or the patches or the configuration changed".into(),
             },
             fix: match variant {
-                Variant::Debian => format!("cargo vm build --kernel {variant} (70 MB to fetch)"),
+                Variant::Debian => format!("cargo vm build --kernel {variant} (90 MB to fetch)"),
+                Variant::Debian612 => {
+                    format!("cargo vm build --kernel {variant} (125 MB to fetch)")
+                }
                 _ => format!("cargo vm build --kernel {variant} (about ten minutes on two cores)"),
             },
         },

@@ -32,6 +32,8 @@ pub(crate) struct Module {
     /// Its Makefile takes `MO=` for a folder to build in, and leaves the tree clean. For a
     /// module that needs the whole workspace.
     in_place: bool,
+    /// It works on kernels without our patches.
+    pub(crate) on_packaged: bool,
     /// The kernel's source has most of it.
     driver: Option<Driver>,
 }
@@ -54,6 +56,7 @@ pub(crate) const MODULES: &[Module] = &[
         folder: "tests/modules/dcbm",
         inputs: &["tests/modules/dcbm"],
         in_place: false,
+        on_packaged: false,
         driver: None,
     },
     Module {
@@ -61,6 +64,7 @@ pub(crate) const MODULES: &[Module] = &[
         folder: "tests/modules/testmig",
         inputs: &["tests/modules/testmig"],
         in_place: false,
+        on_packaged: false,
         driver: None,
     },
     Module {
@@ -68,6 +72,7 @@ pub(crate) const MODULES: &[Module] = &[
         folder: "tests/modules/testtier",
         inputs: &["tests/modules/testtier"],
         in_place: false,
+        on_packaged: false,
         driver: None,
     },
     Module {
@@ -75,6 +80,7 @@ pub(crate) const MODULES: &[Module] = &[
         folder: "tests/modules/testdma",
         inputs: &["tests/modules/testdma"],
         in_place: false,
+        on_packaged: false,
         driver: None,
     },
     Module {
@@ -82,6 +88,7 @@ pub(crate) const MODULES: &[Module] = &[
         folder: "tests/modules/ptdma_fixed",
         inputs: &["tests/modules/ptdma_fixed", "kshim/patches/stock-ptdma"],
         in_place: false,
+        on_packaged: false,
         driver: Some(Driver {
             folder: "drivers/dma/amd/ptdma",
             includes: &[
@@ -97,6 +104,7 @@ pub(crate) const MODULES: &[Module] = &[
         folder: "tests/modules/testfail",
         inputs: &["tests/modules/testfail"],
         in_place: false,
+        on_packaged: false,
         driver: None,
     },
     Module {
@@ -111,6 +119,7 @@ pub(crate) const MODULES: &[Module] = &[
             "rust-toolchain.toml",
         ],
         in_place: true,
+        on_packaged: true,
         driver: None,
     },
 ];
@@ -161,7 +170,12 @@ pub(crate) fn build(name: &str, kernel: &Kernel) -> Result<Vec<PathBuf>> {
     let _lock = step::lock(&work.join("lock"))?;
 
     // The tree stays clean: a copy is built, or a folder for the output is given.
-    let (source, output) = if module.in_place {
+    let (source, output) = if module.in_place && kernel.is_packaged() {
+        // Kernels before 6.13 build modules only where their sources are.
+        let place = work.join(format!("stock-{}", kernel.key()));
+        let source = copy_of_tree(&root, &place)?.join(module.folder);
+        (source.clone(), source)
+    } else if module.in_place {
         let tree = if paths::fits_make(&root) {
             root
         } else {
@@ -202,11 +216,20 @@ pub(crate) fn build(name: &str, kernel: &Kernel) -> Result<Vec<PathBuf>> {
         .env_remove("ARCH")
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
-    if module.in_place {
+    if module.in_place && source != output {
         command.arg(format!("MO={}", output.display()));
     }
     command.arg("W=1");
-    match sparse {
+    if kernel.is_packaged() {
+        // What these ask of a machine that installs them: pahole, dpkg-dev.
+        command.args([
+            "CONFIG_DEBUG_INFO_BTF_MODULES=",
+            "DEB_BUILD_ARCH=amd64",
+            "DEB_HOST_ARCH=amd64",
+        ]);
+    }
+    // Sparse is for the newest kernel's headers: older ones have complaints of their own.
+    match sparse.filter(|_| !kernel.is_packaged()) {
         Some(sparse) => {
             let header = work.join("sparse.h");
             if fs::read_to_string(&header).ok().as_deref() != Some(SPARSE_HEADER) {
@@ -215,6 +238,7 @@ pub(crate) fn build(name: &str, kernel: &Kernel) -> Result<Vec<PathBuf>> {
             let checker = format!("{} -include {}", sparse.display(), header.display());
             command.args(["C=2", &format!("CHECK={checker}")]);
         }
+        None if kernel.is_packaged() => {}
         None => eprintln!("SKIPPED: sparse is not installed: module {name} is not checked with it"),
     }
     tools::equip(&mut command)?;

@@ -26,10 +26,26 @@ pub(crate) enum Variant {
     Debug,
     /// Debian's own 6.1, unchanged: no driver of the engines, and VFIO.
     Debian,
+    /// Debian's 6.12 for the same release, unchanged.
+    #[value(name = "debian-6.12")]
+    #[serde(rename = "debian-6.12")]
+    Debian612,
 }
 
 /// All of them, in the order in which suites run.
-pub(crate) const VARIANTS: [Variant; 3] = [Variant::Fast, Variant::Debug, Variant::Debian];
+pub(crate) const VARIANTS: [Variant; 4] = [
+    Variant::Fast,
+    Variant::Debug,
+    Variant::Debian,
+    Variant::Debian612,
+];
+
+impl Variant {
+    /// Whether Debian built it, from its own source.
+    pub(crate) fn is_packaged(self) -> bool {
+        matches!(self, Self::Debian | Self::Debian612)
+    }
+}
 
 impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -37,6 +53,7 @@ impl fmt::Display for Variant {
             Self::Fast => "fast",
             Self::Debug => "debug",
             Self::Debian => "debian",
+            Self::Debian612 => "debian-6.12",
         })
     }
 }

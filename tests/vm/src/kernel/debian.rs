@@ -1,118 +1,181 @@
 //! A kernel as Debian ships it: unpacked from its package, not built and not changed.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::{Info, Kernel, Variant, outputs};
 use crate::apt::{self, Apt};
 use crate::step;
 
-/// The packages of the release's own kernel are called so, with the number of their interface
-/// and the flavour behind it. It is the oldest kernel that this tree is to work on.
-const PREFIX: &str = "linux-image-6.1.0-";
-const FLAVOUR: &str = "-amd64";
+/// Part of every name: change it when what is kept changes.
+const RECIPE: &str = "stock-1";
 
-/// Names the kernel that was unpacked, beside the finished kernels.
-const CURRENT: &str = "debian";
+/// Kernels of one series, as they are packaged.
+struct Series {
+    /// `linux-image-6.1.0-57-amd64`: what stands before the number that grows.
+    prefix: &'static str,
+    /// And behind it: the flavour for PCs, signed.
+    suffix: &'static str,
+    /// The packages with what builds modules; `{}` is the release, `{common}` the same without
+    /// its flavour.
+    headers: [&'static str; 3],
+    /// Where the packages are.
+    open: fn() -> Result<Apt>,
+    /// Names the kernel that was unpacked, beside the finished kernels.
+    current: &'static str,
+    /// What the machine and its tests need of the 4,000 modules: the agent's line to the host,
+    /// what hands functions to user space, and a driver to take a function from.
+    modules: &'static [&'static str],
+}
 
-/// What the machine and its tests need of the 4,000 modules: the agent's line to the host, what
-/// hands functions to user space, and a driver to take a function from.
-const MODULES: &[&str] = &[
-    "irqbypass",
-    "uio",
-    "uio_pci_generic",
-    "vfio",
-    "vfio-pci",
-    "vfio-pci-core",
-    "vfio_iommu_type1",
-    "vfio_virqfd",
-    "virtio",
-    "virtio_console",
-    "virtio_pci",
-    "virtio_pci_legacy_dev",
-    "virtio_pci_modern_dev",
-    "virtio_ring",
-];
+/// The oldest kernel that this tree works on: the release's own.
+const OLDEST: Series = Series {
+    prefix: "linux-image-6.1.0-",
+    suffix: "-amd64",
+    headers: [
+        "linux-headers-{}",
+        "linux-headers-{common}-common",
+        "linux-kbuild-6.1",
+    ],
+    open: Apt::open_stock,
+    current: "packaged-6.1",
+    modules: &[
+        "irqbypass",
+        "uio",
+        "uio_pci_generic",
+        "vfio",
+        "vfio-pci",
+        "vfio-pci-core",
+        "vfio_iommu_type1",
+        "vfio_virqfd",
+        "virtio",
+        "virtio_console",
+        "virtio_pci",
+        "virtio_pci_legacy_dev",
+        "virtio_pci_modern_dev",
+        "virtio_ring",
+    ],
+};
+
+/// The newer one of the same release, which its compiler has built. The agent's line is built in.
+const NEWER: Series = Series {
+    prefix: "linux-image-6.12.",
+    suffix: "+deb12-amd64",
+    headers: [
+        "linux-headers-{}",
+        "linux-headers-{common}-common",
+        "linux-kbuild-{common}",
+    ],
+    open: Apt::open_stock_security,
+    current: "packaged-6.12",
+    modules: &[],
+};
+
+fn series(variant: Variant) -> Result<&'static Series> {
+    match variant {
+        Variant::Debian => Ok(&OLDEST),
+        Variant::Debian612 => Ok(&NEWER),
+        Variant::Fast | Variant::Debug => bail!("the kernel {variant} is built, not packaged"),
+    }
+}
 
 /// The kernel, if the cache has it.
-pub(super) fn find() -> Result<Option<Kernel>> {
-    match fs::read_to_string(outputs()?.join(CURRENT)) {
+pub(super) fn find(variant: Variant) -> Result<Option<Kernel>> {
+    match fs::read_to_string(outputs()?.join(series(variant)?.current)) {
         Ok(key) => Kernel::load(key.trim()),
         Err(_) => Ok(None),
     }
 }
 
 /// Takes the kernel from the cache, or fetches and unpacks it.
-pub(super) fn get() -> Result<Kernel> {
-    if let Some(found) = find()? {
+pub(super) fn get(variant: Variant) -> Result<Kernel> {
+    if let Some(found) = find(variant)? {
         return Ok(found);
     }
+    let series = series(variant)?;
     let out = outputs()?;
     let _lock = step::lock(&out.join("debian.lock"))?;
-    if let Some(found) = find()? {
+    if let Some(found) = find(variant)? {
         return Ok(found);
     }
-    let apt = Apt::open_stock()?;
-    let names = apt.names(PREFIX)?;
-    let package = newest(&names).context("the mirror has no kernel 6.1 of Debian")?;
-    let version = apt
-        .candidate(package)?
-        .with_context(|| format!("the mirror has no package {package}"))?;
-    let file = apt.download(package, &version)?;
-    let whole = tempfile::tempdir_in(&out)?;
-    apt::unpack(&[file], whole.path(), &out.join("debian-unpack.log"))?;
-    let bar = step::spinner("kernel (debian)");
+    let apt = (series.open)()?;
+    let names = apt.names(series.prefix)?;
+    let package = newest(series, &names)
+        .ok_or_else(|| apt::Gone(format!("{}*{}", series.prefix, series.suffix)))?;
     let release = package.trim_start_matches("linux-image-");
+    let whole = tempfile::tempdir_in(&out)?;
+    let log = out.join("debian-unpack.log");
+    let version = fetch(&apt, package, &whole.path().join("image"), &log)?;
+    for name in series.headers {
+        let name = name
+            .replace("{}", release)
+            .replace("{common}", release.trim_end_matches("-amd64"));
+        fetch(&apt, &name, &whole.path().join("build"), &log)?;
+    }
+    let bar = step::spinner(&format!("kernel ({variant})"));
     let staging = tempfile::tempdir_in(&out)?;
-    keep(whole.path(), release, staging.path())
+    let key = format!("{RECIPE}-{release}");
+    let folder = out.join(&key);
+    keep(series, whole.path(), release, staging.path(), &folder)
         .with_context(|| format!("{package} {version} is not as expected"))?;
     let info = Info {
         release: release.to_owned(),
         source: version,
         patches: Vec::new(),
-        variant: Variant::Debian,
+        variant,
     };
     fs::write(
         staging.path().join("info.json"),
         serde_json::to_vec_pretty(&info)?,
     )?;
-    let key = format!("debian-{release}");
-    let folder = out.join(&key);
     let _ = fs::remove_dir_all(&folder);
     fs::rename(staging.keep(), folder)?;
-    fs::write(out.join(CURRENT), &key)?;
+    fs::write(out.join(series.current), &key)?;
     bar.finish_and_clear();
-    find()?.context("the kernel that was just unpacked is gone")
+    find(variant)?.context("the kernel that was just unpacked is gone")
 }
 
-/// The package of the newest interface: the flavour for PCs, signed.
-fn newest(names: &[String]) -> Option<&str> {
+/// Downloads and unpacks the newest version of a package; returns that.
+fn fetch(apt: &Apt, package: &str, into: &Path, log: &Path) -> Result<String> {
+    let version = apt
+        .candidate(package)?
+        .ok_or_else(|| apt::Gone(package.to_owned()))?;
+    let file = apt.download(package, &version)?;
+    apt::unpack(&[file], into, log)?;
+    Ok(version)
+}
+
+/// The package of the newest interface.
+fn newest<'a>(series: &Series, names: &'a [String]) -> Option<&'a str> {
     let number = |name: &str| -> Option<u32> {
-        let rest = name.strip_prefix(PREFIX)?.strip_suffix(FLAVOUR)?;
-        rest.parse().ok()
+        let rest = name.strip_prefix(series.prefix)?;
+        rest.strip_suffix(series.suffix)?.parse().ok()
     };
     let numbered = names.iter().filter_map(|name| Some((number(name)?, name)));
     numbered.max().map(|(_, name)| name.as_str())
 }
 
-/// Moves what is needed from the whole package, a hundred times as large.
-fn keep(whole: &Path, release: &str, into: &Path) -> Result<()> {
+/// Moves what is needed from the whole packages, a hundred times as large. `place` is where
+/// `into` will be.
+fn keep(series: &Series, whole: &Path, release: &str, into: &Path, place: &Path) -> Result<()> {
+    let image = whole.join("image");
     fs::rename(
-        whole.join(format!("boot/vmlinuz-{release}")),
+        image.join(format!("boot/vmlinuz-{release}")),
         into.join("bzImage"),
     )?;
     fs::rename(
-        whole.join(format!("boot/config-{release}")),
+        image.join(format!("boot/config-{release}")),
         into.join("config"),
     )?;
     let modules = into.join("modules");
     fs::create_dir_all(&modules)?;
-    let folder = whole.join("lib/modules").join(release).join("kernel");
+    let folder = image.join("lib/modules").join(release).join("kernel");
     let mut found = 0;
     for path in crate::key::files_below(&folder)? {
-        if wanted(&path) {
+        if wanted(series, &path) {
             fs::rename(
                 &path,
                 modules.join(path.file_name().context("a module without a name")?),
@@ -121,19 +184,31 @@ fn keep(whole: &Path, release: &str, into: &Path) -> Result<()> {
         }
     }
     ensure!(
-        found == MODULES.len(),
+        found == series.modules.len(),
         "{found} of {} modules are there",
-        MODULES.len()
+        series.modules.len()
     );
+
+    // The one path of the root that the packages know.
+    fs::rename(whole.join("build"), into.join("build"))?;
+    let headers = format!("build/usr/src/linux-headers-{release}");
+    let makefile = into.join(&headers).join("Makefile");
+    let text = fs::read_to_string(&makefile)?;
+    let root = place.join("build/usr/src/");
+    fs::write(
+        &makefile,
+        text.replace("include /usr/src/", &format!("include {}/", root.display())),
+    )?;
+    symlink(headers, into.join("headers"))?;
     Ok(())
 }
 
-fn wanted(path: &Path) -> bool {
+fn wanted(series: &Series, path: &Path) -> bool {
     path.extension().is_some_and(|end| end == "ko")
         && path
             .file_stem()
             .and_then(|name| name.to_str())
-            .is_some_and(|name| MODULES.contains(&name))
+            .is_some_and(|name| series.modules.contains(&name))
 }
 
 #[cfg(test)]
@@ -152,8 +227,21 @@ mod tests {
         ]
         .map(str::to_owned)
         .into();
-        assert_eq!(newest(&names), Some("linux-image-6.1.0-56-amd64"));
-        assert_eq!(newest(&[]), None);
+        assert_eq!(newest(&OLDEST, &names), Some("linux-image-6.1.0-56-amd64"));
+        assert_eq!(newest(&OLDEST, &[]), None);
+        let names: Vec<String> = [
+            "linux-image-6.12.9+deb12-amd64",
+            "linux-image-6.12.117+deb12-amd64",
+            "linux-image-6.12.118+deb12-rt-amd64",
+            "linux-image-6.12.119+deb12-amd64-unsigned",
+            "linux-image-6.12.120+deb13-amd64",
+        ]
+        .map(str::to_owned)
+        .into();
+        assert_eq!(
+            newest(&NEWER, &names),
+            Some("linux-image-6.12.117+deb12-amd64")
+        );
     }
 
     #[test]
@@ -163,7 +251,7 @@ mod tests {
             ("kernel/drivers/vfio/mdev/mdev.ko", false),
             ("kernel/drivers/vfio/vfio.txt", false),
         ] {
-            assert_eq!(wanted(Path::new(path)), expected, "{path}");
+            assert_eq!(wanted(&OLDEST, Path::new(path)), expected, "{path}");
         }
     }
 }

@@ -55,8 +55,8 @@ struct Info {
 impl Kernel {
     /// The kernel for the tree as it is now, if the cache has it.
     pub(crate) fn find(variant: Variant) -> Result<Option<Self>> {
-        if variant == Variant::Debian {
-            return debian::find();
+        if variant.is_packaged() {
+            return debian::find(variant);
         }
         let Some(source) = Source::find()? else {
             return Ok(None);
@@ -66,8 +66,8 @@ impl Kernel {
 
     /// Takes the kernel from the cache, or builds it (or unpacks it, if it is Debian's).
     pub(crate) fn get(variant: Variant) -> Result<Self> {
-        if variant == Variant::Debian {
-            return debian::get();
+        if variant.is_packaged() {
+            return debian::get(variant);
         }
         if let Some(found) = Self::find(variant)? {
             return Ok(found);
@@ -122,6 +122,11 @@ impl Kernel {
     /// The patches it was built with.
     pub(crate) fn patches(&self) -> &[String] {
         &self.info.patches
+    }
+
+    /// Whether Debian built it.
+    pub(crate) fn is_packaged(&self) -> bool {
+        self.info.variant.is_packaged()
     }
 
     /// The content key.

@@ -489,7 +489,7 @@ fn succeeded(command: &str, out: Output) -> Result<String> {
 
 fn scale(variant: Variant, limit: Duration) -> Duration {
     match variant {
-        Variant::Fast | Variant::Debian => limit,
+        Variant::Fast | Variant::Debian | Variant::Debian612 => limit,
         Variant::Debug => limit * DEBUG_FACTOR,
     }
 }

@@ -24,6 +24,7 @@ mod selection;
 mod selftests;
 mod smoke;
 mod stock;
+mod stock_debian;
 mod stock_fixed;
 mod suspend;
 mod vfio;
@@ -121,6 +122,10 @@ pub(crate) const FAST: &[Variant] = &[Variant::Fast];
 pub(crate) const DEBUG: &[Variant] = &[Variant::Debug];
 /// For [`Suite::kernels`] and [`Check::quick`].
 pub(crate) const DEBIAN: &[Variant] = &[Variant::Debian];
+/// For [`Suite::kernels`]: every kernel that Debian built.
+pub(crate) const PACKAGED: &[Variant] = &[Variant::Debian, Variant::Debian612];
+/// For [`Check::quick`].
+pub(crate) const DEBIAN_612: &[Variant] = &[Variant::Debian612];
 /// For [`Suite::kernels`] and [`Check::quick`].
 pub(crate) const BOTH: &[Variant] = &[Variant::Fast, Variant::Debug];
 
@@ -141,4 +146,5 @@ pub(crate) const SUITES: &[&[Suite]] = &[
     kshim_turmoil::SUITES,
     forks::SUITES,
     vfio::SUITES,
+    stock_debian::SUITES,
 ];

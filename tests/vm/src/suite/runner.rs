@@ -11,7 +11,7 @@ use super::Check;
 use super::bare_metal;
 use super::report::{self, Outcome};
 use super::selection::{Entry, Plan, Selection, select};
-use crate::kernel::{Kernel, Variant};
+use crate::kernel::{Kernel, VARIANTS, Variant};
 use crate::machine::{Guest, Options};
 use crate::{apt, build, run_dir, step, toolchain};
 
@@ -35,7 +35,7 @@ pub(crate) fn run(selection: &Selection, manner: Manner) -> Result<bool> {
     if plans.is_empty() && bare.is_empty() {
         bail!("no check matches; `cargo vm test --set all --soak --list` names them");
     }
-    leave_out_debian(&mut plans, bare.is_empty())?;
+    leave_out_packaged(&mut plans, bare.is_empty())?;
     let modules: Vec<&str> = plans
         .iter()
         .flat_map(|plan| (plan.suite.machine)().modules)
@@ -95,24 +95,27 @@ pub(crate) fn run(selection: &Selection, manner: Manner) -> Result<bool> {
     Ok(passed)
 }
 
-/// Leaves the checks on Debian's kernel out, loudly, if that is neither in the cache nor to be had,
-/// and others are left to run.
-fn leave_out_debian(plans: &mut Vec<Plan>, no_others: bool) -> Result<()> {
-    let is_debian = |plan: &Plan| plan.kernel == Variant::Debian;
-    if !plans.iter().any(is_debian) {
-        return Ok(());
-    }
-    match Kernel::get(Variant::Debian) {
-        Ok(_) => Ok(()),
-        Err(error)
-            if error.is::<apt::Unreachable>() && !(no_others && plans.iter().all(is_debian)) =>
-        {
-            eprintln!("SKIPPED: no check runs on Debian's kernel: {error:#}");
-            plans.retain(|plan| !is_debian(plan));
-            Ok(())
+/// Leaves the checks on a kernel of Debian's out, loudly, if that is neither in the cache nor to be
+/// had, and others are left to run.
+fn leave_out_packaged(plans: &mut Vec<Plan>, no_others: bool) -> Result<()> {
+    for variant in VARIANTS {
+        let on_it = |plan: &Plan| plan.kernel == variant;
+        if !variant.is_packaged() || !plans.iter().any(on_it) {
+            continue;
         }
-        Err(error) => Err(error),
+        match Kernel::get(variant) {
+            Ok(_) => {}
+            Err(error)
+                if (error.is::<apt::Unreachable>() || error.is::<apt::Gone>())
+                    && !(no_others && plans.iter().all(on_it)) =>
+            {
+                eprintln!("SKIPPED: no check runs on the kernel {variant}: {error:#}");
+                plans.retain(|plan| !on_it(plan));
+            }
+            Err(error) => return Err(error),
+        }
     }
+    Ok(())
 }
 
 /// What has failed, each check as a plan of its own, so that it has a machine of its own.

@@ -1,0 +1,286 @@
+//! Debian's own kernels, unchanged: the livepatch leads migration to our module.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+use super::kshim::{
+    ALL, BYTES, FAILURES, MIGRATED, QUARANTINED, TIMEOUT, all_by_device, all_running,
+    expect_none_held, expect_woken, sum_of,
+};
+use super::mover::{Load, PROGRAM_LIMIT, get, mover, run, set, wait_to_grow, wait_until};
+use super::{Check, DEBIAN_612, PACKAGED, Suite};
+use crate::machine::{Guest, Options};
+
+const LIVEPATCH: &str = "/sys/kernel/livepatch/ptdma_livepatch";
+const DECLINED: &str = "/sys/module/ptdma_migrator/parameters/batches_declined";
+
+/// A livepatch waits for each task to leave the function; one may be at a batch that times out.
+const TRANSITION_LIMIT: Duration = Duration::from_secs(60);
+
+/// Huge folios of which a mover has 16, to and fro.
+const HUGE: u64 = 2048;
+const MOVES: &str = "--bytes 32M --rounds 4";
+
+/// Of those folios four functions meet enough descriptors: four for each folio.
+const WRITTEN: &str = "--bytes 32M --rounds 4 --writers 1";
+
+pub(super) const SUITES: &[Suite] = &[Suite {
+    name: "stock-debian",
+    about: "Debian's own kernels move huge folios by engines, through the livepatch",
+    kernels: PACKAGED,
+    machine: || Options {
+        devices: 4,
+        append: "hugepages=32".into(),
+        modules: vec!["kshim"],
+        ..Options::default()
+    },
+    checks: &[
+        Check::new("sizes", sizes).quick(DEBIAN_612),
+        Check::new("callers", callers).quick(DEBIAN_612),
+        Check::new("writers-and-movers", writers_and_movers),
+        Check::new("failed-descriptors", failed_descriptors).quick(DEBIAN_612),
+        Check::new("hangs", hangs),
+        Check::new("quarantine", quarantine).quick(DEBIAN_612),
+        Check::new("wrong-byte-is-seen", wrong_byte_is_seen),
+        Check::new("unload-under-load", unload_under_load),
+    ],
+}];
+
+/// Loads the module, and then the livepatch; both are at work on return.
+fn start(guest: &mut Guest) -> Result<()> {
+    guest.ok("modprobe ptdma_migrator selftest=1")?;
+    enable(guest)?;
+    guest.server()?.reset_counters()?;
+    Ok(())
+}
+
+fn enable(guest: &mut Guest) -> Result<()> {
+    guest
+        .ok_within(
+            &format!(
+                "modprobe ptdma_livepatch && until [ $(cat {LIVEPATCH}/transition) = 0 ]; do \
+                 sleep 0.05; done"
+            ),
+            TRANSITION_LIMIT,
+        )
+        .map(drop)
+        .context("the livepatch does not come into force")
+}
+
+fn disable(guest: &mut Guest) -> Result<()> {
+    guest
+        .ok_within(
+            &format!(
+                "echo 0 > {LIVEPATCH}/enabled && while [ -e {LIVEPATCH} ]; do sleep 0.05; done; \
+                 rmmod ptdma_livepatch"
+            ),
+            TRANSITION_LIMIT,
+        )
+        .map(drop)
+        .context("the livepatch does not go")
+}
+
+/// Gives everything back.
+fn end(guest: &mut Guest) -> Result<()> {
+    disable(guest)?;
+    expect_none_held(guest)?;
+    guest.ok("rmmod ptdma_migrator")?;
+    guest.expect_clean_dmesg()
+}
+
+/// Moves huge folios, all of them by engines.
+fn move_huge(guest: &mut Guest, more: &str) -> Result<u64> {
+    let report = run(guest, &mover(HUGE, more, &ALL))?;
+    all_by_device(guest, &report)?;
+    report.folios_moved()
+}
+
+/// Huge folios go by engines, and by them only while the livepatch is there. Small folios, and
+/// those of shared memory, meet nothing of ours.
+fn sizes(guest: &mut Guest) -> Result<String> {
+    guest.ok("modprobe ptdma_migrator selftest=1")?;
+    run(guest, &mover(HUGE, MOVES, &[]))?;
+    ensure!(get(guest, MIGRATED)? == 0, "who has led the kernel here?");
+
+    start(guest)?;
+    let moved = move_huge(guest, MOVES)?;
+    move_huge_by_all(guest)?;
+    for more in [
+        "--folio 4K --bytes 8M --rounds 2",
+        "--folio 2048K --kind shmem --bytes 8M --rounds 2",
+    ] {
+        let command = format!("mover {more} --counter {MIGRATED} --counter {DECLINED}");
+        let report = run(guest, &command)?;
+        ensure!(
+            report.counter(MIGRATED)? == 0 && report.counter(DECLINED)? == 0,
+            "`{command}` came to the module: {report:?}"
+        );
+    }
+    move_huge(guest, "--kind hugetlb --bytes 16M --rounds 4")?;
+    expect_woken(guest)?;
+    end(guest)?;
+    run(guest, &mover(HUGE, MOVES, &[]))?;
+    Ok(format!(
+        "{}: {moved} huge folios by engines",
+        guest.release()
+    ))
+}
+
+/// Each folio is cut into equal parts for all functions.
+fn move_huge_by_all(guest: &mut Guest) -> Result<()> {
+    let report = run(guest, &mover(HUGE, MOVES, &ALL))?;
+    let each = guest.server()?.counters_by_device()?;
+    let share = report.counter(BYTES)? / each.len() as u64;
+    ensure!(
+        each.iter().all(|counters| counters.bytes == share),
+        "not {share} bytes each: {each:?}"
+    );
+    all_by_device(guest, &report)
+}
+
+/// `move_pages(2)` is in every other check; these are the other ways to migrate huge folios.
+fn callers(guest: &mut Guest) -> Result<String> {
+    start(guest)?;
+    for call in ["migrate_pages", "mbind"] {
+        move_huge(guest, &format!("--call {call} {MOVES}"))?;
+    }
+    guest.ok("mount -t debugfs none /sys/kernel/debug 2> /dev/null; true")?;
+    let report = run(
+        guest,
+        &format!("balancer --bytes-mib 32 --folio-kib {HUGE} --counter {MIGRATED}"),
+    )?;
+    let balanced = report.number("/counter")?;
+    ensure!(balanced > 0, "balancing did not use engines: {report:?}");
+    end(guest)?;
+    Ok(format!("{balanced} folios by balancing"))
+}
+
+/// Several movers of the same memory, and threads that write to it.
+fn writers_and_movers(guest: &mut Guest) -> Result<String> {
+    start(guest)?;
+    let mut writes = 0;
+    for more in ["--movers 2", "--movers 4 --overlap"] {
+        let more = format!("{MOVES} --writers 2 {more}");
+        let report = run(guest, &mover(HUGE, &more, &[MIGRATED]))?;
+        ensure!(report.counter(MIGRATED)? > 0, "{report:?}");
+        writes += report.number("/writes")?;
+    }
+    ensure!(writes > 0, "the writers wrote nothing");
+    end(guest)?;
+    Ok(format!("{writes} writes"))
+}
+
+/// Folios of which a descriptor fails are copied by the CPU.
+fn failed_descriptors(guest: &mut Guest) -> Result<String> {
+    start(guest)?;
+    // Twice in a row: the first one shows where the head stays, or is healed by a replay.
+    for offset in [5, 6] {
+        let fault = json!({
+            "trigger": {"every": {"n": 16, "offset": offset}},
+            "kind": {"error": {"code": 19}},
+        });
+        guest.server()?.fault(None, &fault)?;
+    }
+    let report = run(guest, &mover(HUGE, WRITTEN, &ALL))?;
+    let errors = guest.server()?.counters()?.errors;
+    let (migrated, failures) = (report.counter(MIGRATED)?, report.counter(FAILURES)?);
+    ensure!(
+        errors > 0 && failures > 0 && migrated > 0,
+        "{errors} errors: {report:?}"
+    );
+    guest.server()?.clear_faults(None)?;
+    guest.server()?.reset_counters()?;
+    move_huge(guest, MOVES)?;
+    end(guest)?;
+    Ok(format!(
+        "{errors} errors, {migrated} folios by engines, {failures} by the CPU"
+    ))
+}
+
+/// An engine stands still for good: it is stopped, its folio goes by the CPU, it comes back.
+fn hangs(guest: &mut Guest) -> Result<String> {
+    start(guest)?;
+    set(guest, TIMEOUT, "300")?;
+    for haltable in [true, false] {
+        let stall = json!({
+            "trigger": {"at": 3},
+            "kind": {"stall": {"for": "ever", "haltable": haltable}},
+        });
+        guest.server()?.fault(Some(2), &stall)?;
+        let report = run(guest, &mover(HUGE, WRITTEN, &ALL))?;
+        ensure!(report.counter(MIGRATED)? > 0, "{report:?}");
+        guest.server()?.clear_faults(None)?;
+        all_running(guest)?;
+        guest.server()?.reset_counters()?;
+        move_huge_by_all(guest)?;
+    }
+    let hangs = sum_of(guest, "hangs")?;
+    ensure!(hangs >= 2, "{hangs} hangs");
+    end(guest)?;
+    Ok(format!("{hangs} hangs"))
+}
+
+/// A function falls silent in the middle of a copy. The folio's migration fails, the kernel undoes
+/// it and does it again with another destination; the first one is used by nobody until the engine
+/// is proved stopped.
+fn quarantine(guest: &mut Guest) -> Result<String> {
+    start(guest)?;
+    set(guest, TIMEOUT, "300")?;
+    guest.server()?.fault(
+        Some(2),
+        &json!({"trigger": {"at": 3}, "kind": {"all_ones": {}}}),
+    )?;
+    run(guest, &mover(HUGE, WRITTEN, &[MIGRATED]))?;
+    let held = get(guest, QUARANTINED)?;
+    ensure!(held > 0, "nothing is in quarantine");
+    // The engine wakes up and writes: to pages that nobody has.
+    guest.server()?.clear_faults(None)?;
+    wait_until(guest, QUARANTINED, "-eq 0")?;
+    all_running(guest)?;
+    guest.server()?.reset_counters()?;
+    move_huge_by_all(guest)?;
+    end(guest)?;
+    Ok(format!("{held} folios held, and given back"))
+}
+
+/// The movers see one wrong byte, so what they find right was right: nobody has copied again.
+fn wrong_byte_is_seen(guest: &mut Guest) -> Result<String> {
+    start(guest)?;
+    guest.server()?.fault(
+        Some(1),
+        &json!({"trigger": {"at": 0}, "kind": "silent_corruption"}),
+    )?;
+    let out = guest.sh(&mover(HUGE, MOVES, &[]))?;
+    guest.server()?.clear_faults(None)?;
+    ensure!(
+        out.code != 0 && out.text.contains("FAIL"),
+        "a wrong byte was not seen: {}",
+        out.text
+    );
+    end(guest)?;
+    Ok(String::new())
+}
+
+/// The livepatch comes and goes, and the module after it, while folios move and are written.
+fn unload_under_load(guest: &mut Guest) -> Result<String> {
+    const TIMES: u32 = 4;
+    let load = Load::start(guest, HUGE, "--bytes 16M --movers 2 --writers 1", &[])?;
+    let mut moved = 0;
+    for _ in 0..TIMES {
+        start(guest)?;
+        wait_to_grow(guest, MIGRATED)?;
+        // The livepatch uses the module.
+        let out = guest.sh("rmmod ptdma_migrator")?;
+        ensure!(out.code != 0, "the module goes while the livepatch uses it");
+        disable(guest)?;
+        moved += get(guest, MIGRATED)?;
+        let failures = get(guest, FAILURES)?;
+        ensure!(failures == 0, "{failures} folios failed");
+        guest.ok_within("rmmod ptdma_migrator", PROGRAM_LIMIT)?;
+    }
+    load.end(guest)?;
+    guest.expect_clean_dmesg()?;
+    Ok(format!("{TIMES} times, {moved} folios by engines"))
+}
