@@ -16,7 +16,7 @@ use crate::{groups, paths, tools};
 /// A module with Rust in it builds `core`: minutes on a busy machine.
 const BUILD_LIMIT: Duration = Duration::from_secs(900);
 /// Part of every key: change it when the recipe below changes what comes out.
-const RECIPE: &str = "module-3";
+const RECIPE: &str = "module-4";
 /// What an old sparse does not know of newer kernels.
 const SPARSE_HEADER: &str = include_str!("../../../../kshim/scripts/sparse.h");
 
@@ -169,18 +169,18 @@ pub(crate) fn build(name: &str, kernel: &Kernel) -> Result<Vec<PathBuf>> {
     }
     let _lock = step::lock(&work.join("lock"))?;
 
+    let usable_tree = || match paths::fits_make(&root) {
+        true => Ok(root.clone()),
+        false => copy_of_tree(&root, &work),
+    };
     // The tree stays clean: a copy is built, or a folder for the output is given.
     let (source, output) = if module.in_place && kernel.is_packaged() {
         // Kernels before 6.13 build modules only where their sources are.
         let place = work.join(format!("stock-{}", kernel.key()));
-        let source = copy_of_tree(&root, &place)?.join(module.folder);
+        let source = packaged_source(&usable_tree()?.join(module.folder), &work, &place)?;
         (source.clone(), source)
     } else if module.in_place {
-        let tree = if paths::fits_make(&root) {
-            root
-        } else {
-            copy_of_tree(&root, &work)?
-        };
+        let tree = usable_tree()?;
         // One for each tree: cargo tells crates apart by where they are in their tree, and whether
         // they have changed by times, so that in a shared folder it takes another tree's.
         let place = Key::new(kernel.key())
@@ -268,6 +268,36 @@ pub(crate) fn build(name: &str, kernel: &Kernel) -> Result<Vec<PathBuf>> {
     }
     fs::write(folder.join("done"), "")?;
     objects(&folder)
+}
+
+/// The sources that our Debian package brings, copied to `place`: what DKMS builds on a machine
+/// without Rust.
+fn packaged_source(module: &Path, work: &Path, place: &Path) -> Result<PathBuf> {
+    // One for each tree, as for the output of a module above.
+    let key = Key::new("package").text(&module.to_string_lossy()).finish();
+    let output = work.join(format!("package-{key}"));
+    fs::create_dir_all(&output)?;
+    let bar = step::spinner("package: Rust library");
+    let mut command = groups::bound_command("make");
+    command
+        .arg("-C")
+        .arg(module.join("package"))
+        .arg("source")
+        .arg(format!("OUT={}", output.display()))
+        .env_remove("MAKEFLAGS");
+    tools::equip(&mut command)?;
+    Step::new("package", BUILD_LIMIT, &output.join("log")).run(&mut command)?;
+    bar.finish_and_clear();
+    let mut found = fs::read_dir(&output)?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|path| path.join("dkms.conf").is_file());
+    let source = found.next().context("the package has no sources")?;
+    match fs::remove_dir_all(place) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    mirror(&source, place)?;
+    Ok(place.to_path_buf())
 }
 
 /// Whether a line of make's output is a complaint about what is built: by the compilers, sparse,
