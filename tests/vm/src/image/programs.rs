@@ -16,6 +16,8 @@ use crate::{groups, paths};
 const BUILD_LIMIT: Duration = Duration::from_secs(300);
 const COMPILE_LIMIT: Duration = Duration::from_secs(60);
 const PACKAGE: &str = "ptdma-guest";
+/// The command of people who use the engines.
+const COMMAND: &str = "ptdma-cli";
 const AGENT: &str = "ptdma-guest-agent";
 /// The host's own target: naming it keeps build scripts and static programs apart.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -62,7 +64,7 @@ fn build_all() -> Result<Programs> {
     Ok(Programs { agent, others })
 }
 
-/// Builds every binary of the guest crate.
+/// Builds every binary of the guest crate, and the command.
 fn rust() -> Result<Vec<PathBuf>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let log = paths::cache_dir("guest")?.join("cargo.log");
@@ -70,7 +72,8 @@ fn rust() -> Result<Vec<PathBuf>> {
     let mut command = groups::bound_command(cargo);
     command
         .args(["build", "--release", "--quiet", "--locked"])
-        .args(["--package", PACKAGE, "--bins", "--target", TARGET])
+        .args(["--package", PACKAGE, "--package", COMMAND])
+        .args(["--bins", "--target", TARGET])
         .args(["--message-format", "json-render-diagnostics"])
         .env("RUSTFLAGS", "-Ctarget-feature=+crt-static")
         // Set by the cargo that runs this harness, and meant for its crate.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::kshim::{
     ALL, BYTES, FAILURES, MIGRATED, QUARANTINED, TIMEOUT, all_by_device, all_running,
@@ -45,6 +45,7 @@ pub(super) const SUITES: &[Suite] = &[Suite {
         Check::new("quarantine", quarantine).quick(DEBIAN_612),
         Check::new("wrong-byte-is-seen", wrong_byte_is_seen),
         Check::new("unload-under-load", unload_under_load),
+        Check::new("command", command).quick(DEBIAN_612),
     ],
 }];
 
@@ -283,4 +284,61 @@ fn unload_under_load(guest: &mut Guest) -> Result<String> {
     load.end(guest)?;
     guest.expect_clean_dmesg()?;
     Ok(format!("{TIMES} times, {moved} folios by engines"))
+}
+
+/// The command of the package: what it says in each state, memory of another process, both ways of
+/// copying.
+fn command(guest: &mut Guest) -> Result<String> {
+    let status = |guest: &mut Guest| -> Result<Value> {
+        Ok(serde_json::from_str(&guest.ok("ptdma status --json")?)?)
+    };
+    let next = |status: &Value| status["next"].as_str().unwrap_or_default().to_owned();
+    let before = status(guest)?;
+    ensure!(
+        next(&before).contains("not loaded")
+            && before["functions"].as_array().map(Vec::len) == Some(guest.options().devices),
+        "{before}"
+    );
+    let out = guest.sh("ptdma bench --mib 8")?;
+    ensure!(out.code == 1, "measured without engines: {}", out.text);
+    guest.ok("modprobe ptdma_migrator")?;
+    guest.ok("ptdma selftest")?;
+    let off = status(guest)?;
+    ensure!(next(&off).contains("ptdma_livepatch"), "{off}");
+    start(guest)?;
+    let on = status(guest)?;
+    ensure!(on["front"] == "livepatch" && on["next"].is_null(), "{on}");
+
+    let bench: Value = serde_json::from_str(&guest.ok("ptdma bench --mib 32 --json")?)?;
+    let (cpu, engines) = (&bench[0], &bench[1]);
+    ensure!(
+        cpu["engine_bytes"] == 0
+            && engines["engine_bytes"] == engines["moved_bytes"]
+            && engines["moved_bytes"] == cpu["moved_bytes"],
+        "{bench}"
+    );
+    // Memory of another process, which writes to it and moves it itself.
+    let load = Load::start(guest, HUGE, "--bytes 16M --writers 1", &[])?;
+    let moved = guest.ok(
+        "pid=$(pidof mover) && for node in 1 0 1; do ptdma move $pid --to $node --json; done; true",
+    )?;
+    load.end(guest)?;
+    ensure!(moved.contains("\"moved_bytes\""), "{moved}");
+    for (words, code) in [
+        ("move 999999 --to 1", 1),
+        ("move 1 --to 77", 1),
+        ("move 1 --to 1 --range 5-6", 2),
+        ("bench --from 1 --to 1", 1),
+    ] {
+        let out = guest.sh(&format!("ptdma {words}"))?;
+        ensure!(
+            out.code == code,
+            "`ptdma {words}`: {} {}",
+            out.code,
+            out.text
+        );
+    }
+    guest.ok("ptdma status | head -n 1")?;
+    end(guest)?;
+    Ok(format!("{} bytes by engines", engines["engine_bytes"]))
 }

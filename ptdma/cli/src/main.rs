@@ -1,0 +1,127 @@
+//! `ptdma`: what the engines of this machine do, and memory moved by them.
+//!
+//! Everything is read from sysfs and procfs, and done by system calls that every kernel has. So the
+//! command works with whatever leads migration to the engines: the livepatch or the patched kernel.
+
+mod bench;
+mod counts;
+mod migrate;
+mod ranges;
+mod say;
+mod selftest;
+mod status;
+mod syscalls;
+mod sysfs;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use ranges::Range;
+use sysfs::Root;
+
+/// AMD PTDMA engines and page migration
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// Print one JSON object for machines
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Functions, channels, counts, what is off and why, and the next step
+    Status,
+    /// Move the anonymous memory of a process to a node
+    Move {
+        /// The process
+        pid: u32,
+        /// The node to move to
+        #[arg(long)]
+        to: u32,
+        /// Only these addresses, in hexadecimal, as in /proc/PID/maps; may be given again
+        #[arg(long = "range", value_name = "START-END")]
+        ranges: Vec<Range>,
+        /// Also pages that other processes map (as root)
+        #[arg(long)]
+        shared: bool,
+    },
+    /// Move memory of this program to and fro, by the engines and by the CPU, and check every byte
+    Bench {
+        /// Memory to move, in MiB
+        #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
+        mib: u32,
+        /// The node to begin on
+        #[arg(long, default_value_t = 0)]
+        from: u32,
+        /// The other node
+        #[arg(long, default_value_t = 1)]
+        to: u32,
+        /// Moves to the other node and back
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        rounds: u32,
+    },
+    /// Copy and compare through each channel by itself (as root)
+    Selftest,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let root = Root::real();
+    let done = match arguments.command {
+        Command::Status => status::run(&root, arguments.json),
+        Command::Move {
+            pid,
+            to,
+            ranges,
+            shared,
+        } => {
+            let job = migrate::Job {
+                pid,
+                to,
+                ranges,
+                shared,
+            };
+            migrate::run(&root, &job, arguments.json)
+        }
+        Command::Bench {
+            mib,
+            from,
+            to,
+            rounds,
+        } => {
+            let plan = bench::Plan {
+                mib,
+                from,
+                to,
+                rounds,
+            };
+            bench::run(&root, &plan, arguments.json)
+        }
+        Command::Selftest => selftest::run(&root, arguments.json),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        // Whoever reads has seen enough: `ptdma status | head -n 1`.
+        Err(error) if say::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ptdma: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+}
