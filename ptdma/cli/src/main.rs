@@ -5,6 +5,7 @@
 
 mod bench;
 mod counts;
+mod manual;
 mod migrate;
 mod ranges;
 mod say;
@@ -22,8 +23,8 @@ use sysfs::Root;
 
 /// AMD PTDMA engines and page migration
 #[derive(Debug, Parser)]
-#[command(version, about)]
-struct Arguments {
+#[command(name = "ptdma", version)]
+pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Command,
     /// Print one JSON object for machines
@@ -66,6 +67,9 @@ enum Command {
     },
     /// Copy and compare through each channel by itself (as root)
     Selftest,
+    /// Print the manual page
+    #[command(hide = true)]
+    Manual,
 }
 
 fn main() -> ExitCode {
@@ -102,6 +106,7 @@ fn main() -> ExitCode {
             bench::run(&root, &plan, arguments.json)
         }
         Command::Selftest => selftest::run(&root, arguments.json),
+        Command::Manual => manual::run(),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

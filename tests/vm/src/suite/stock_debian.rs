@@ -318,7 +318,7 @@ fn command(guest: &mut Guest) -> Result<String> {
         "{bench}"
     );
     // Memory of another process, which writes to it and moves it itself.
-    let load = Load::start(guest, HUGE, "--bytes 16M --writers 1", &[])?;
+    let load = Load::start(guest, HUGE, "--bytes 16M --writers 1 --overlap", &[])?;
     let moved = guest.ok(
         "pid=$(pidof mover) && for node in 1 0 1; do ptdma move $pid --to $node --json; done; true",
     )?;
