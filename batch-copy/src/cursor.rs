@@ -29,6 +29,14 @@ pub(crate) struct Cursor<'s, S: ?Sized> {
     place: Place,
 }
 
+// Not derived: that would ask for sources that can be cloned.
+impl<S: ?Sized> Clone for Cursor<'_, S> {
+    #[inline]
+    fn clone(&self) -> Self {
+        Self { ..*self }
+    }
+}
+
 impl<'s, S: FolioSource + ?Sized> Cursor<'s, S> {
     /// The place where an earlier walk ended; the default is the beginning.
     #[inline]

@@ -3,8 +3,9 @@
 use heapless::Vec;
 use ptdma::{BOUNDARY_LEN_BYTES, DmaAddr};
 
+use crate::ahead::{Ahead, Answers};
 use crate::cursor::{Cursor, Place};
-use crate::map::{MapError, Mapper, Piece};
+use crate::map::{MAP_CHUNK, MapError, Mapper, Piece};
 use crate::plan::Stretch;
 use crate::scattered::{crosses_boundary, scattered};
 use crate::source::FolioSource;
@@ -25,7 +26,8 @@ pub(crate) type Refused = Vec<Stretch, REFUSED_MAX>;
 /// Descriptors that were gathered at once.
 #[derive(Debug)]
 pub(crate) struct Chunk {
-    items: [Segment; CHUNK],
+    /// While descriptors are gathered, what the mapper has answered lies behind them.
+    items: [Segment; MAP_CHUNK],
     len: usize,
 }
 
@@ -36,7 +38,7 @@ impl Chunk {
                 src: DmaAddr::new(0),
                 dst: DmaAddr::new(0),
                 len_bytes: 0,
-            }; CHUNK],
+            }; MAP_CHUNK],
             len: 0,
         }
     }
@@ -121,7 +123,8 @@ pub(crate) struct Target {
     pub(crate) max_len_bytes: u64,
 }
 
-/// A walk that gathers descriptors, one with each [`next`](Iterator::next).
+/// A walk that gathers descriptors, one with each [`next`](Iterator::next), which asks the mapper
+/// about one piece at a time, or a [chunk](Self::fill) at once.
 ///
 /// Every descriptor is as long as contiguity and the channel's limit allow, wherever the walk
 /// began, so that a second walk over the same bytes finds the same descriptors.
@@ -135,7 +138,7 @@ pub(crate) struct Gather<'a, S: ?Sized, M> {
     mapper: &'a mut M,
     refused: &'a Refused,
     has_refused: bool,
-    /// What the mapper said about the current piece, if it was asked and the answer not used.
+    /// What the mapper said about the current piece, as far as it was not used.
     ahead: Option<Segment>,
     skipped: Sum,
     refuses: Option<Stretch>,
@@ -199,8 +202,19 @@ where
     pub(crate) fn fill(&mut self, chunk: &mut Chunk, most: usize) {
         chunk.len = 0;
         let most = most.min(CHUNK);
+        if !M::TRIVIAL {
+            // The mapper answers for one piece more: where it lies says where the last one ends.
+            let mut answers = Answers::new(chunk.items.get_mut(..=most).unwrap_or_default());
+            while answers.written() < most
+                && let Some(segment) = self.descriptor(&mut answers)
+            {
+                answers.write(segment);
+            }
+            chunk.len = answers.written();
+            return;
+        }
         while chunk.len < most {
-            if M::TRIVIAL && !self.has_refused {
+            if !self.has_refused {
                 self.fill_scattered(chunk, most);
             }
             let Some(place) = chunk
@@ -259,25 +273,60 @@ where
     }
 
     /// What the channel can be given from here on; `None` at the end, or if the mapper refuses.
-    /// Does not go on.
+    /// Does not go on. `begun`: whether this may continue a descriptor.
     #[inline(always)]
-    fn peek(&mut self) -> Option<Segment> {
+    fn peek(&mut self, answers: &mut Answers<'_>, begun: bool) -> Option<Segment> {
         let piece = self.piece()?;
         if !M::TRIVIAL && self.ahead.is_some() {
             return self.ahead;
         }
-        let mapped = match self.mapper.map(self.target.channel, &piece) {
+        let mapped = if M::TRIVIAL {
+            self.mapper.map(self.target.channel, &piece)
+        } else {
+            self.answer(answers, begun).ok_or(MapError)
+        };
+        let mapped = match mapped {
             // A mapper that answers for no bytes would have us ask for ever.
-            Ok(Segment { len_bytes: 0, .. }) | Err(MapError) => return None,
+            Ok(Segment { len_bytes: 0, .. }) | Err(MapError) => {
+                answers.forget();
+                return None;
+            }
             Ok(mapped) => Segment {
                 len_bytes: mapped.len_bytes.min(piece.len_bytes),
                 ..mapped
             },
         };
         if !M::TRIVIAL {
+            if mapped.len_bytes < piece.len_bytes {
+                // The rest of the piece comes before what they are about.
+                answers.forget();
+            }
             self.ahead = Some(mapped);
         }
         Some(mapped)
+    }
+
+    /// What the mapper says about the piece here, and maybe about those behind it.
+    #[inline(always)]
+    fn answer(&mut self, answers: &mut Answers<'_>, begun: bool) -> Option<Segment> {
+        let known = answers.next();
+        if known.is_some() {
+            return known;
+        }
+        let slots = answers.slots(begun);
+        let mut ahead = Ahead::new(
+            self.at.clone(),
+            self.end,
+            self.refused,
+            self.target.max_len_bytes,
+            slots.len() as u64,
+        );
+        let answered = self
+            .mapper
+            .map_chunk(self.target.channel, ahead.by_ref(), slots);
+        // Nobody believes in answers to what was not asked.
+        answers.came(answered.min(ahead.asked()));
+        answers.next()
     }
 
     /// Takes note of the part that could not be mapped, if that is why there was nothing.
@@ -297,7 +346,7 @@ where
     fn take(&mut self, taken: u64) {
         self.at.advance(taken);
         if !M::TRIVIAL {
-            self.ahead = None;
+            self.ahead = self.ahead.and_then(|known| behind(known, taken));
         }
     }
 
@@ -329,18 +378,12 @@ where
             self.take(len_bytes);
         }
     }
-}
 
-impl<S, M> Iterator for Gather<'_, S, M>
-where
-    S: FolioSource + ?Sized,
-    M: Mapper,
-{
-    type Item = Segment;
-
-    fn next(&mut self) -> Option<Segment> {
+    /// The next descriptor. Takes from `answers` what the mapper says, and has it filled again.
+    #[inline(always)]
+    fn descriptor(&mut self, answers: &mut Answers<'_>) -> Option<Segment> {
         self.skip();
-        let Some(mut segment) = self.peek() else {
+        let Some(mut segment) = self.peek(answers, false) else {
             self.note_refusal();
             return None;
         };
@@ -361,7 +404,9 @@ where
                 break;
             }
             // If it is refused, that is for the next call to say.
-            let Some(next) = self.peek() else { break };
+            let Some(next) = self.peek(answers, true) else {
+                break;
+            };
             if next.src.get() != next_src || next.dst.get() != next_dst {
                 break;
             }
@@ -371,6 +416,29 @@ where
         }
         Some(segment)
     }
+}
+
+impl<S, M> Iterator for Gather<'_, S, M>
+where
+    S: FolioSource + ?Sized,
+    M: Mapper,
+{
+    type Item = Segment;
+
+    fn next(&mut self) -> Option<Segment> {
+        self.descriptor(&mut Answers::new(&mut [Segment::default()]))
+    }
+}
+
+/// A segment without its first `taken` bytes; `None` if nothing is left.
+#[inline(always)]
+fn behind(segment: Segment, taken: u64) -> Option<Segment> {
+    let len_bytes = segment.len_bytes.checked_sub(taken)?;
+    (len_bytes != 0).then_some(Segment {
+        src: DmaAddr::new(segment.src.get().wrapping_add(taken)),
+        dst: DmaAddr::new(segment.dst.get().wrapping_add(taken)),
+        len_bytes,
+    })
 }
 
 /// Bytes from an address to the next multiple of [`BOUNDARY_LEN_BYTES`].

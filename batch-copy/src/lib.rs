@@ -112,6 +112,7 @@
 #[cfg(test)]
 extern crate std;
 
+mod ahead;
 mod batch;
 mod calibrate;
 mod closing;
@@ -144,7 +145,7 @@ pub use cpu::{CPU_COPY_FAILED, CpuChannel};
 pub use folio::{FailReason, Folio, LengthMismatch, Outcome, SkipReason};
 pub use gather::CHUNK;
 pub use host::{CpuCopier, CpuCopyError, Host, NoCpu, NoRescue, Rescue};
-pub use map::{Identity, MapError, Mapper, Piece};
+pub use map::{Identity, MAP_CHUNK, MapError, Mapper, Piece};
 pub use options::Options;
 pub use overlap::{Interval, OverlapCheck};
 pub use plan::{CutRules, Plan, Stretch, pieces};

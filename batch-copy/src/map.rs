@@ -6,6 +6,12 @@ use ptdma::DmaAddr;
 
 use ptdma::Segment;
 
+use crate::gather::CHUNK;
+
+/// Most pieces that a mapper is asked about at once: as many as a chunk may take descriptors, and
+/// the one behind them, which may continue the last.
+pub const MAP_CHUNK: usize = CHUNK + 1;
+
 /// A part of one folio, in the caller's addresses, about to be given to a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
@@ -61,6 +67,35 @@ pub trait Mapper {
     ///
     /// [`MapError`]: the piece is not copied by an engine, everything else is.
     fn map(&mut self, channel: usize, piece: &Piece) -> Result<Segment, MapError>;
+
+    /// Answers like [`map`](Self::map) for pieces that follow each other in the batch, from the
+    /// first on, and returns the number of answers. For mappers to which a call is dear.
+    ///
+    /// `segments` has room for [`MAP_CHUNK`] answers at most. There may be more pieces than room,
+    /// or fewer.
+    ///
+    /// The executor asks about a piece without an answer again. No answer at all means that `map`
+    /// refuses the first piece. An answer for less than its piece ends the use of the answers: the
+    /// executor asks about the rest of that piece first.
+    fn map_chunk(
+        &mut self,
+        channel: usize,
+        pieces: impl Iterator<Item = Piece>,
+        segments: &mut [Segment],
+    ) -> usize {
+        let mut answered: usize = 0;
+        for (segment, piece) in segments.iter_mut().zip(pieces) {
+            let Ok(mapped) = self.map(channel, &piece) else {
+                break;
+            };
+            *segment = mapped;
+            answered = answered.wrapping_add(1);
+            if mapped.len_bytes < piece.len_bytes {
+                break;
+            }
+        }
+        answered
+    }
 }
 
 /// Addresses are the same on every side.

@@ -147,6 +147,40 @@ impl Mapper for FuzzMapper {
             len_bytes,
         })
     }
+
+    fn map_chunk(
+        &mut self,
+        channel: usize,
+        pieces: impl Iterator<Item = Piece>,
+        segments: &mut [Segment],
+    ) -> usize {
+        let world = Rc::clone(&self.world);
+        // A mapper may stop where it likes; nothing at all would be a refusal.
+        let most = 1 + world.below(2 * segments.len() as u64) as usize;
+        let mut answered = 0;
+        for (segment, piece) in segments.iter_mut().zip(pieces).take(most) {
+            match self.map(channel, &piece) {
+                Ok(mapped) => *segment = mapped,
+                Err(MapError) => break,
+            }
+            // Answers behind one for a part of its piece are for nothing.
+            answered += 1;
+        }
+        if world.manners.lies && world.one_in(40) {
+            world.trouble.set(true);
+            let made_up = Segment {
+                src: DmaAddr::new(OUT_OF_REACH),
+                dst: DmaAddr::new(OUT_OF_REACH),
+                len_bytes: BLOCK_LEN_BYTES,
+            };
+            segments
+                .iter_mut()
+                .skip(answered)
+                .for_each(|s| *s = made_up);
+            answered = world.below(100) as usize;
+        }
+        answered
+    }
 }
 
 /// A list of folios that is looked up with care.
