@@ -189,8 +189,7 @@ static noinline int ptdma_map_again(struct ptdma_batch *batch, u32 chan,
 	return 1;
 }
 
-static __always_inline bool ptdma_map_part(struct ptdma_batch *batch,
-					   struct device *dev,
+static __always_inline bool ptdma_map_part(struct device *dev,
 					   const struct ptdma_piece *piece,
 					   struct ptdma_part *part)
 {
@@ -207,33 +206,20 @@ static __always_inline bool ptdma_map_part(struct ptdma_batch *batch,
 	}
 	part->dst = dst;
 	part->windowed = false;
-	/*
-	 * Where bus addresses are physical ones, nothing needs to be unmapped.  The
-	 * API tells so after the last mapping that matters.
-	 */
-	if (dma_need_unmap(dev))
-		batch->must_unmap = true;
 	return true;
 }
 
-/**
- * ptdma_k_map - Give a part of a folio bus addresses.
- * @batch: The batch it belongs to.
- * @chan: Channel that will copy it.
- * @piece: The part.
- * @segment: Filled in: the beginning of @piece, as far as it is contiguous for
- *	the channel.
- *
- * A second call for the same part gives the same answer.
- *
- * Context: Process context, no locks but ptdma_topology.
- * Return: 0, or a negative error code: the CPU must copy the part.
+/*
+ * Maps a piece, or finds that it is mapped.  Sets @direct if it was mapped outside
+ * of windows just now.  Returns 0, or a negative error code.
  */
-int ptdma_k_map(struct ptdma_batch *batch, u32 chan,
-		const struct ptdma_piece *piece, struct ptdma_segment *segment)
+static __always_inline int ptdma_map_piece(struct ptdma_batch *batch, u32 chan,
+					   struct ptdma_chan *channel,
+					   const struct ptdma_piece *piece,
+					   struct ptdma_segment *segment,
+					   bool *direct)
 {
 	u16 *first = &batch->first_part[piece->folio];
-	struct ptdma_chan *channel = ptdma_chans[chan];
 	u64 end = piece->offset + piece->len;
 	struct ptdma_part *part;
 
@@ -253,7 +239,9 @@ int ptdma_k_map(struct ptdma_batch *batch, u32 chan,
 	if (unlikely(channel->translated) &&
 	    ptdma_map_windowed(batch, chan, piece, part))
 		part->windowed = true;
-	else if (!ptdma_map_part(batch, &channel->pdev->dev, piece, part))
+	else if (ptdma_map_part(&channel->pdev->dev, piece, part))
+		*direct = true;
+	else
 		return -EIO;
 
 	part->chan = chan;
@@ -268,6 +256,43 @@ int ptdma_k_map(struct ptdma_batch *batch, u32 chan,
 	segment->dst = part->dst;
 	segment->len = piece->len;
 	return 0;
+}
+
+/**
+ * ptdma_k_map - Give parts of folios bus addresses.
+ * @batch: The batch they belong to.
+ * @chan: Channel that will copy them.
+ * @pieces: The parts.
+ * @segments: Filled in from the first one on: the beginning of each of @pieces, as
+ *	far as it is contiguous for the channel.
+ * @nr: Entries of @pieces and of @segments.
+ *
+ * A second call for the same part gives the same answer.  The first part that
+ * cannot be mapped ends the call.  The CPU must copy a part that is the first of a
+ * call that maps none.
+ *
+ * Context: Process context, no locks but ptdma_topology.
+ * Return: How many parts, from the first one on, have bus addresses.
+ */
+u32 ptdma_k_map(struct ptdma_batch *batch, u32 chan,
+		const struct ptdma_piece *pieces,
+		struct ptdma_segment *segments, u32 nr)
+{
+	struct ptdma_chan *channel = ptdma_chans[chan];
+	bool direct = false;
+	u32 i;
+
+	for (i = 0; i < nr; i++)
+		if (ptdma_map_piece(batch, chan, channel, &pieces[i],
+				    &segments[i], &direct))
+			break;
+	/*
+	 * Where bus addresses are physical ones, nothing needs to be unmapped.  The
+	 * API tells so after the last mapping that matters.
+	 */
+	if (direct && dma_need_unmap(&channel->pdev->dev))
+		batch->must_unmap = true;
+	return i;
 }
 
 static void ptdma_unmap_part(struct ptdma_part *part)

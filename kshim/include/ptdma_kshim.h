@@ -366,8 +366,9 @@ void ptdma_k_nap(u64 ns);
 void ptdma_k_yield(void);
 void ptdma_k_master_on(u32 chan);
 bool ptdma_k_prove_stopped(struct ptdma_batch *batch, u32 chan);
-s32 ptdma_k_map(struct ptdma_batch *batch, u32 chan,
-		const struct ptdma_piece *piece, struct ptdma_segment *segment);
+u32 ptdma_k_map(struct ptdma_batch *batch, u32 chan,
+		const struct ptdma_piece *pieces,
+		struct ptdma_segment *segments, u32 nr);
 s32 ptdma_k_cpu_copy(u64 dst, u64 src, u64 len);
 void ptdma_k_report(u32 chan, u32 event, u64 code);
 

@@ -1,12 +1,12 @@
 //! A round, from folios to outcomes.
 
 use batch_copy::{
-    BadInput, Batch, CostModel, CpuCopier, CpuCopyError, FailReason, FolioSource, Host, MapError,
-    Mapper, Naps, Options, OverlapCheck, Policy, Rescue, Wait, WaitFor, Wake,
+    BadInput, Batch, CostModel, CpuCopier, CpuCopyError, FailReason, FolioSource, Host, MAP_CHUNK,
+    MapError, Mapper, Naps, Options, OverlapCheck, Policy, Rescue, Wait, WaitFor, Wake,
 };
 
 use crate::abi::{
-    Folio, MAX_CHANNELS, MAX_ROUND_FOLIOS, Outcome, Piece, Round, RoundResult, Settings,
+    Folio, MAX_CHANNELS, MAX_ROUND_FOLIOS, Outcome, Piece, Round, RoundResult, Segment, Settings,
 };
 use crate::channel::bus;
 use crate::errno;
@@ -32,6 +32,30 @@ const STRIPE_ALIGN_BYTES: u64 = 4096;
 pub struct Scratch {
     batch: Batch<MAX_CHANNELS>,
     outcomes: [batch_copy::Outcome; MAX_ROUND_FOLIOS],
+    mapping: Mapping,
+}
+
+/// What a chunk is to C, and what C makes of it: 2 KiB, which is too much for a kernel stack.
+struct Mapping {
+    pieces: [Piece; MAP_CHUNK],
+    segments: [Segment; MAP_CHUNK],
+}
+
+impl Mapping {
+    const EMPTY: Self = Self {
+        pieces: [Piece {
+            src: 0,
+            dst: 0,
+            len: 0,
+            offset: 0,
+            folio: 0,
+        }; MAP_CHUNK],
+        segments: [Segment {
+            src: 0,
+            dst: 0,
+            len: 0,
+        }; MAP_CHUNK],
+    };
 }
 
 impl Scratch {
@@ -53,6 +77,10 @@ impl Scratch {
             // SAFETY: within `*at`.
             unsafe { outcome.write(batch_copy::Outcome::Dma) };
         }
+        // SAFETY: `at` is valid (caller).
+        let mapping = unsafe { &raw mut (*at).mapping };
+        // SAFETY: within `*at`. A constant of zeros, so nothing large is moved.
+        unsafe { mapping.write(Mapping::EMPTY) };
     }
 }
 
@@ -83,22 +111,58 @@ fn abi_piece(piece: &batch_copy::Piece) -> Piece {
     }
 }
 
-/// Maps a part on the function that copies it.
-struct KernelMapper(BatchContext);
+/// Maps parts on the function that copies them.
+struct KernelMapper<'a> {
+    context: BatchContext,
+    mapping: &'a mut Mapping,
+}
 
-impl Mapper for KernelMapper {
-    #[inline]
+#[inline]
+const fn segment(raw: &Segment) -> batch_copy::Segment {
+    batch_copy::Segment {
+        src: bus(raw.src),
+        dst: bus(raw.dst),
+        len_bytes: raw.len,
+    }
+}
+
+impl Mapper for KernelMapper<'_> {
     fn map(
         &mut self,
         channel: usize,
         piece: &batch_copy::Piece,
     ) -> Result<batch_copy::Segment, MapError> {
-        let segment = self.0.map(channel, &abi_piece(piece)).ok_or(MapError)?;
-        Ok(batch_copy::Segment {
-            src: bus(segment.src),
-            dst: bus(segment.dst),
-            len_bytes: segment.len,
-        })
+        let mut raw = [Segment::default()];
+        match self.context.map(channel, &[abi_piece(piece)], &mut raw) {
+            0 => Err(MapError),
+            _ => Ok(segment(&raw[0])),
+        }
+    }
+
+    /// One call of C for all of them.
+    #[inline]
+    fn map_chunk(
+        &mut self,
+        channel: usize,
+        pieces: impl Iterator<Item = batch_copy::Piece>,
+        segments: &mut [batch_copy::Segment],
+    ) -> usize {
+        let Mapping {
+            pieces: raw_pieces,
+            segments: raw_segments,
+        } = &mut *self.mapping;
+        let mut nr: usize = 0;
+        let room = segments.len().min(MAP_CHUNK);
+        for (raw, piece) in raw_pieces.iter_mut().take(room).zip(pieces) {
+            *raw = abi_piece(&piece);
+            nr = nr.wrapping_add(1);
+        }
+        let raw_pieces = raw_pieces.get(..nr).unwrap_or_default();
+        let mapped = self.context.map(channel, raw_pieces, raw_segments);
+        for (to, raw) in segments.iter_mut().zip(raw_segments.iter().take(mapped)) {
+            *to = segment(raw);
+        }
+        mapped
     }
 }
 
@@ -326,7 +390,10 @@ pub(crate) fn run(
         return 0;
     };
     let mut host = Host::new(KernelWait::new(context, poll_ns, round.may_sleep != 0))
-        .with_mapper(KernelMapper(context))
+        .with_mapper(KernelMapper {
+            context,
+            mapping: &mut scratch.mapping,
+        })
         .with_cpu(KernelCpu(context))
         .with_rescue(KernelRescue {
             context,

@@ -29,9 +29,10 @@ mod imports {
         pub(super) fn ptdma_k_map(
             batch: *mut Batch,
             chan: u32,
-            piece: *const Piece,
-            segment: *mut Segment,
-        ) -> i32;
+            pieces: *const Piece,
+            segments: *mut Segment,
+            nr: u32,
+        ) -> u32;
         pub(super) fn ptdma_k_cpu_copy(dst: u64, src: u64, len: u64) -> i32;
         pub(super) safe fn ptdma_k_report(chan: u32, event: Event, code: u64);
     }
@@ -131,13 +132,16 @@ impl BatchContext {
         imports::ptdma_k_nap(ns);
     }
 
-    /// Maps a part of a folio for a channel.
+    /// Maps parts of folios for a channel, from the first one on. How many it mapped.
     #[inline]
-    pub(crate) fn map(&mut self, chan: usize, piece: &Piece) -> Option<Segment> {
-        let mut segment = Segment::default();
-        // SAFETY: the batch is good (constructor), `piece` and `segment` are for the call.
-        let rc = unsafe { imports::ptdma_k_map(self.0.as_ptr(), chan as u32, piece, &mut segment) };
-        (rc == 0).then_some(segment)
+    pub(crate) fn map(&mut self, chan: usize, pieces: &[Piece], segments: &mut [Segment]) -> usize {
+        let nr = pieces.len().min(segments.len());
+        let (from, to) = (pieces.as_ptr(), segments.as_mut_ptr());
+        // SAFETY: the batch is good (constructor); `nr` pieces are there to be read, and as many
+        // segments to be written, for the call.
+        let mapped =
+            unsafe { imports::ptdma_k_map(self.0.as_ptr(), chan as u32, from, to, nr as u32) };
+        nr.min(mapped as usize)
     }
 
     /// Copies a part of a folio of this batch with the CPU. Whether it could.

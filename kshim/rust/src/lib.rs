@@ -13,10 +13,13 @@ mod channel;
 mod errno;
 pub mod exports;
 #[cfg(not(target_os = "none"))]
-mod host;
+pub mod host;
 mod kernel;
 mod settings;
 mod system;
+
+pub use batch::Scratch;
+pub use system::System;
 
 #[cfg(target_os = "none")]
 mod panic {
