@@ -224,7 +224,10 @@ where
             else {
                 break;
             };
-            let Some(segment) = self.next() else { break };
+            let mut none = [];
+            let Some(segment) = self.descriptor(&mut Answers::new(&mut none)) else {
+                break;
+            };
             *place = segment;
             chunk.len = chunk.len.wrapping_add(1);
         }
@@ -425,6 +428,8 @@ where
 {
     type Item = Segment;
 
+    // A function of its own: second walks are rare, and there are several places that walk.
+    #[inline(never)]
     fn next(&mut self) -> Option<Segment> {
         self.descriptor(&mut Answers::new(&mut [Segment::default()]))
     }

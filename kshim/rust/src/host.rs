@@ -6,13 +6,15 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::Rc;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::abi::{Batch, Event, LockKind, Piece, RawLock, Segment};
 
-/// What the kernel does beside locks and time. As it is, it maps addresses to themselves, has no
-/// engine go on, and proves nothing.
+/// What the kernel does beside locks. As it is, it maps addresses to themselves, has no engine go on,
+/// and proves nothing.
 pub trait Kernel {
     /// Maps pieces for a channel, from the first one on. How many it mapped.
     fn map(&self, chan: u32, pieces: &[Piece], segments: &mut [Segment]) -> usize {
@@ -27,11 +29,27 @@ pub trait Kernel {
         pieces.len()
     }
 
-    /// Time passes; no lock is held. Whether the channel has interrupted meanwhile.
-    fn pass(&self, chan: Option<u32>) -> bool {
-        let _ = chan;
-        std::thread::yield_now();
+    /// Nanoseconds, monotonic.
+    fn now_ns(&self) -> u64 {
+        static START: OnceLock<Instant> = OnceLock::new();
+        START.get_or_init(Instant::now).elapsed().as_nanos() as u64
+    }
+
+    /// Waits for a channel's interrupt, no lock held. Whether it came.
+    fn wait(&self, chan: u32, timeout_ns: u64) -> bool {
+        let _ = (chan, timeout_ns);
+        thread::yield_now();
         false
+    }
+
+    /// Sleeps, no lock held.
+    fn nap(&self, ns: u64) {
+        thread::sleep(Duration::from_nanos(ns));
+    }
+
+    /// Lets others run, no lock held.
+    fn yield_now(&self) {
+        thread::yield_now();
     }
 
     /// Cuts a channel's function off from memory. Whether it is certain that it is.
@@ -154,7 +172,7 @@ pub(crate) unsafe fn ptdma_k_lock(lock: *mut RawLock) -> u64 {
     // SAFETY: room for a lock, by the caller's promise.
     let flag = unsafe { &*flag(lock) };
     while flag.swap(true, Ordering::Acquire) {
-        std::thread::yield_now();
+        thread::yield_now();
     }
     0
 }
@@ -166,30 +184,28 @@ pub(crate) unsafe fn ptdma_k_unlock(lock: *mut RawLock, _flags: u64) {
 }
 
 pub(crate) fn ptdma_k_now_ns() -> u64 {
-    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     count(Import::NowNs);
-    START.get_or_init(Instant::now).elapsed().as_nanos() as u64
+    kernel().now_ns()
 }
 
 pub(crate) unsafe fn ptdma_k_wait(
     _batch: *mut Batch,
     chan: u32,
     _spin_ns: u64,
-    _timeout_ns: u64,
+    timeout_ns: u64,
 ) -> bool {
     count(Import::Wait);
-    kernel().pass(Some(chan))
+    kernel().wait(chan, timeout_ns)
 }
 
 pub(crate) fn ptdma_k_nap(ns: u64) {
     count(Import::Nap);
-    kernel().pass(None);
-    std::thread::sleep(std::time::Duration::from_nanos(ns));
+    kernel().nap(ns);
 }
 
 pub(crate) fn ptdma_k_yield() {
     count(Import::Yield);
-    kernel().pass(None);
+    kernel().yield_now();
 }
 
 pub(crate) fn ptdma_k_master_on(_chan: u32) {

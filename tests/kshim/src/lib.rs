@@ -35,6 +35,10 @@ const RING_BASE: u64 = 0x10_0000;
 /// comes to.
 const DOMAIN_BYTES: u64 = 1 << 40;
 
+/// What each look at the clock takes, in nanoseconds: a clock that stands still would have a batch
+/// count its turns.
+const LOOK_NS: u64 = 100;
+
 /// Where physical memory begins: zero would hide a forgotten address.
 const MEMORY_BASE: u64 = 0x1000_0000;
 
@@ -128,26 +132,35 @@ impl Function {
 }
 
 impl Function {
-    /// Completes what is between head and tail without executing it. Whether the last descriptor
-    /// asks for an interrupt.
+    /// Completes what is before the tail without a look at it, so that the engine costs nothing.
+    /// Whether the last descriptor asks for an interrupt.
     fn skip(&self) -> bool {
-        let (head, tail) = (
-            self.registers.read(Register::Head),
-            self.registers.read(Register::Tail),
-        );
-        if head == tail {
+        let tail = self.registers.read(Register::Tail);
+        if self.registers.read(Register::Head) == tail {
             return false;
         }
-        self.run(|_| ())
+        self.registers.write(Register::Head, tail);
+        let last = (self.slot(Register::Tail) + self.entries - 1) % self.entries;
+        let asks = self.descriptor(last)[0] & CommandWord::IOC.bits() != 0;
+        self.show(if asks {
+            Interrupts::COMPLETION
+        } else {
+            Interrupts::empty()
+        });
+        asks
     }
 }
 
 /// What is below the library: the kernel, the functions, and memory.
 struct Board {
     system: &'static System,
+    /// Time passes by what the library does, so that every run is the same.
+    now_ns: Cell<u64>,
     functions: RefCell<Vec<Function>>,
     /// Physical memory from [`MEMORY_BASE`] on; none if engines need not copy.
     memory: RefCell<Vec<u8>>,
+    /// Channels are up, and find nothing more out about their engines.
+    up: Cell<bool>,
     /// Folios that cannot be mapped.
     refuses: RefCell<BTreeSet<u32>>,
     /// The channel that each part is mapped for, by folio and offset.
@@ -204,7 +217,7 @@ impl Board {
         let mut found = false;
         let copies = self.copies();
         for (chan, function) in (0_u32..).zip(&*self.functions.borrow()) {
-            let asked = if copies {
+            let asked = if copies || !self.up.get() {
                 function.run(|words| self.copy(chan, words))
             } else {
                 function.skip()
@@ -239,8 +252,26 @@ impl Kernel for Board {
         done
     }
 
-    fn pass(&self, chan: Option<u32>) -> bool {
-        self.run(chan)
+    fn now_ns(&self) -> u64 {
+        self.now_ns.set(self.now_ns.get() + LOOK_NS);
+        self.now_ns.get()
+    }
+
+    fn wait(&self, chan: u32, timeout_ns: u64) -> bool {
+        let interrupted = self.run(Some(chan));
+        if !interrupted {
+            self.now_ns.set(self.now_ns.get() + timeout_ns);
+        }
+        interrupted
+    }
+
+    fn nap(&self, ns: u64) {
+        let _ = self.run(None);
+        self.now_ns.set(self.now_ns.get() + ns);
+    }
+
+    fn yield_now(&self) {
+        let _ = self.run(None);
     }
 
     fn prove_stopped(&self, chan: u32) -> bool {
@@ -313,8 +344,10 @@ impl Machine {
         let machine = Self {
             board: Rc::new(Board {
                 system,
+                now_ns: Cell::new(0),
                 functions: RefCell::default(),
                 memory: RefCell::new(vec![0; if copies { pages * FOLIO_BYTES } else { 0 }]),
+                up: Cell::new(false),
                 refuses: RefCell::default(),
                 mapped: RefCell::default(),
             }),
@@ -339,6 +372,7 @@ impl Machine {
             let rc = unsafe { ptdma_rs_channel_up(system, chan, &setup) };
             assert_eq!(rc, 0, "channel {chan}");
         }
+        machine.board.up.set(true);
         settings.nr_dma_chan = channels;
         let rc = ptdma_rs_settings_set(system, &settings);
         assert_eq!(rc, 0, "{settings:?}");

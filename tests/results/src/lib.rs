@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn the_document_has_a_place_for_each_table() -> Result<()> {
         let text = std::fs::read_to_string(DOCUMENT)?;
-        for name in ["burst", "batches"] {
+        for name in ["burst", "batches", "module"] {
             assert!(split(&text, name).is_some(), "{name}");
         }
         Ok(())
