@@ -73,6 +73,7 @@ pub(crate) fn run(root: &Root, plan: &Plan, json: bool) -> Result<bool> {
         "engines copy nothing on this machine now: see `ptdma status`"
     );
     let mut memory = HugeMemory::new((plan.mib as usize) << 20)?;
+    memory.bind([plan.from, plan.to])?;
     fill(memory.words());
     migrate::move_own(memory.range(), plan.from)?;
 

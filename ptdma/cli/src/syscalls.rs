@@ -13,6 +13,8 @@ pub(crate) type PageStatus = i32;
 /// `MPOL_MF_MOVE` and `MPOL_MF_MOVE_ALL` of `linux/mempolicy.h`.
 const MOVE: libc::c_int = 1 << 1;
 const MOVE_ALL: libc::c_int = 1 << 2;
+/// `MPOL_BIND` of the same.
+const BIND: libc::c_long = 2;
 
 fn addresses(pages: &[u64]) -> Vec<*mut libc::c_void> {
     pages
@@ -136,6 +138,36 @@ impl HugeMemory {
             )
         };
         Ok(memory)
+    }
+
+    /// Binds it to two nodes. The kernel's balancing leaves memory with a policy where it is, and
+    /// would move other memory to the node that looks at it.
+    ///
+    /// # Errors
+    /// One of the nodes has no memory, or is above 63.
+    pub(crate) fn bind(&self, nodes: [u32; 2]) -> Result<()> {
+        let mut mask: u64 = 0;
+        for node in nodes {
+            mask |= 1_u64
+                .checked_shl(node)
+                .with_context(|| format!("node {node} is above 63"))?;
+        }
+        // SAFETY: the range is mapped, the mask is as long as the call is told, and no page moves:
+        // there are no flags.
+        checked(unsafe {
+            libc::syscall(
+                libc::SYS_mbind,
+                self.start,
+                self.len_bytes,
+                BIND,
+                ptr::from_ref(&mask),
+                // The kernel counts one bit less than it is told.
+                u64::from(u64::BITS) + 1,
+                0,
+            )
+        })
+        .with_context(|| format!("cannot have memory on nodes {} and {}", nodes[0], nodes[1]))?;
+        Ok(())
     }
 
     /// Its addresses.

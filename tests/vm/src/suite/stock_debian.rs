@@ -319,6 +319,8 @@ fn command(guest: &mut Guest) -> Result<String> {
     );
     // Memory of another process, which writes to it and moves it itself.
     let load = Load::start(guest, HUGE, "--bytes 16M --writers 1 --overlap", &[])?;
+    // It has to find its memory where it has put it, once.
+    wait_to_grow(guest, MIGRATED)?;
     let moved = guest.ok(
         "pid=$(pidof mover) && for node in 1 0 1; do ptdma move $pid --to $node --json; done; true",
     )?;
