@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use batch_copy::{
     CHUNK, Host, MAP_CHUNK, MapError, Mapper, Options, Outcome, Piece, Report, Segment, SkipReason,
 };
+use batch_copy_tests::memory::{Layout, Memory};
+use batch_copy_tests::rig::{Rig, Setup};
 use proptest::prelude::*;
 use ptdma::DmaAddr;
-use ptdma_batch_tests::memory::{Layout, Memory};
-use ptdma_batch_tests::rig::{Rig, Setup};
 use ptdma_model::fault::StallFor;
 use ptdma_model::{Fault, FaultKind};
 
@@ -210,10 +210,8 @@ fn what_was_mapped_for_a_channel_that_stops_is_no_other_channel_s() {
                     ..Kernel::default()
                 };
                 let mut host = Host::new(rig.stepping()).with_mapper(kernel);
-                let options = Options {
-                    hang_ns: 100_000,
-                    ..Options::default()
-                };
+                let mut options = Options::default();
+                options.hang_ns = 100_000;
                 let (report, outcomes) = rig.run(&memory, &options, &mut host);
                 assert_eq!(report.unaccounted_bytes, 0, "{report:?}");
                 (report, outcomes, host.mapper.mapped, host.mapper.taken)
