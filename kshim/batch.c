@@ -177,6 +177,7 @@ struct ptdma_batch *ptdma_batch_get(bool may_sleep)
 		list_del(&batch->list);
 		ptdma_in_flight++;
 		batch->may_sleep = may_sleep;
+		batch->repair = false;
 	}
 	spin_unlock(&ptdma_pool_lock);
 	return batch;
@@ -226,6 +227,7 @@ int ptdma_batch_round(struct ptdma_batch *batch, unsigned int nr, int only,
 		.src_node = pfn_to_nid(PHYS_PFN(batch->folios[0].src)),
 		.dst_node = pfn_to_nid(PHYS_PFN(batch->folios[0].dst)),
 		.may_sleep = batch->may_sleep,
+		.repair = batch->repair,
 	};
 
 	rc = ptdma_rs_batch_run(ptdma_system, batch, batch->scratch, &round,

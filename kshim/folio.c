@@ -33,6 +33,8 @@ static int ptdma_folio_round(struct ptdma_batch *batch, struct folio *dst,
 		.dst = PFN_PHYS(folio_pfn(dst)),
 		.len = folio_size(src),
 	};
+	/* Of 1 GiB the CPU copies the stretches that failed, not all of it again. */
+	batch->repair = true;
 	rc = ptdma_batch_round(batch, 1, -1, &result);
 	trace_ptdma_round(1, &result);
 	copied->sleeps = batch->sleeps;

@@ -203,6 +203,7 @@ struct ptdma_window {
  * @must_unmap: Parts that lie in no window need to be unmapped.
  * @seen: Value of ptdma_events when the batch last looked.
  * @may_sleep: The caller of the migration may sleep.
+ * @repair: The CPU copies the parts that engines fail to copy.
  * @proof_end: Deadline for the stop proofs of this batch; 0: no proof requested.
  * @doubted: A proof failed: the batch is on the list of doubtful batches, and must
  *	go into quarantine.
@@ -229,6 +230,7 @@ struct ptdma_batch {
 	bool must_unmap;
 	u64 seen;
 	bool may_sleep;
+	bool repair;
 	u64 proof_end;
 	bool doubted;
 	bool quarantined;

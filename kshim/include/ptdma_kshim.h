@@ -118,6 +118,8 @@ struct ptdma_result {
  * @src_node: NUMA node of the sources, or NUMA_NO_NODE.
  * @dst_node: NUMA node of the destinations, or NUMA_NO_NODE.
  * @may_sleep: Not 0: whoever migrates may sleep.
+ * @repair: Not 0: the CPU copies the parts that engines fail to copy.  Otherwise
+ *	the whole folio is left.
  */
 struct ptdma_round {
 	const struct ptdma_folio *folios;
@@ -127,6 +129,7 @@ struct ptdma_round {
 	s32 src_node;
 	s32 dst_node;
 	u32 may_sleep;
+	u32 repair;
 };
 
 /**

@@ -109,6 +109,8 @@ pub struct Round {
     pub dst_node: i32,
     /// Not 0: whoever migrates may sleep.
     pub may_sleep: u32,
+    /// Not 0: the CPU copies the parts that engines fail to copy. Otherwise the whole folio is left.
+    pub repair: u32,
 }
 
 /// What can be set.

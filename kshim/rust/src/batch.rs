@@ -350,6 +350,7 @@ fn options(
         options.grace_ns = POLLED_NS;
         return Some(options);
     }
+    options.repair = round.repair != 0;
     options.cpu_share_bytes = bytes
         .saturating_mul(u64::from(settings.hybrid_percent))
         .wrapping_div(100);

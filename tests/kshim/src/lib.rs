@@ -419,6 +419,7 @@ impl Machine {
             src_node: -1,
             dst_node: -1,
             may_sleep: 1,
+            repair: 0,
         };
         let mut result = RoundResult::default();
         // SAFETY: the scratch was made, and is used for this round alone; the kernel below takes any
