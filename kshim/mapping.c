@@ -268,7 +268,7 @@ static __always_inline int ptdma_map_piece(struct ptdma_batch *batch, u32 chan,
  * @nr: Entries of @pieces and of @segments.
  *
  * A second call for the same part gives the same answer.  The first part that
- * cannot be mapped ends the call.  The CPU must copy a part that is the first of a
+ * cannot be mapped, or not as a whole, ends the call.  The CPU must copy a part that is the first of a
  * call that maps none.
  *
  * Context: Process context, no locks but ptdma_topology.
@@ -282,10 +282,16 @@ u32 ptdma_k_map(struct ptdma_batch *batch, u32 chan,
 	bool direct = false;
 	u32 i;
 
-	for (i = 0; i < nr; i++)
+	for (i = 0; i < nr; i++) {
 		if (ptdma_map_piece(batch, chan, channel, &pieces[i],
 				    &segments[i], &direct))
 			break;
+		/* The rest of this part is asked about before the next one. */
+		if (segments[i].len < pieces[i].len) {
+			i++;
+			break;
+		}
+	}
 	/*
 	 * Where bus addresses are physical ones, nothing needs to be unmapped.  The
 	 * API tells so after the last mapping that matters.

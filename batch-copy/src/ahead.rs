@@ -18,6 +18,8 @@ pub(crate) struct Ahead<'a, S: ?Sized> {
     max_len_bytes: u64,
     /// Descriptors that are wanted yet.
     wanted: u64,
+    /// The piece before this one fills a descriptor, so that no piece continues it.
+    full: bool,
     asked: usize,
 }
 
@@ -38,6 +40,7 @@ impl<'a, S: FolioSource + ?Sized> Ahead<'a, S> {
             refused,
             max_len_bytes,
             wanted,
+            full: false,
             asked: 0,
         }
     }
@@ -68,15 +71,17 @@ impl<S: FolioSource + ?Sized> Iterator for Ahead<'_, S> {
     #[inline(always)]
     fn next(&mut self) -> Option<Piece> {
         let piece = self.at.piece(self.end())?;
-        let takes = if piece.len_bytes <= self.max_len_bytes {
-            1
-        } else {
-            piece.len_bytes.checked_div(self.max_len_bytes)?
-        };
-        if self.wanted == 0 {
+        // The last one is there to continue the one before it.
+        if self.wanted == 0 || (self.wanted == 1 && self.full) {
             return None;
         }
-        self.wanted = self.wanted.saturating_sub(takes);
+        self.full = piece.len_bytes >= self.max_len_bytes;
+        // Descriptors of a long piece would be written over the answers behind it.
+        self.wanted = if piece.len_bytes > self.max_len_bytes {
+            0
+        } else {
+            self.wanted.wrapping_sub(1)
+        };
         self.asked = self.asked.wrapping_add(1);
         self.at.advance(piece.len_bytes);
         Some(piece)

@@ -51,7 +51,8 @@ impl core::error::Error for MapError {}
 ///
 /// # What an implementer promises
 ///
-/// As long as the batch runs, the same question has the same answer: the executor asks again when
+/// As long as the batch runs, the same question has the same answer, and the answer for the rest of a
+/// piece is the rest of the piece's answer: the executor asks again when
 /// it has to find out which bytes a failed descriptor covered. It notices if the answers then come
 /// to other descriptors, in number, beginning or end, and reports all of them as lost, or as not
 /// mapped. It is called without any lock held. Undoing the mapping is the caller's, after the

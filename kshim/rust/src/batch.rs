@@ -41,23 +41,6 @@ struct Mapping {
     segments: [Segment; MAP_CHUNK],
 }
 
-impl Mapping {
-    const EMPTY: Self = Self {
-        pieces: [Piece {
-            src: 0,
-            dst: 0,
-            len: 0,
-            offset: 0,
-            folio: 0,
-        }; MAP_CHUNK],
-        segments: [Segment {
-            src: 0,
-            dst: 0,
-            len: 0,
-        }; MAP_CHUNK],
-    };
-}
-
 impl Scratch {
     /// Makes it in place: it is too large for a kernel stack.
     ///
@@ -79,8 +62,8 @@ impl Scratch {
         }
         // SAFETY: `at` is valid (caller).
         let mapping = unsafe { &raw mut (*at).mapping };
-        // SAFETY: within `*at`. A constant of zeros, so nothing large is moved.
-        unsafe { mapping.write(Mapping::EMPTY) };
+        // SAFETY: within `*at`, and numbers, of which zero is one.
+        unsafe { mapping.write_bytes(0, 1) };
     }
 }
 

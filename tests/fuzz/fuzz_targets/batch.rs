@@ -5,8 +5,8 @@
 //! the others decide every turn, every fault, every list of folios, every answer of a mapper.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
 use batch_copy_tests::schedule::{Mode, Tally, run_seed};
+use libfuzzer_sys::fuzz_target;
 use ptdma_model::tape;
 
 fuzz_target!(|data: &[u8]| {
