@@ -61,12 +61,14 @@ static int ptdma_folio_round(struct ptdma_batch *batch, struct folio *dst,
  * ptdma_copy_folio - Copy the content of a folio with the engines.
  * @dst: Destination, which nobody else uses.
  * @src: Source, locked and unmapped, of the same size.
+ * @may_sleep: The caller of the migration may sleep.  Otherwise the batch polls, or
+ *	is left to the CPU if it would take longer than polling is worth.
  *
- * Context: Process context, may sleep.
+ * Context: Process context.
  * Return: 0 if @dst has every byte; -EAGAIN if the CPU must copy; -EOWNERDEAD if an
  *	engine may still write to @dst, and a reference was taken that keeps it.
  */
-int ptdma_copy_folio(struct folio *dst, struct folio *src)
+int ptdma_copy_folio(struct folio *dst, struct folio *src, bool may_sleep)
 {
 	struct ptdma_copied copied;
 	struct ptdma_batch *batch;
@@ -77,7 +79,7 @@ int ptdma_copy_folio(struct folio *dst, struct folio *src)
 		atomic64_inc(&ptdma_totals.declined);
 		return -EAGAIN;
 	}
-	batch = ptdma_front_begin(1, true, &copied);
+	batch = ptdma_front_begin(1, may_sleep, &copied);
 	if (!batch)
 		return -EAGAIN;
 	/* Reclaim on behalf of a locked folio must not wait for I/O. */

@@ -38,7 +38,8 @@ static int ptdma_folio_mc_copy(struct folio *dst, struct folio *src)
 	long i = 0;
 
 	if (ptdma_may_copy(src)) {
-		int rc = ptdma_copy_folio(dst, src);
+		/* This function is not told whether migration is asynchronous. */
+		int rc = ptdma_copy_folio(dst, src, true);
 
 		if (rc != -EAGAIN)
 			return rc == -EOWNERDEAD ? -EIO : rc;
@@ -89,7 +90,7 @@ static int ptdma_migrate_folio_extra(struct address_space *mapping,
 
 	if (!copied && ptdma_may_copy(src) &&
 	    ptdma_is_ours(mapping, src, extra_count)) {
-		rc = ptdma_copy_folio(dst, src);
+		rc = ptdma_copy_folio(dst, src, mode != MIGRATE_ASYNC);
 		if (rc == -EOWNERDEAD)
 			return -EIO;
 		copied = !rc;

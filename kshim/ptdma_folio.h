@@ -5,8 +5,10 @@
 #ifndef _PTDMA_FOLIO_H
 #define _PTDMA_FOLIO_H
 
+#include <linux/types.h>
+
 struct folio;
 
-int ptdma_copy_folio(struct folio *dst, struct folio *src);
+int ptdma_copy_folio(struct folio *dst, struct folio *src, bool may_sleep);
 
 #endif /* _PTDMA_FOLIO_H */

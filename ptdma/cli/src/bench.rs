@@ -34,8 +34,8 @@ struct EnginesOff<'a> {
 }
 
 /// Batches below this are left to the CPU, in KiB: the largest number that the module takes.
-const SMALLEST: &str = "min_batch_kb";
-const ALL_TO_THE_CPU: &str = "1048576";
+pub(crate) const SMALLEST: &str = "min_batch_kb";
+pub(crate) const ALL_TO_THE_CPU: &str = "1048576";
 
 impl<'a> EnginesOff<'a> {
     fn new(root: &'a Root) -> Result<Self> {
@@ -43,6 +43,11 @@ impl<'a> EnginesOff<'a> {
         let before = root
             .text(&file)
             .with_context(|| format!("cannot read /{file}"))?;
+        ensure!(
+            before != ALL_TO_THE_CPU,
+            "all batches are left to the CPU: another benchmark runs, or one was killed; \
+             then write 0 to /{file}"
+        );
         root.write(&file, ALL_TO_THE_CPU)
             .context("to measure the CPU beside the engines takes root")?;
         Ok(Self { root, before })

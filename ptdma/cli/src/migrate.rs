@@ -92,9 +92,8 @@ fn chosen(all: &[Range], wanted: &[Range]) -> Vec<Range> {
 fn explained(error: io::Error, pid: u32) -> anyhow::Error {
     let advice = match error.raw_os_error() {
         Some(libc::ESRCH | libc::ENOENT) => "there is no such process",
-        Some(libc::EPERM | libc::EACCES) => {
-            "its memory is not yours to move: run this as root, or as its user"
-        }
+        Some(libc::EPERM) => "its memory is not yours to move: run this as root",
+        Some(libc::EACCES) => "not allowed: not yours, or the node is outside of its cpuset",
         Some(libc::ENODEV) => "the node has no memory",
         _ => "the kernel refuses",
     };
@@ -135,25 +134,38 @@ pub(crate) fn move_window(job: &Job, window: Range, moved: &mut Moved) -> io::Re
     let began = Instant::now();
     let first = first_of_each(&wanted, HUGE_BYTES as u64);
     syscalls::move_pages(job.pid, &first, job.to, job.shared)?;
-    let rest = elsewhere(&syscalls::nodes_of(job.pid, &pages)?);
-    let status = match rest.is_empty() {
-        true => Vec::new(),
-        false => syscalls::move_pages(job.pid, &rest, job.to, job.shared)?,
-    };
+    let mut left = elsewhere(&syscalls::nodes_of(job.pid, &pages)?);
+    let mut refused = BTreeMap::new();
+    // Each turn tries what is left and was not refused, and ends when none of that moves.
+    loop {
+        let mut lot = left.clone();
+        lot.retain(|page| !refused.contains_key(page));
+        if lot.is_empty() {
+            break;
+        }
+        let status = syscalls::move_pages(job.pid, &lot, job.to, job.shared)?;
+        for (page, status) in lot.iter().zip(&status) {
+            if *status < 0 && *status != syscalls::NOT_REACHED {
+                refused.insert(*page, *status);
+            }
+        }
+        let before = left.len();
+        left = elsewhere(&syscalls::nodes_of(job.pid, &pages)?);
+        if left.len() >= before {
+            break;
+        }
+    }
     moved.ns += u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
 
-    let after = syscalls::nodes_of(job.pid, &pages)?;
-    let left = elsewhere(&after);
     for page in &left {
-        let reason = rest
-            .iter()
-            .position(|other| other == page)
-            .and_then(|index| status.get(index))
-            .map_or("came back", |status| reason(*status));
+        let reason = refused
+            .get(page)
+            .map_or("the kernel gives no reason", |status| reason(*status));
         *moved.left_bytes.entry(reason.to_owned()).or_default() += PAGE_BYTES;
     }
-    let gone = wanted.len().saturating_sub(left.len());
-    moved.moved_bytes += gone as u64 * PAGE_BYTES;
+    let after = syscalls::nodes_of(job.pid, &wanted)?;
+    let there = after.iter().filter(|node| **node == to).count();
+    moved.moved_bytes += there as u64 * PAGE_BYTES;
     Ok(())
 }
 
@@ -179,7 +191,6 @@ fn reason(status: i32) -> &'static str {
         libc::EIO => "copy failed (EIO)",
         libc::ENOENT => "not there (ENOENT)",
         libc::EFAULT => "not to be moved (EFAULT)",
-        _ if status >= 0 => "came back",
         _ => "other reasons",
     }
 }

@@ -90,7 +90,9 @@ fn anonymous_line(line: &str) -> Option<Range> {
     let inode = words.next()?;
     let name = words.next().unwrap_or_default();
     let special = matches!(name, "[vdso]" | "[vvar]" | "[vvar_vclock]" | "[vsyscall]");
-    (access.ends_with('p') && inode == "0" && !special).then_some(range)
+    // Private huge pages of hugetlb have a file that nobody sees.
+    let anonymous = (inode == "0" && !special) || name == "/anon_hugepage";
+    (access.ends_with('p') && anonymous).then_some(range)
 }
 
 #[cfg(test)]
@@ -104,6 +106,7 @@ mod tests {
             55d0c1000000-55d0c1021000 rw-p 00000000 00:00 0    [heap]\n\
             7f0000000000-7f0000400000 rw-p 00000000 00:00 0\n\
             7f0000800000-7f0000a00000 rw-s 00000000 00:01 1024 /memfd:x (deleted)\n\
+            7f0000c00000-7f0000e00000 rw-p 00000000 00:10 4096 /anon_hugepage (deleted)\n\
             7ffc00000000-7ffc00021000 rw-p 00000000 00:00 0    [stack]\n\
             7ffc00030000-7ffc00034000 r--p 00000000 00:00 0    [vvar]\n\
             broken line\n";
@@ -113,6 +116,7 @@ mod tests {
             [
                 "55d0c1000000-55d0c1021000",
                 "7f0000000000-7f0000400000",
+                "7f0000c00000-7f0000e00000",
                 "7ffc00000000-7ffc00021000"
             ]
         );

@@ -19,16 +19,20 @@ pub(crate) fn run(root: &Root, json: bool) -> Result<bool> {
     if !root.has(&file) {
         anyhow::bail!("the module ptdma_migrator is not loaded: modprobe ptdma_migrator");
     }
-    // The file says what has failed; that something has is told by both.
-    let written = root.write(&file, "1");
+    let written = std::fs::write(root.path(&file), "1").map_err(|error| error.raw_os_error());
+    match written {
+        Err(Some(libc::EACCES | libc::EPERM)) => anyhow::bail!("run this as root"),
+        Err(Some(libc::ENODEV)) => anyhow::bail!("no channel is in service: see `ptdma status`"),
+        // The file says which channel has failed.
+        Ok(()) | Err(_) => {}
+    }
     let text = root
         .text(&file)
         .with_context(|| format!("cannot read /{file}"))?;
-    if text.is_empty() {
-        written.context("run this as root")?;
-    }
     let channels: Vec<&str> = text.lines().collect();
-    let passed = !channels.is_empty() && channels.iter().all(|line| line.ends_with("passed"));
+    let passed = written.is_ok()
+        && !channels.is_empty()
+        && channels.iter().all(|line| line.ends_with("passed"));
     if json {
         say::print_json(&Told { passed, channels })?;
     } else {

@@ -6,7 +6,8 @@ use std::path::Path;
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::counts::{Counts, Front};
+use crate::bench::{ALL_TO_THE_CPU, SMALLEST};
+use crate::counts::{Counts, Front, PARAMETERS};
 use crate::say;
 use crate::sysfs::{Root, text};
 
@@ -55,7 +56,12 @@ fn look(root: &Root) -> Status {
     let functions = functions(root);
     let counts = Counts::read(root);
     let front = Front::read(root);
-    let next = next_step(&functions, counts.as_ref(), front);
+    let smallest = root.text(&format!("{PARAMETERS}/{SMALLEST}"));
+    let next = next_step(&functions, counts.as_ref(), front).or_else(|| {
+        (smallest.as_deref() == Some(ALL_TO_THE_CPU)).then(|| {
+            format!("All batches are left to the CPU: write 0 to /{PARAMETERS}/{SMALLEST}.")
+        })
+    });
     Status {
         functions,
         counts,
@@ -258,6 +264,10 @@ mod tests {
         root.write(&format!("{livepatch}/transition"), "0")?;
         assert_eq!(next(&root), "");
         assert!(look(&root).front.is_on());
+        let smallest = format!("{PARAMETERS}/{SMALLEST}");
+        root.write(&smallest, ALL_TO_THE_CPU)?;
+        assert!(next(&root).contains("left to the CPU"), "{}", next(&root));
+        root.write(&smallest, "0")?;
 
         root.write(&format!("{DEVICES}/0000:22:00.0/ptdma/state"), "suspect")?;
         assert!(

@@ -53,6 +53,10 @@ pub(crate) fn nodes_of(pid: u32, pages: &[u64]) -> io::Result<Vec<PageStatus>> {
     Ok(status)
 }
 
+/// What [`move_pages`] says of a page that the kernel did not come to: it stops behind the first
+/// lot of pages of which one does not move.
+pub(crate) const NOT_REACHED: PageStatus = PageStatus::MIN;
+
 /// Moves pages of a process to a node; returns what became of each.
 ///
 /// # Errors
@@ -65,7 +69,8 @@ pub(crate) fn move_pages(
 ) -> io::Result<Vec<PageStatus>> {
     let addresses = addresses(pages);
     let nodes = vec![node as libc::c_int; pages.len()];
-    let mut status = vec![-libc::EAGAIN; pages.len()];
+    // The kernel stores nothing for pages that it did not come to.
+    let mut status = vec![NOT_REACHED; pages.len()];
     let flags = match shared {
         true => MOVE_ALL,
         false => MOVE,

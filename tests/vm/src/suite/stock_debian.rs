@@ -75,7 +75,7 @@ fn disable(guest: &mut Guest) -> Result<()> {
         .ok_within(
             &format!(
                 "echo 0 > {LIVEPATCH}/enabled && while [ -e {LIVEPATCH} ]; do sleep 0.05; done; \
-                 rmmod ptdma_livepatch"
+                 until rmmod ptdma_livepatch 2> /dev/null; do sleep 0.05; done"
             ),
             TRANSITION_LIMIT,
         )
