@@ -9,9 +9,8 @@
 //! run. See `batch_copy_tests::published` for what the other strategy is.
 
 use std::path::Path;
-use std::process::Command;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use batch_copy::{Batch, Host, Options, Outcome, OverlapCheck, Policy, Totals};
 use batch_copy_tests::contest::{Contest, ENTRIES, Strategy};
 use batch_copy_tests::memory::Memory;
@@ -19,7 +18,7 @@ use batch_copy_tests::published::{self, STOCK_ENTRIES, StockQueue};
 use batch_copy_tests::rig::{MAX_CHANNELS, Rig, Setup};
 use batch_copy_tests::workload::{WORKLOADS, Workload};
 use ptdma_model::{BusRing, Counters, Forks, Model, ModelConfig};
-use ptdma_results::{DOCUMENT, Mode, publish};
+use ptdma_results::{DOCUMENT, Mode, callgrind, has_callgrind, publish};
 use serde::Serialize;
 
 /// Batches of the longer run under callgrind; the shorter one has half.
@@ -91,7 +90,7 @@ fn main() -> anyhow::Result<()> {
     {
         return declines(times.parse()?);
     }
-    let valgrind = Command::new("valgrind").arg("--version").output().is_ok();
+    let valgrind = has_callgrind();
     let mut rows = Vec::new();
     for (index, workload) in WORKLOADS.iter().enumerate() {
         for channels in [1, 4, 16] {
@@ -446,23 +445,4 @@ fn decline_instructions() -> anyhow::Result<f64> {
     let run = |times: u64| callgrind(&["--decline".to_owned(), times.to_string()]);
     let (long, short) = (run(DECLINES)?, run(DECLINES / 2)?);
     Ok((long - short) as f64 / (DECLINES - DECLINES / 2) as f64)
-}
-
-/// Instructions of a whole run of this program with these arguments.
-fn callgrind(args: &[String]) -> anyhow::Result<u64> {
-    let output = Command::new("valgrind")
-        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-        .arg(std::env::current_exe()?)
-        .args(args)
-        .output()
-        .context("starting valgrind")?;
-    let text = String::from_utf8_lossy(&output.stderr);
-    if !output.status.success() {
-        bail!("valgrind failed:\n{text}");
-    }
-    let count = text
-        .lines()
-        .find_map(|line| line.split("Collected :").nth(1))
-        .context("callgrind printed no count")?;
-    Ok(count.trim().parse()?)
 }

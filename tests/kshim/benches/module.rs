@@ -8,13 +8,12 @@
 //! rounds count. Calls of C are counted by the stand-in. Both are the same on every run.
 
 use std::path::Path;
-use std::process::Command;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::ensure;
 use ptdma_kshim::abi::{MAX_ROUND_FOLIOS, RoundResult};
 use ptdma_kshim::host::Calls;
 use ptdma_kshim_tests::Machine;
-use ptdma_results::{DOCUMENT, Mode, publish};
+use ptdma_results::{DOCUMENT, Mode, callgrind, has_callgrind, publish};
 
 /// Rounds of the longer run under callgrind; the shorter one has half.
 const ROUNDS: u64 = 40;
@@ -50,7 +49,7 @@ fn main() -> anyhow::Result<()> {
     {
         return workload(channels.parse()?, folios.parse()?, rounds.parse()?);
     }
-    let valgrind = Command::new("valgrind").arg("--version").output().is_ok();
+    let valgrind = has_callgrind();
     let mut rows = Vec::new();
     for (channels, folios) in CASES {
         let instructions = valgrind
@@ -149,22 +148,12 @@ fn calls(channels: u32, folios: usize) -> anyhow::Result<Calls> {
 /// Instructions of one round.
 fn instructions(channels: u32, folios: usize) -> anyhow::Result<f64> {
     let run = |rounds: u64| -> anyhow::Result<u64> {
-        let output = Command::new("valgrind")
-            .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-            .arg(std::env::current_exe()?)
-            .arg("--workload")
-            .args([channels.to_string(), folios.to_string(), rounds.to_string()])
-            .output()
-            .context("starting valgrind")?;
-        let text = String::from_utf8_lossy(&output.stderr);
-        if !output.status.success() {
-            bail!("valgrind failed:\n{text}");
-        }
-        let count = text
-            .lines()
-            .find_map(|line| line.split("Collected :").nth(1))
-            .context("callgrind printed no count")?;
-        Ok(count.trim().parse()?)
+        let numbers = [channels.to_string(), folios.to_string(), rounds.to_string()];
+        let args: Vec<String> = ["--workload".to_owned()]
+            .into_iter()
+            .chain(numbers)
+            .collect();
+        callgrind(&args)
     };
     let (long, short) = (run(ROUNDS)?, run(ROUNDS / 2)?);
     Ok((long - short) as f64 / (ROUNDS - ROUNDS / 2) as f64)

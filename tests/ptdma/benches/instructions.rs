@@ -8,11 +8,10 @@
 //! is measured by `cargo vm test stock` and given here for comparison.
 
 use std::path::Path;
-use std::process::Command;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::ensure;
 use ptdma::{Notify, Restart, Signalling};
-use ptdma_results::{DOCUMENT, Mode, publish};
+use ptdma_results::{DOCUMENT, Mode, callgrind, has_callgrind, publish};
 use ptdma_tests::fake_function::FakeFunction;
 use ptdma_tests::rig::{Rig, Setup};
 use serde::Serialize;
@@ -66,7 +65,7 @@ fn main() -> anyhow::Result<()> {
         );
         return Ok(());
     }
-    let valgrind = Command::new("valgrind").arg("--version").output().is_ok();
+    let valgrind = has_callgrind();
     let mut rows = Vec::new();
     for (signalling, restart, ring_entries, burst) in CASES {
         let instructions_per_descriptor = if valgrind {
@@ -193,22 +192,9 @@ fn instructions(
     burst: u64,
     bursts: u64,
 ) -> anyhow::Result<u64> {
-    let output = Command::new("valgrind")
-        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-        .arg(std::env::current_exe()?)
-        .args(["--workload", name, restart])
-        .args([entries.to_string(), burst.to_string(), bursts.to_string()])
-        .output()
-        .context("starting valgrind")?;
-    let text = String::from_utf8_lossy(&output.stderr);
-    if !output.status.success() {
-        bail!("valgrind failed:\n{text}");
-    }
-    let count = text
-        .lines()
-        .find_map(|line| line.split("Collected :").nth(1))
-        .context("callgrind printed no count")?;
-    Ok(count.trim().parse()?)
+    let mut args: Vec<String> = ["--workload", name, restart].map(str::to_owned).into();
+    args.extend([entries.to_string(), burst.to_string(), bursts.to_string()]);
+    callgrind(&args)
 }
 
 /// Register accesses and interrupts of one burst, counted by the device model.

@@ -1,11 +1,16 @@
-//! Tables of benchmarks in a Markdown document, `README.md` of this crate.
+//! What benchmarks share: instructions by callgrind, and tables in a Markdown document, `README.md`
+//! of this crate.
 //!
 //! A benchmark writes its table between two markers, or compares its table with what stands
 //! there. So no figure of a table is copied by hand, and CI notices a table that is out of date.
 
+mod callgrind;
+
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
+
+pub use callgrind::{callgrind, has_callgrind};
 
 /// The document with the tables of this tree.
 pub const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
