@@ -2,9 +2,11 @@
 
 use ptdma::Segment;
 
-use crate::cursor::Cursor;
+use crate::cursor::{Cursor, Place};
+use crate::folio::Folio;
 use crate::gather::{Refused, find_refused, next_refused};
 use crate::map::Piece;
+use crate::scattered::crosses_boundary;
 use crate::source::FolioSource;
 
 /// The pieces from a place in the stream on, for as many descriptors as they may become.
@@ -88,6 +90,45 @@ impl<S: FolioSource + ?Sized> Iterator for Ahead<'_, S> {
     }
 }
 
+/// Folios from the beginning of one on that are a descriptor each, if none goes on in the next.
+#[derive(Clone, Copy)]
+pub(crate) struct Whole {
+    /// Where the stream ends: the last piece is cut there.
+    pub(crate) end: u64,
+    /// Pieces are shorter than the longest descriptor, so that the next one may go on in it, and
+    /// is asked about with it.
+    pub(crate) max_len_bytes: u64,
+}
+
+impl Whole {
+    /// At most `most` of them, as pieces, from `begin` on, which is where a folio begins.
+    #[inline(always)]
+    pub(crate) fn pieces<S: FolioSource + ?Sized>(
+        self,
+        source: &S,
+        begin: Place,
+        most: usize,
+    ) -> impl Iterator<Item = Piece> + use<'_, S> {
+        let Self { end, max_len_bytes } = self;
+        let mut rest = end.saturating_sub(begin.position);
+        let mut index = begin.folio;
+        source.range(begin.folio, most).map_while(move |folio| {
+            let len_bytes = folio.len_bytes.min(rest);
+            let piece = Piece {
+                folio: index,
+                offset_bytes: 0,
+                src: folio.src,
+                dst: folio.dst,
+                len_bytes,
+            };
+            rest = rest.wrapping_sub(len_bytes);
+            index = index.wrapping_add(1);
+            // A length of zero is over every limit here: the end, or a folio that nobody allows.
+            (len_bytes.wrapping_sub(1) < max_len_bytes.wrapping_sub(1)).then_some(piece)
+        })
+    }
+}
+
 /// Answers of a mapper, and the descriptors that are made of them, in one buffer: descriptors from
 /// its beginning on, behind them the answers that were not used yet.
 pub(crate) struct Answers<'c> {
@@ -136,6 +177,31 @@ impl<'c> Answers<'c> {
         let answer = self.items.get(self.next..self.end)?.first().copied()?;
         self.next = self.next.wrapping_add(1);
         Some(answer)
+    }
+
+    /// Makes descriptors of the first answers, in place, as far as each is for the whole of its
+    /// folio in `folios`, and the next answer does not go on where it ends. Nothing was written or
+    /// used before. How many, and their bytes.
+    #[inline(always)]
+    pub(crate) fn as_they_are(&mut self, folios: impl Iterator<Item = Folio>) -> (usize, u64) {
+        let answers = self.items.get(self.next..self.end).unwrap_or_default();
+        let behind = answers.get(1..).unwrap_or_default();
+        let (mut count, mut len_bytes) = (0_usize, 0_u64);
+        for ((answer, next), folio) in answers.iter().zip(behind).zip(folios) {
+            let goes_on = answer.src.get().wrapping_add(answer.len_bytes) == next.src.get();
+            if goes_on
+                || answer.len_bytes != folio.len_bytes
+                || crosses_boundary(answer.src, answer.dst, answer.len_bytes)
+            {
+                // The thorough walk finds out whether the other side goes on too.
+                break;
+            }
+            count = count.wrapping_add(1);
+            len_bytes = len_bytes.wrapping_add(answer.len_bytes);
+        }
+        self.written = self.written.wrapping_add(count);
+        self.next = self.next.wrapping_add(count);
+        (count, len_bytes)
     }
 
     /// Forgets what was not used.

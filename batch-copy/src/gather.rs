@@ -3,7 +3,7 @@
 use heapless::Vec;
 use ptdma::{BOUNDARY_LEN_BYTES, DmaAddr};
 
-use crate::ahead::{Ahead, Answers};
+use crate::ahead::{Ahead, Answers, Whole};
 use crate::cursor::{Cursor, Place};
 use crate::map::{MAP_CHUNK, MapError, Mapper, Piece};
 use crate::plan::Stretch;
@@ -205,6 +205,9 @@ where
         if !M::TRIVIAL {
             // The mapper answers for one piece more: where it lies says where the last one ends.
             let mut answers = Answers::new(chunk.items.get_mut(..=most).unwrap_or_default());
+            if !self.has_refused {
+                self.fill_mapped(&mut answers);
+            }
             while answers.written() < most
                 && let Some(segment) = self.descriptor(&mut answers)
             {
@@ -260,6 +263,41 @@ where
             folio: begin.folio.wrapping_add(count),
             offset_bytes: 0,
             position,
+        };
+        self.at = Cursor::at(source, place);
+    }
+
+    /// What [`next`](Iterator::next) does, for folios whose answers are descriptors as they are.
+    ///
+    /// The last answer stays: where the folio behind it lies is not known here.
+    #[inline(always)]
+    fn fill_mapped(&mut self, answers: &mut Answers<'_>) {
+        let begin = self.at.place();
+        if begin.offset_bytes != 0 || self.ahead.is_some() {
+            return;
+        }
+        let source = self.at.source();
+        let slots = answers.slots(false);
+        let whole = Whole {
+            end: self.end,
+            max_len_bytes: self.target.max_len_bytes,
+        };
+        if whole.pieces(source, begin, 1).next().is_none() {
+            return;
+        }
+        let mut asked: usize = 0;
+        let pieces = whole
+            .pieces(source, begin, slots.len())
+            .inspect(|_| asked = asked.wrapping_add(1));
+        let answered = self.mapper.map_chunk(self.target.channel, pieces, slots);
+        // Nobody believes in answers to what was not asked.
+        answers.came(answered.min(asked));
+        let (count, len_bytes) = answers.as_they_are(source.range(begin.folio, asked));
+        self.digest = self.digest.plus(Digest::of_folios(begin.folio, count));
+        let place = Place {
+            folio: begin.folio.wrapping_add(count),
+            offset_bytes: 0,
+            position: begin.position.wrapping_add(len_bytes),
         };
         self.at = Cursor::at(source, place);
     }

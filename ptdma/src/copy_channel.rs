@@ -7,8 +7,10 @@ use crate::cookie::Cookie;
 
 /// One contiguous copy, in the bus addresses of the channel that does it.
 ///
-/// The fields are closed: a copy is a source, a destination and a length.
+/// The fields are closed: a copy is a source, a destination and a length. Their order is that of C,
+/// so that a mapper written in C can fill them in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
 pub struct Segment {
     /// First byte to read.
     pub src: DmaAddr,

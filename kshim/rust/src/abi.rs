@@ -1,6 +1,8 @@
 //! The types that C and Rust share. `include/ptdma_kshim.h` is made from them, see
 //! `tests/header.rs`.
 
+use core::mem::offset_of;
+
 /// Channels that a system can have: PTDMA functions that are bound at once.
 pub const MAX_CHANNELS: usize = 64;
 /// Folios of one round, at the most: what the kernel migrates at once unless its limit was raised.
@@ -52,6 +54,17 @@ pub struct Segment {
     /// Length in bytes.
     pub len: u64,
 }
+
+// C writes them where this library reads them.
+const _: () = {
+    type Ours = batch_copy::Segment;
+    assert!(
+        size_of::<Segment>() == size_of::<Ours>() && align_of::<Segment>() == align_of::<Ours>()
+    );
+    assert!(offset_of!(Segment, src) == offset_of!(Ours, src));
+    assert!(offset_of!(Segment, dst) == offset_of!(Ours, dst));
+    assert!(offset_of!(Segment, len) == offset_of!(Ours, len_bytes));
+};
 
 /// What became of a folio.
 #[repr(u8)]

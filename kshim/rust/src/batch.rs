@@ -6,7 +6,7 @@ use batch_copy::{
 };
 
 use crate::abi::{
-    Folio, MAX_CHANNELS, MAX_ROUND_FOLIOS, Outcome, Piece, Round, RoundResult, Segment, Settings,
+    Folio, MAX_CHANNELS, MAX_ROUND_FOLIOS, Outcome, Piece, Round, RoundResult, Settings,
 };
 use crate::channel::bus;
 use crate::errno;
@@ -35,10 +35,9 @@ pub struct Scratch {
     mapping: Mapping,
 }
 
-/// What a chunk is to C, and what C makes of it: 2 KiB, which is too much for a kernel stack.
+/// What a chunk is to C: more than a kilobyte, which is too much for a kernel stack.
 struct Mapping {
     pieces: [Piece; MAP_CHUNK],
-    segments: [Segment; MAP_CHUNK],
 }
 
 impl Scratch {
@@ -100,25 +99,16 @@ struct KernelMapper<'a> {
     mapping: &'a mut Mapping,
 }
 
-#[inline]
-const fn segment(raw: &Segment) -> batch_copy::Segment {
-    batch_copy::Segment {
-        src: bus(raw.src),
-        dst: bus(raw.dst),
-        len_bytes: raw.len,
-    }
-}
-
 impl Mapper for KernelMapper<'_> {
     fn map(
         &mut self,
         channel: usize,
         piece: &batch_copy::Piece,
     ) -> Result<batch_copy::Segment, MapError> {
-        let mut raw = [Segment::default()];
-        match self.context.map(channel, &[abi_piece(piece)], &mut raw) {
+        let mut mapped = [batch_copy::Segment::default()];
+        match self.context.map(channel, &[abi_piece(piece)], &mut mapped) {
             0 => Err(MapError),
-            _ => Ok(segment(&raw[0])),
+            _ => Ok(mapped[0]),
         }
     }
 
@@ -130,10 +120,7 @@ impl Mapper for KernelMapper<'_> {
         pieces: impl Iterator<Item = batch_copy::Piece>,
         segments: &mut [batch_copy::Segment],
     ) -> usize {
-        let Mapping {
-            pieces: raw_pieces,
-            segments: raw_segments,
-        } = &mut *self.mapping;
+        let raw_pieces = &mut self.mapping.pieces;
         let mut nr: usize = 0;
         let room = segments.len().min(MAP_CHUNK);
         for (raw, piece) in raw_pieces.iter_mut().take(room).zip(pieces) {
@@ -141,11 +128,7 @@ impl Mapper for KernelMapper<'_> {
             nr = nr.wrapping_add(1);
         }
         let raw_pieces = raw_pieces.get(..nr).unwrap_or_default();
-        let mapped = self.context.map(channel, raw_pieces, raw_segments);
-        for (to, raw) in segments.iter_mut().zip(raw_segments.iter().take(mapped)) {
-            *to = segment(raw);
-        }
-        mapped
+        self.context.map(channel, raw_pieces, segments)
     }
 }
 
@@ -350,6 +333,22 @@ const fn abi_outcome(outcome: batch_copy::Outcome) -> Outcome {
     }
 }
 
+/// Tells C what became of each folio, and counts.
+#[cold]
+fn tell(raw: &[batch_copy::Outcome], outcomes: Outcomes<'_>, result: &mut RoundResult) {
+    for (to, from) in outcomes.0.iter_mut().zip(raw) {
+        let outcome = abi_outcome(*from);
+        *to = outcome as u8;
+        let count = match outcome {
+            Outcome::Dma => &mut result.by_dma,
+            Outcome::Cpu => &mut result.by_cpu,
+            Outcome::Failed | Outcome::Quarantined => &mut result.failed,
+            Outcome::NotAttempted => &mut result.not_attempted,
+        };
+        *count = count.wrapping_add(1);
+    }
+}
+
 /// Copies a round. 0, or a negative error number: nothing was tried.
 pub(crate) fn run(
     system: &System,
@@ -399,16 +398,12 @@ pub(crate) fn run(
         Err(BadInput::NoChannels) => return -errno::ENODEV,
         Err(_) => return -errno::EINVAL,
     };
-    for (to, from) in outcomes.0.iter_mut().zip(raw) {
-        let outcome = abi_outcome(*from);
-        *to = outcome as u8;
-        let count = match outcome {
-            Outcome::Dma => &mut result.by_dma,
-            Outcome::Cpu => &mut result.by_cpu,
-            Outcome::Failed | Outcome::Quarantined => &mut result.failed,
-            Outcome::NotAttempted => &mut result.not_attempted,
-        };
-        *count = count.wrapping_add(1);
+    if report.folios_dma == folios.len() {
+        // The usual round.
+        outcomes.0.fill(Outcome::Dma as u8);
+        result.by_dma = round.nr;
+    } else {
+        tell(raw, outcomes, result);
     }
     result.channels = report.channels as u32;
     result.descriptors = u32::try_from(report.descriptors).unwrap_or(u32::MAX);

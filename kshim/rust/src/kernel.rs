@@ -134,11 +134,17 @@ impl BatchContext {
 
     /// Maps parts of folios for a channel, from the first one on. How many it mapped.
     #[inline]
-    pub(crate) fn map(&mut self, chan: usize, pieces: &[Piece], segments: &mut [Segment]) -> usize {
+    pub(crate) fn map(
+        &mut self,
+        chan: usize,
+        pieces: &[Piece],
+        segments: &mut [batch_copy::Segment],
+    ) -> usize {
         let nr = pieces.len().min(segments.len());
-        let (from, to) = (pieces.as_ptr(), segments.as_mut_ptr());
+        let (from, to) = (pieces.as_ptr(), segments.as_mut_ptr().cast::<Segment>());
         // SAFETY: the batch is good (constructor); `nr` pieces are there to be read, and as many
-        // segments to be written, for the call.
+        // segments to be written, for the call. Both types of segment are numbers in the same
+        // places (`abi.rs`).
         let mapped =
             unsafe { imports::ptdma_k_map(self.0.as_ptr(), chan as u32, from, to, nr as u32) };
         nr.min(mapped as usize)

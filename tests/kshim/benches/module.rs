@@ -28,8 +28,8 @@ const CASES: [(u32, usize); 5] = [
 ];
 
 /// Most instructions for a base page of a full round, from C's list to C's outcome.
-/// On one channel 387 are spent, on sixteen 402.
-const MOST_PER_FOLIO: f64 = 410.0;
+/// On one channel 157 are spent, on sixteen 178.
+const MOST_PER_FOLIO: f64 = 190.0;
 
 /// Most calls of C for a full round on sixteen channels. A channel is mapped for once, and locked to
 /// submit and to retire: 80 calls. The rest is for the round.
