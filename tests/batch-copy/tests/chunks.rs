@@ -142,12 +142,19 @@ fn a_refusal_anywhere_in_a_chunk_is_that_folio_s_alone() {
 #[test]
 fn answers_to_no_question_are_not_used() {
     const FOLIOS: usize = 20;
-    for max_len_bytes in [4096, 65536, 100_000] {
+    let mut mixed = [200_000; FOLIOS];
+    // Questions about short folios end at the first long one.
+    mixed.iter_mut().step_by(3).for_each(|len| *len = 4096);
+    let shapes = [[200_000; FOLIOS], mixed];
+    for (max_len_bytes, lens) in [4096, 65536, 100_000]
+        .into_iter()
+        .flat_map(|max| shapes.map(|lens| (max, lens)))
+    {
         let rig = Rig::new(Setup {
             max_len_bytes,
             ..Setup::default()
         });
-        let memory = Memory::new(&rig.bus, &[200_000; FOLIOS], Layout::Scattered, 9);
+        let memory = Memory::new(&rig.bus, &lens, Layout::Scattered, 9);
         let kernel = Kernel {
             by_chunk: true,
             boasts: true,
