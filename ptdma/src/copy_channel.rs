@@ -197,15 +197,23 @@ pub struct Stopped {
 ///
 /// Everything is called with the channel's lock held, so nothing here may sleep; every call is
 /// bounded in time. [`PtdmaQueue`](crate::PtdmaQueue) implements it, the
-/// `CpuChannel` of `batch-copy` does, and so can any engine that completes in order.
+/// `CpuChannel` of `batch-copy` does, and so can other engines.
+///
+/// The channel of an engine that ends descriptors in any order keeps their statuses. It answers with
+/// the oldest descriptor that is not over, and with one failure at a time. Engines that end in order
+/// pay nothing for those that do not.
+///
+/// Several channels may belong to one function. The mapper knows which, and maps memory once for all
+/// of them. A stop that takes time is none of the channel's: `terminate` answers that nothing is
+/// proven, and the batch asks its caller, who may sleep, for the proof.
 ///
 /// # What an implementer promises
 ///
 /// - Cookies of consecutive accepted [`prep`](Self::prep)s are consecutive, and none is ever
 ///   used again, also not after [`terminate`](Self::terminate).
-/// - Descriptors end in the order of their cookies.
-/// - After a failure the channel goes on with the descriptor behind it, but not before the answer
-///   that reports the failure. The caller only asks when it has room to keep one, so no failure is
+/// - Descriptors are reported in the order of their cookies.
+/// - No answer passes over a failure that is not reported: the next descriptor is over in a later
+///   answer at the earliest. The caller only asks when it has room to keep one, so no failure is
 ///   ever lost.
 pub trait CopyChannel {
     /// What the channel can do. Asked once.

@@ -9,4 +9,5 @@ pub mod published;
 pub mod puppet;
 pub mod rig;
 pub mod schedule;
+pub mod unordered;
 pub mod workload;

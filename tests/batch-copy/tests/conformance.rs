@@ -1,11 +1,12 @@
 //! What `CopyChannel` promises, asked of every kind of channel: a PTDMA queue on the device
-//! model, polled and by interrupt, and the CPU.
+//! model, polled and by interrupt, the CPU, and an engine whose descriptors end in any order.
 #![allow(missing_docs)]
 
 use batch_copy::{
     CPU_CHUNK_BYTES, CopyChannel, CopyProgress, CpuChannel, Health, PrepError, PtdmaQueue, Segment,
 };
 use batch_copy_tests::memory::{Cpu, Layout, Memory};
+use batch_copy_tests::unordered::Function;
 use ptdma::{Channel, ChannelConfig, Cookie, DmaAddr, Signalling};
 use ptdma_model::{BusRing, BusSpace, Model, ModelConfig};
 
@@ -105,6 +106,17 @@ fn with_each(folios: usize, test: &dyn Fn(&mut dyn AnySubject, &Memory)) {
         by_interrupt: false,
     };
     test(&mut subject, &memory);
+    for seed in 0..20 {
+        let bus = BusSpace::new();
+        let memory = self::memory(&bus, folios);
+        let function = Function::new(&bus, 2, seed);
+        let mut subject = Subject {
+            channel: function.channel(1, SLOTS, Some(1)),
+            step: Box::new(move || function.step()),
+            by_interrupt: false,
+        };
+        test(&mut subject, &memory);
+    }
 }
 
 /// [`Subject`] of any channel; `prep_all` takes a generic iterator, which needs a list here.
