@@ -179,9 +179,9 @@ impl<'c> Answers<'c> {
         Some(answer)
     }
 
-    /// Makes descriptors of the first answers, in place, as far as each is for the whole of its
-    /// folio in `folios`, and the next answer does not go on where it ends. Nothing was written or
-    /// used before. How many, and their bytes.
+    /// Makes descriptors of the first answers, in place: of those that are for the whole of their
+    /// folio in `folios`, and do not go on in the next answer. Nothing was written or used before.
+    /// Returns how many, and their bytes.
     #[inline(always)]
     pub(crate) fn as_they_are(&mut self, folios: impl Iterator<Item = Folio>) -> (usize, u64) {
         let answers = self.items.get(self.next..self.end).unwrap_or_default();

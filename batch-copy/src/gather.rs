@@ -61,8 +61,8 @@ impl Default for Chunk {
 pub(crate) struct Digest(u64);
 
 impl Digest {
-    /// A place weighs the difference of two cubes for its folio, so that places that moved in
-    /// opposite directions do not cancel out, and many folios need no loop; and a square inside.
+    /// A place weighs the difference of two cubes for its folio, and a square inside. Places that
+    /// moved in opposite directions do not cancel out, and many folios need no loop.
     #[inline]
     pub(crate) const fn of_start(place: Place) -> Self {
         let offset = place.offset_bytes;
@@ -127,7 +127,7 @@ pub(crate) struct Target {
 /// about one piece at a time, or a [chunk](Self::fill) at once.
 ///
 /// Every descriptor is as long as contiguity and the channel's limit allow, wherever the walk
-/// began, so that a second walk over the same bytes finds the same descriptors.
+/// began. A second walk over the same bytes thus finds the same descriptors.
 pub(crate) struct Gather<'a, S: ?Sized, M> {
     at: Cursor<'a, S>,
     begin: Place,

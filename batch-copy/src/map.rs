@@ -41,22 +41,22 @@ impl core::error::Error for MapError {}
 
 /// Translates parts of folios to the bus addresses of the function that will copy them.
 ///
-/// In a kernel every PCI function has an IOMMU domain of its own, so a part can only be mapped
-/// once it is known which channel copies it. The IOMMU may have merged source and destination
-/// differently: `map` answers for as many bytes *from the beginning of the piece* as are
-/// contiguous on **both** sides, and is asked again for the rest. Segments that turn out
-/// contiguous with their neighbours become one descriptor, so it costs nothing to answer folio by
-/// folio, and scattered folios that were mapped at one contiguous range of bus addresses become
-/// one copy.
+/// In a kernel every PCI function has an IOMMU domain of its own. A part can only be mapped once
+/// the channel that copies it is known. The IOMMU may have merged source and destination
+/// differently. `map` answers for as many bytes *from the beginning of the piece* as are contiguous
+/// on **both** sides, and is asked again for the rest. Neighbours whose segments turn out contiguous
+/// become one descriptor, so an answer folio by folio costs nothing. Scattered folios that were
+/// mapped at one contiguous range of bus addresses become one copy.
 ///
 /// # What an implementer promises
 ///
-/// As long as the batch runs, the same question has the same answer, and the answer for the rest of a
-/// piece is the rest of the piece's answer: the executor asks again when
-/// it has to find out which bytes a failed descriptor covered. It notices if the answers then come
-/// to other descriptors, in number, beginning or end, and reports all of them as lost, or as not
-/// mapped. It is called without any lock held. Undoing the mapping is the caller's, after the
-/// batch returned.
+/// As long as the batch runs, the same question has the same answer. The answer for the rest of a
+/// piece is the rest of the piece's answer. The executor asks again when it has to find out which
+/// bytes a failed descriptor covered. If the answers then come to other descriptors, it notices by
+/// their number, beginning and end. It reports all of them as lost, or as not mapped.
+///
+/// The executor calls a mapper without any lock held. Undoing the mapping is the caller's, after
+/// the batch returned.
 pub trait Mapper {
     /// Whether [`map`](Self::map) changes no address, like [`Identity`]'s: then it need not even
     /// be called.

@@ -22,9 +22,9 @@ const BALANCE_DIVISOR: u64 = 64;
 pub struct CutRules {
     /// Shortest part that a run is striped into, in bytes.
     ///
-    /// A cut that would leave less is moved to the nearest allowed place. A cut stays where balance
-    /// wants it if shares have at least this length and moving it would unbalance them by more than
-    /// about 1.5 %. There are never more cuts than channels, so this costs at most one more
+    /// A cut that would leave less is moved to the nearest allowed place. If shares have at least this
+    /// length, a cut is not moved where that would unbalance them by more than about 1.5 %. There are
+    /// never more cuts than channels, so this costs at most one more
     /// descriptor per channel.
     pub min_part_bytes: u64,
     /// Cuts inside a folio lie at multiples of this from its beginning: a power of two.
