@@ -157,7 +157,7 @@ pub use ptdma::{
     Health, Lock, NoClock, NotIdle, Observer, PrepError, Prepared, PtdmaQueue, Segment,
     ServiceState, SharedChannel, SharedStats, Stopped,
 };
-pub use reason::Reasons;
+pub use reason::{Reasons, UnknownReason};
 pub use source::{FolioFn, FolioSource};
 pub use stats::{Report, Totals, TotalsNow};
 pub use survey::{BadInput, Bounds, MAX_BATCH_BYTES, Survey};

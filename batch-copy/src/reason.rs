@@ -46,6 +46,28 @@ const NAMES: [(&str, Reasons); 10] = [
     ("damon", Reasons::DAMON),
 ];
 
+/// A word in a list of reasons names none.
+///
+/// The fields are closed: the word is all that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownReason<'a> {
+    /// The word.
+    pub name: &'a str,
+}
+
+impl fmt::Display for UnknownReason<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "no reason to migrate is called `{}`: write all, none, or some of {}",
+            self.name,
+            Reasons::all()
+        )
+    }
+}
+
+impl core::error::Error for UnknownReason<'_> {}
+
 impl Reasons {
     /// Whether the kernel's reason `value` is in the set. Values without a name are in no set. A
     /// reason that a later kernel invents is left to the CPU until somebody has thought about it.
@@ -66,14 +88,14 @@ impl Reasons {
     ///
     /// # Errors
     ///
-    /// The first word that is no reason.
-    pub fn from_names(list: &str) -> Result<Self, &str> {
+    /// [`UnknownReason`] with the first word that is no reason.
+    pub fn from_names(list: &str) -> Result<Self, UnknownReason<'_>> {
         let mut reasons = Self::empty();
         for word in list.split(',').map(str::trim).filter(|w| !w.is_empty()) {
             reasons |= match word {
                 "all" => Self::all(),
                 "none" => Self::empty(),
-                name => Self::from_reason_name(name).ok_or(word)?,
+                name => Self::from_reason_name(name).ok_or(UnknownReason { name })?,
             };
         }
         Ok(reasons)
@@ -125,6 +147,15 @@ mod tests {
             Reasons::from_names(" syscall , damon "),
             Ok(Reasons::SYSCALL | Reasons::DAMON)
         );
-        assert_eq!(Reasons::from_names("syscall,tuesday"), Err("tuesday"));
+        assert_eq!(
+            Reasons::from_names("syscall,tuesday"),
+            Err(UnknownReason { name: "tuesday" })
+        );
+        assert_eq!(
+            UnknownReason { name: "tuesday" }.to_string(),
+            "no reason to migrate is called `tuesday`: write all, none, or some of compaction,\
+             memory_failure,memory_hotplug,syscall,mempolicy_mbind,numa_misplaced,contig_range,\
+             longterm_pin,demotion,damon"
+        );
     }
 }
