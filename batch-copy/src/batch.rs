@@ -1,6 +1,7 @@
 //! A batch: checked, cut, submitted, watched to its end, accounted for.
 
 mod account;
+mod kinds;
 mod look;
 mod part;
 mod refill;
@@ -30,6 +31,7 @@ use ptdma::CopyChannel;
 use ptdma::shared::{Channels, Choice, Share as RingShare, SharedChannel};
 
 use account::Fate;
+use kinds::Kinds;
 use refill::Serviced;
 use share::Share;
 
@@ -158,7 +160,7 @@ impl<const N: usize> Batch<N> {
             bytes: self.survey.bytes,
             ..Report::default()
         };
-        let mut run = Run {
+        let mut run: Run<'_, (&S, C, L, W, M, K, R), N> = Run {
             state: self,
             channels,
             source,
@@ -196,20 +198,11 @@ enum Phase {
 }
 
 /// A batch in work.
-struct Run<'a, S, C, L, W, M, K, R, const N: usize>
-where
-    S: FolioSource + ?Sized,
-    C: CopyChannel,
-    L: Lock<SharedChannel<C>>,
-    W: Wait,
-    M: Mapper,
-    K: CpuCopier,
-    R: Rescue,
-{
+struct Run<'a, T: Kinds, const N: usize> {
     state: &'a mut Batch<N>,
-    channels: &'a Channels<C, L, N>,
-    source: &'a S,
-    host: &'a mut Host<W, M, K, R>,
+    channels: &'a Channels<T::Channel, T::Lock, N>,
+    source: &'a T::Source,
+    host: &'a mut Host<T::Wait, T::Mapper, T::Cpu, T::Rescue>,
     outcomes: &'a mut [Outcome],
     rules: CutRules,
     options: &'a Options,
@@ -229,16 +222,7 @@ where
 
 /// A batch that does not end by itself is one whose caller panicked in something that the batch
 /// called. Its memory will be used for something else, so no engine may have any of it.
-impl<S, C, L, W, M, K, R, const N: usize> Drop for Run<'_, S, C, L, W, M, K, R, N>
-where
-    S: FolioSource + ?Sized,
-    C: CopyChannel,
-    L: Lock<SharedChannel<C>>,
-    W: Wait,
-    M: Mapper,
-    K: CpuCopier,
-    R: Rescue,
-{
+impl<T: Kinds, const N: usize> Drop for Run<'_, T, N> {
     fn drop(&mut self) {
         if !self.state.lanes.is_empty() || self.state.unfiled.is_some() {
             self.abandon();
@@ -246,16 +230,7 @@ where
     }
 }
 
-impl<S, C, L, W, M, K, R, const N: usize> Run<'_, S, C, L, W, M, K, R, N>
-where
-    S: FolioSource + ?Sized,
-    C: CopyChannel,
-    L: Lock<SharedChannel<C>>,
-    W: Wait,
-    M: Mapper,
-    K: CpuCopier,
-    R: Rescue,
-{
+impl<T: Kinds, const N: usize> Run<'_, T, N> {
     /// Lets go of everything in every ring. What an engine may still write is put into quarantine,
     /// to the end of the lane's burst.
     #[cold]

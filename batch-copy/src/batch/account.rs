@@ -1,7 +1,8 @@
 //! The books of a batch: every byte ends up in one column, every folio with one outcome.
 
-use ptdma::{DmaAddr, Lock};
+use ptdma::DmaAddr;
 
+use super::kinds::Kinds;
 use super::share::CPU_CHUNK_BYTES;
 use super::{Phase, Run};
 
@@ -9,14 +10,11 @@ use crate::cursor::{Cursor, Place};
 use crate::folio::{FailReason, Outcome, SkipReason};
 use crate::gather::{find_refused, next_refused};
 use crate::host::{CpuCopier, Rescue};
-use crate::map::{Mapper, Piece};
+use crate::map::Piece;
 use crate::plan::Stretch;
-use crate::source::FolioSource;
 use crate::stats::Report;
 use crate::sum::Sum;
 use crate::wait::Wait;
-use ptdma::CopyChannel;
-use ptdma::shared::SharedChannel;
 
 /// What is to become of a part of the stream that no engine copied.
 #[derive(Clone, Copy, Debug)]
@@ -26,16 +24,7 @@ pub(super) enum Fate {
     Quarantine { channel: usize },
 }
 
-impl<S, C, L, W, M, K, R, const N: usize> Run<'_, S, C, L, W, M, K, R, N>
-where
-    S: FolioSource + ?Sized,
-    C: CopyChannel,
-    L: Lock<SharedChannel<C>>,
-    W: Wait,
-    M: Mapper,
-    K: CpuCopier,
-    R: Rescue,
-{
+impl<T: Kinds, const N: usize> Run<'_, T, N> {
     /// Accounts for a part of the stream that no engine copied and none has any more. Parts of it
     /// that were refused before are accounted for already. `near` is a place before it, the nearer
     /// the better.
@@ -65,7 +54,7 @@ where
     /// Accounts for a part of a folio, `position` bytes from the beginning of the stream.
     pub(super) fn account(&mut self, mut piece: Piece, mut position: u64, fate: Fate) {
         let repairable = self.options.repair
-            && K::AVAILABLE
+            && T::Cpu::AVAILABLE
             && !matches!(
                 fate,
                 Fate::Quarantine { .. } | Fate::Skip(SkipReason::Deadline)

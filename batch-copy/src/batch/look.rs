@@ -1,17 +1,12 @@
 //! A turn: which lanes are looked at, and how.
 
-use ptdma::Lock;
-
 use super::Run;
+use super::kinds::Kinds;
 use super::refill::Serviced;
 
-use crate::host::{CpuCopier, Rescue};
 use crate::lane::Lane;
-use crate::map::Mapper;
-use crate::source::FolioSource;
-use crate::wait::{Wait, Wake};
-use ptdma::CopyChannel;
-use ptdma::shared::{Losses, PollKind, Reaped, SharedChannel, Watch};
+use crate::wait::Wake;
+use ptdma::shared::{Losses, PollKind, Reaped, Watch};
 
 /// While it polls, a batch polls one channel until that is done, then the next. Every so many turns
 /// without progress it polls all, because another one may wait behind a failure.
@@ -27,16 +22,7 @@ struct Swept {
     glance: Option<Reaped>,
 }
 
-impl<S, C, L, W, M, K, R, const N: usize> Run<'_, S, C, L, W, M, K, R, N>
-where
-    S: FolioSource + ?Sized,
-    C: CopyChannel,
-    L: Lock<SharedChannel<C>>,
-    W: Wait,
-    M: Mapper,
-    K: CpuCopier,
-    R: Rescue,
-{
+impl<T: Kinds, const N: usize> Run<'_, T, N> {
     /// One turn, after `idle` turns without progress. Says whether anything happened, and whether
     /// nothing is left of any lane.
     ///

@@ -2,30 +2,19 @@
 //!
 //! It is one descriptor, so nothing has to be gathered, and nothing can be merged.
 
-use ptdma::{DmaAddr, Lock};
+use ptdma::DmaAddr;
 
+use super::kinds::Kinds;
 use super::{Batch, Run};
 
 use crate::gather::Digest;
-use crate::host::{CpuCopier, Rescue};
 use crate::lane::{Burst, Lane, Span, done_ns};
 use crate::map::{Mapper, Piece};
 use crate::source::FolioSource;
 use crate::sum::Sum;
 use crate::wait::Wait;
-use ptdma::CopyChannel;
-use ptdma::shared::SharedChannel;
 
-impl<S, C, L, W, M, K, R, const N: usize> Run<'_, S, C, L, W, M, K, R, N>
-where
-    S: FolioSource + ?Sized,
-    C: CopyChannel,
-    L: Lock<SharedChannel<C>>,
-    W: Wait,
-    M: Mapper,
-    K: CpuCopier,
-    R: Rescue,
-{
+impl<T: Kinds, const N: usize> Run<'_, T, N> {
     /// Begins lanes whose stretches make one descriptor each, with that submitted, from stretch
     /// number `from` on. It ends at the first stretch that does not, that was not mapped whole, or
     /// that was not accepted. Nothing of that stretch was submitted and it has no lane;

@@ -1,22 +1,22 @@
 //! A lane looked after: what is over is let go of, and more is handed out in its place.
 
-use ptdma::{DmaAddr, Lock};
+use ptdma::DmaAddr;
 
 use super::account::Fate;
+use super::kinds::Kinds;
 use super::{Batch, Run, Unfiled};
 
 use crate::cursor::Cursor;
 use crate::folio::SkipReason;
 use crate::gather::{CHUNK, Ended, Gather, Target};
 use crate::hand_out::Order;
-use crate::host::{CpuCopier, Rescue};
 use crate::lane::{Burst, Doubt, Lane, Span};
 use crate::map::Mapper;
 use crate::plan::Stretch;
 use crate::source::FolioSource;
 use crate::wait::Wait;
-use ptdma::shared::{Accepted, Losses, Motion, PollKind, Share, SharedChannel, Watch};
-use ptdma::{ChannelLimits, CopyChannel, PrepError};
+use ptdma::shared::{Accepted, Losses, Motion, PollKind, Share, Watch};
+use ptdma::{ChannelLimits, PrepError};
 
 /// What came of a look at a lane.
 #[derive(Clone, Copy, Debug)]
@@ -46,16 +46,7 @@ struct Taken {
     error: Option<PrepError>,
 }
 
-impl<S, C, L, W, M, K, R, const N: usize> Run<'_, S, C, L, W, M, K, R, N>
-where
-    S: FolioSource + ?Sized,
-    C: CopyChannel,
-    L: Lock<SharedChannel<C>>,
-    W: Wait,
-    M: Mapper,
-    K: CpuCopier,
-    R: Rescue,
-{
+impl<T: Kinds, const N: usize> Run<'_, T, N> {
     /// Looks at one lane: takes note of losses, lets go of what is over, hands out more. Says
     /// what came of it.
     pub(super) fn service(
@@ -214,8 +205,8 @@ where
                 quiet_from: lane.spoken_for.then_some(lane.end),
                 now_ns,
             };
-            let (accepted, walked, all) = if M::TRIVIAL
-                && S::IN_MEMORY
+            let (accepted, walked, all) = if T::Mapper::TRIVIAL
+                && T::Source::IN_MEMORY
                 && refused.is_empty()
                 && order.suits(self.source, lane)
             {

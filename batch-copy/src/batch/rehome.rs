@@ -2,34 +2,22 @@
 
 use core::ops::Range;
 
-use ptdma::Lock;
-
 use super::account::Fate;
+use super::kinds::Kinds;
 use super::{Phase, Run};
 
 use crate::cursor::{Cursor, Place};
 use crate::folio::{FailReason, SkipReason};
 use crate::gather::{Gather, Target};
-use crate::host::{CpuCopier, Rescue};
+use crate::host::Rescue;
 use crate::lane::{Burst, Doubt, Lane, Span};
-use crate::map::Mapper;
 use crate::plan::Stretch;
 use crate::source::FolioSource;
 use crate::sum::Sum;
-use crate::wait::Wait;
 use ptdma::CopyChannel;
-use ptdma::shared::{Cause, Loss, SharedChannel};
+use ptdma::shared::{Cause, Loss};
 
-impl<S, C, L, W, M, K, R, const N: usize> Run<'_, S, C, L, W, M, K, R, N>
-where
-    S: FolioSource + ?Sized,
-    C: CopyChannel,
-    L: Lock<SharedChannel<C>>,
-    W: Wait,
-    M: Mapper,
-    K: CpuCopier,
-    R: Rescue,
-{
+impl<T: Kinds, const N: usize> Run<'_, T, N> {
     /// Takes what a lane has not submitted away from it.
     pub(super) fn take_rest(&mut self, index: usize) -> Option<Stretch> {
         let lane = self.state.lanes.get_mut(index)?;

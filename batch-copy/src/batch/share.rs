@@ -1,17 +1,12 @@
 //! The CPU's own share of a batch.
 
-use ptdma::Lock;
-
+use super::kinds::Kinds;
 use super::{Phase, Run};
 
 use crate::cursor::{Cursor, Place};
-use crate::host::{CpuCopier, Rescue};
-use crate::map::Mapper;
+use crate::host::CpuCopier;
 use crate::plan::Stretch;
 use crate::source::FolioSource;
-use crate::wait::Wait;
-use ptdma::CopyChannel;
-use ptdma::shared::SharedChannel;
 
 /// Most bytes that the CPU copies between two looks at the engines: some 6 us, about what an
 /// interrupt costs.
@@ -30,16 +25,7 @@ impl Share {
     }
 }
 
-impl<S, C, L, W, M, K, R, const N: usize> Run<'_, S, C, L, W, M, K, R, N>
-where
-    S: FolioSource + ?Sized,
-    C: CopyChannel,
-    L: Lock<SharedChannel<C>>,
-    W: Wait,
-    M: Mapper,
-    K: CpuCopier,
-    R: Rescue,
-{
+impl<T: Kinds, const N: usize> Run<'_, T, N> {
     /// Sets the CPU's share aside at the end of the stream; returns where it begins.
     pub(super) fn cut_cpu_share(&mut self) -> Place {
         let share = self.options.cpu_share_bytes.min(self.state.survey.bytes);
@@ -50,7 +36,7 @@ where
             offset_bytes: 0,
             position: bytes,
         };
-        if !K::AVAILABLE || share == 0 {
+        if !T::Cpu::AVAILABLE || share == 0 {
             return place;
         }
         let target = bytes.saturating_sub(share);
@@ -89,7 +75,7 @@ where
 
     /// Copies one chunk of the CPU's share. Returns whether there was one.
     pub(super) fn copy_own_share(&mut self) -> bool {
-        if !K::AVAILABLE || self.options.cpu_share_bytes == 0 {
+        if !T::Cpu::AVAILABLE || self.options.cpu_share_bytes == 0 {
             return false;
         }
         if self.cpu.rest() == 0 && !self.help_a_lane() {
