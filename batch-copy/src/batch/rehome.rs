@@ -12,9 +12,7 @@ use crate::gather::{Gather, Target};
 use crate::host::Rescue;
 use crate::lane::{Burst, Doubt, Lane, Span};
 use crate::plan::Stretch;
-use crate::source::FolioSource;
 use crate::sum::Sum;
-use ptdma::CopyChannel;
 use ptdma::shared::{Cause, Loss};
 
 impl<T: Kinds, const N: usize> Run<'_, T, N> {
