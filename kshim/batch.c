@@ -210,6 +210,7 @@ void ptdma_batch_put(struct ptdma_batch *batch)
 int ptdma_batch_round(struct ptdma_batch *batch, unsigned int nr, int only,
 		      struct ptdma_result *result)
 {
+	const struct ptdma_folio *first = batch->folios;
 	struct ptdma_round round;
 	int rc;
 
@@ -224,8 +225,8 @@ int ptdma_batch_round(struct ptdma_batch *batch, unsigned int nr, int only,
 		.nr = nr,
 		.only = only,
 		/* Most batches are from one node to another one. */
-		.src_node = pfn_to_nid(PHYS_PFN(batch->folios[0].src)),
-		.dst_node = pfn_to_nid(PHYS_PFN(batch->folios[0].dst)),
+		.src_node = ptdma_near_node(pfn_to_nid(PHYS_PFN(first->src))),
+		.dst_node = ptdma_near_node(pfn_to_nid(PHYS_PFN(first->dst))),
 		.may_sleep = batch->may_sleep,
 		.repair = batch->repair,
 	};

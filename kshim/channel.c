@@ -4,12 +4,61 @@
  */
 #include <linux/dma-mapping.h>
 #include <linux/gfp.h>
+#include <linux/nodemask.h>
 #include <linux/pci.h>
+#include <linux/topology.h>
 
 #include "ptdma_migrator.h"
 
 struct ptdma_chan *ptdma_chans[PTDMA_MAX_CHANNELS];
 unsigned int ptdma_chans_end;
+
+/* The nodes of the functions that are bound. */
+static nodemask_t ptdma_nodes;
+
+/**
+ * ptdma_nodes_update - Note that a function was bound or unbound.
+ *
+ * Context: Process context, ptdma_topology held for writing.
+ */
+void ptdma_nodes_update(void)
+{
+	unsigned int i;
+
+	lockdep_assert_held_write(&ptdma_topology);
+
+	nodes_clear(ptdma_nodes);
+	for (i = 0; i < ptdma_chans_end; i++) {
+		struct ptdma_chan *chan = ptdma_chans[i];
+
+		if (chan && chan->node != NUMA_NO_NODE)
+			node_set(chan->node, ptdma_nodes);
+	}
+}
+
+/**
+ * ptdma_near_node - Find the node with functions that is nearest to a node.
+ * @nid: The node, which may have no processor and no function.
+ *
+ * Context: ptdma_topology held for reading.
+ * Return: The nearest one; @nid itself if no function names its node.
+ */
+int ptdma_near_node(int nid)
+{
+	int node, near = nid, least = INT_MAX;
+
+	if (nid == NUMA_NO_NODE || node_isset(nid, ptdma_nodes))
+		return nid;
+	for_each_node_mask(node, ptdma_nodes) {
+		int distance = node_distance(nid, node);
+
+		if (distance < least) {
+			least = distance;
+			near = node;
+		}
+	}
+	return near;
+}
 
 /*
  * Pages of our own, and not dma_alloc_coherent()'s: the memory of a ring that an
@@ -89,6 +138,7 @@ static int ptdma_chan_start(struct ptdma_chan *chan)
 		.ring_bytes = chan->ring.bytes,
 		.ring_entries = chan->ring.entries,
 		.node = chan->node,
+		.port = chan->port,
 		/* The counts of a function begin anew at each bring-up. */
 		.fresh = !chan->wanted,
 	};

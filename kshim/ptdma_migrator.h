@@ -83,6 +83,7 @@ struct ptdma_ring {
  * @pdev: The function.
  * @index: Number of the channel, in all of the Rust library's calls.
  * @node: NUMA node, or NUMA_NO_NODE.
+ * @port: The same number for all functions that share a port, or -1; see pci.c.
  * @bar: BAR 2.
  * @ring: The ring that the engine knows.
  * @irq: Linux's number of the one interrupt.
@@ -117,6 +118,7 @@ struct ptdma_chan {
 	struct pci_dev *pdev;
 	unsigned int index;
 	int node;
+	int port;
 	void __iomem *bar;
 	struct ptdma_ring ring;
 	int irq;
@@ -298,6 +300,8 @@ void ptdma_chan_down(struct ptdma_chan *chan);
 void ptdma_chan_proved(struct ptdma_chan *chan);
 bool ptdma_chan_was_reset(struct ptdma_chan *chan);
 void ptdma_chan_leave(struct ptdma_chan *chan);
+void ptdma_nodes_update(void);
+int ptdma_near_node(int nid);
 int ptdma_chans_reopen(void);
 size_t ptdma_chans_bytes(void);
 

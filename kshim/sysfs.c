@@ -79,6 +79,17 @@ static ssize_t index_show(struct device *dev, struct device_attribute *attr,
 }
 static DEVICE_ATTR_RO(index);
 
+static ssize_t port_show(struct device *dev, struct device_attribute *attr,
+			 char *buf)
+{
+	struct ptdma_chan *chan = dev_get_drvdata(dev);
+
+	if (chan->port < 0)
+		return sysfs_emit(buf, "unknown\n");
+	return sysfs_emit(buf, "%#x\n", chan->port);
+}
+static DEVICE_ATTR_RO(port);
+
 static ssize_t state_show(struct device *dev, struct device_attribute *attr,
 			  char *buf)
 {
@@ -150,6 +161,7 @@ static DEVICE_ATTR_RO(engine);
 
 static struct attribute *ptdma_chan_attrs[] = {
 	&dev_attr_index.attr,
+	&dev_attr_port.attr,
 	&dev_attr_state.attr,
 	&dev_attr_engine.attr,
 	&dev_attr_head_stays.attr,

@@ -8,7 +8,7 @@ use crate::host::{CpuCopier, Host, Rescue};
 use crate::map::{Mapper, Piece};
 use crate::options::Options;
 use crate::overlap::OverlapCheck;
-use crate::policy::CostModel;
+use crate::policy::{CostModel, LARGE_BYTES};
 use crate::survey::BadInput;
 use crate::wait::Wait;
 use ptdma::CopyChannel;
@@ -130,12 +130,26 @@ where
     let mut model = CostModel {
         engine_batch_ns: short_ns.saturating_sub(base.channel_ns).max(1),
         engine_ns_per_mib,
+        // Where the scratch memory has an entry for each page, the engine has waited for them.
+        page_ns: if len_bytes < LARGE_BYTES {
+            0
+        } else {
+            base.page_ns
+        },
+        ports: channels.ports() as u64,
         ..*base
     };
     // What more channels cost to start is known from `base`; the rest is copying.
-    let fixed_ns = model.engine_ns(channels.active() as u64, 1, 0);
-    let copying_ns = together_ns.saturating_sub(fixed_ns).max(1);
-    model.fabric_ns_per_mib = per_mib(copying_ns, len_bytes).clamp(1, engine_ns_per_mib);
+    let active = channels.active() as u64;
+    let fixed_ns = model.engine_ns(active, 1, 0);
+    let copying_ns = per_mib(together_ns.saturating_sub(fixed_ns).max(1), len_bytes);
+    model.fabric_ns_per_mib = copying_ns.clamp(1, engine_ns_per_mib);
+    // What all together took is what a port took for those behind it, at the most.
+    let port_ns = copying_ns
+        .saturating_mul(active)
+        .checked_div(model.on_fullest_port(active))
+        .unwrap_or(engine_ns_per_mib);
+    model.port_ns_per_mib = port_ns.clamp(1, engine_ns_per_mib);
     if K::AVAILABLE {
         let mut fastest = u64::MAX;
         for _ in 0..ROUNDS {

@@ -160,6 +160,7 @@ struct ptdma_settings {
  * @ring_bytes: Its size.
  * @ring_entries: Descriptors of the ring, which fit into the memory.
  * @node: NUMA node of the function, or NUMA_NO_NODE.
+ * @port: The same number for all functions that share a port; negative: not known.
  * @fresh: Not 0: the function was bound just now, and its counts begin at 0.
  */
 struct ptdma_channel_setup {
@@ -169,6 +170,7 @@ struct ptdma_channel_setup {
 	u64 ring_bytes;
 	u32 ring_entries;
 	s32 node;
+	s32 port;
 	u32 fresh;
 };
 

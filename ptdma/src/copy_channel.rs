@@ -32,10 +32,14 @@ pub struct ChannelLimits {
     pub node: Option<u16>,
     /// Descriptors that fit into an empty ring.
     pub ring_slots: usize,
+    /// What it shares its way to memory with: channels of the same number are behind one PCI Express
+    /// port, and its bandwidth is theirs together. `None` if not known: a port of its own. A hint
+    /// for the choice of channels; a wrong one costs speed.
+    pub port: Option<u32>,
 }
 
 impl ChannelLimits {
-    /// Limits of a channel without alignment, on no known node.
+    /// Limits of a channel without alignment, on no known node and port.
     #[must_use]
     #[inline]
     pub const fn new(max_len_bytes: u64, ring_slots: usize) -> Self {
@@ -44,6 +48,7 @@ impl ChannelLimits {
             align_bytes: 1,
             node: None,
             ring_slots,
+            port: None,
         }
     }
 

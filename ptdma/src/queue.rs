@@ -64,6 +64,7 @@ impl Observer for () {
 pub struct PtdmaQueue<R, M, C = NoClock, O = ()> {
     channel: Channel<R, M>,
     node: Option<u16>,
+    port: Option<u32>,
     clock: C,
     stop_ticks: u64,
     stop_polls: u32,
@@ -76,6 +77,7 @@ impl<R: RegisterIo, M: RingMemory> PtdmaQueue<R, M> {
         Self {
             channel,
             node,
+            port: None,
             clock: NoClock,
             stop_ticks: 1,
             stop_polls: STOP_POLLS,
@@ -85,6 +87,13 @@ impl<R: RegisterIo, M: RingMemory> PtdmaQueue<R, M> {
 }
 
 impl<R: RegisterIo, M: RingMemory, C: Clock, O: Observer> PtdmaQueue<R, M, C, O> {
+    /// The same behind a known port: see [`ChannelLimits::port`].
+    #[must_use]
+    pub fn with_port(mut self, port: Option<u32>) -> Self {
+        self.port = port;
+        self
+    }
+
     /// The same with another bound on how often to look while it has to stop.
     #[must_use]
     pub fn with_stop_polls(mut self, stop_polls: u32) -> Self {
@@ -102,6 +111,7 @@ impl<R: RegisterIo, M: RingMemory, C: Clock, O: Observer> PtdmaQueue<R, M, C, O>
         PtdmaQueue {
             channel: self.channel,
             node: self.node,
+            port: self.port,
             clock,
             stop_ticks,
             stop_polls: MAX_POLLS,
@@ -115,6 +125,7 @@ impl<R: RegisterIo, M: RingMemory, C: Clock, O: Observer> PtdmaQueue<R, M, C, O>
         PtdmaQueue {
             channel: self.channel,
             node: self.node,
+            port: self.port,
             clock: self.clock,
             stop_ticks: self.stop_ticks,
             stop_polls: self.stop_polls,
@@ -201,6 +212,7 @@ impl<R: RegisterIo, M: RingMemory, C: Clock, O: Observer> CopyChannel for PtdmaQ
             align_bytes: 1,
             node: self.node,
             ring_slots: self.channel.capacity(),
+            port: self.port,
         }
     }
 

@@ -16,6 +16,7 @@
 
 mod member;
 mod ownership;
+mod pick;
 mod poll;
 mod slot;
 mod submit;
@@ -29,7 +30,7 @@ use crate::copy_channel::{ChannelLimits, CopyChannel, PrepError, Prepared, Segme
 use crate::lock::{DefaultLock, Lock};
 
 use member::MAX_STOPS;
-use slot::{ChannelSlot, SharedLimits};
+use slot::{ChannelSlot, SharedLimits, bit};
 
 pub use member::{Losses, ServiceState, SharedChannel, SharedStats};
 pub use ownership::{Cause, Loss, Share};
@@ -152,9 +153,11 @@ impl<C: CopyChannel, L: Lock<SharedChannel<C>>, const N: usize> Channels<C, L, N
             limits: SharedLimits::new(limits),
             load_bytes: AtomicU64::new(0),
             active: AtomicBool::new(service == ServiceState::Active),
+            peers: AtomicU64::new(bit(number)),
         };
         match self.slots.push(slot) {
             Ok(()) => {
+                self.find_peers(number);
                 if service == ServiceState::Active {
                     self.uses(number, limits);
                     self.active.fetch_add(1, Ordering::Relaxed);
@@ -170,6 +173,42 @@ impl<C: CopyChannel, L: Lock<SharedChannel<C>>, const N: usize> Channels<C, L, N
         self.used.fetch_max(end, Ordering::Relaxed);
         self.align_bytes
             .fetch_max(limits.align_bytes, Ordering::Relaxed);
+    }
+
+    /// A channel has come to a place: notes who is behind the same port.
+    fn find_peers(&self, number: usize) {
+        let port = self.slots.get(number).and_then(|slot| slot.limits.port());
+        let own = bit(number);
+        let mut peers = own;
+        for (other, slot) in self.slots.iter().enumerate() {
+            if other == number {
+                continue;
+            }
+            if port.is_some() && slot.limits.port() == port {
+                slot.peers.fetch_or(own, Ordering::Relaxed);
+                peers |= bit(other);
+            } else {
+                slot.peers.fetch_and(!own, Ordering::Relaxed);
+            }
+        }
+        if let Some(slot) = self.slots.get(number) {
+            slot.peers.store(peers, Ordering::Relaxed);
+        }
+    }
+
+    /// Ports that the channels in service are behind. A channel whose port is not known has one of
+    /// its own.
+    #[must_use]
+    pub fn ports(&self) -> usize {
+        let active = self.used().iter().enumerate();
+        let active = active.filter(|(_, slot)| slot.is_active());
+        let set = active.clone().fold(0, |set, (number, _)| set | bit(number));
+        // The first one of each port.
+        let firsts = active.filter(|(number, slot)| {
+            let before = bit(*number).wrapping_sub(1);
+            bit(*number) == 0 || slot.peers() & set & before == 0
+        });
+        firsts.count()
     }
 
     /// The places in which a channel was ever in service.
@@ -282,6 +321,7 @@ impl<C: CopyChannel, L: Lock<SharedChannel<C>>, const N: usize> Channels<C, L, N
             }
             let limits = channel.limits().whole_units();
             slot.limits.set(limits);
+            self.find_peers(number);
             self.uses(number, limits);
             let stats = shared.stats;
             *shared = SharedChannel::new(channel);
@@ -330,10 +370,11 @@ impl<C: CopyChannel, L: Lock<SharedChannel<C>>, const N: usize> Channels<C, L, N
         self.slots.get(number).is_some_and(ChannelSlot::is_active)
     }
 
-    /// Chooses up to `most` channels: those near the destination first, then those near the source,
-    /// then the least loaded. Writes cross the fabric at a higher price than reads. Each call
-    /// starts with another one, so that owners that begin together do not queue up at the same
-    /// lock.
+    /// Chooses up to `most` channels: one of each [port](ChannelLimits::port) first, then the second
+    /// one of each, and so on. Among those, channels near the destination come first, then those
+    /// near the source, then the least loaded. Writes cross the fabric at a higher price than reads.
+    /// Each call starts with another one, so that owners that begin together do not queue up at the
+    /// same lock.
     pub fn choose(
         &self,
         most: usize,
@@ -352,6 +393,10 @@ impl<C: CopyChannel, L: Lock<SharedChannel<C>>, const N: usize> Channels<C, L, N
             }
             return;
         }
+        if most < self.active() {
+            pick::pick(used, first, most, (dst_node, src_node), choice);
+            return;
+        }
         // Usually all of them are.
         let all = self.active() == used.len();
         let mut next = first;
@@ -365,19 +410,8 @@ impl<C: CopyChannel, L: Lock<SharedChannel<C>>, const N: usize> Channels<C, L, N
                 let _ = choice.push(number);
             }
         }
-        if most < choice.len() {
-            let key = |number: &usize| self.slots.get(*number).map(|s| s.rank(dst_node, src_node));
-            // Selection: `most` passes over few channels.
-            let cells = core::cell::Cell::from_mut(choice.as_mut_slice()).as_slice_of_cells();
-            for place in 0..most {
-                let rest = cells.iter().skip(place);
-                let best = rest.min_by_key(|cell| key(&cell.get()));
-                if let (Some(best), Some(here)) = (best, cells.get(place)) {
-                    here.swap(best);
-                }
-            }
-            choice.truncate(most);
-        }
+        // One may have come back meanwhile.
+        choice.truncate(most);
     }
 
     /// Polls a channel for the owner of a share. `losses` gets what the owner was not told of yet;

@@ -162,6 +162,8 @@ pub struct ChannelSetup {
     pub ring_entries: u32,
     /// NUMA node of the function, or -1.
     pub node: i32,
+    /// The same number for all functions that share a port, or -1 if that is not known.
+    pub port: i32,
     /// Not 0: the function was bound just now, and its counts begin at 0.
     pub fresh: u32,
 }

@@ -245,14 +245,16 @@ impl Wait for KernelWait {
     }
 }
 
-/// What the settings and the cost model say about batches, for a machine with `channels`
-/// channels.
-pub(crate) fn policy(settings: &Settings, channels: usize) -> Policy {
+/// What the settings and the cost model say about batches, for a machine with `channels` channels
+/// behind `ports` ports.
+pub(crate) fn policy(settings: &Settings, channels: usize, ports: usize) -> Policy {
     let most = match settings.nr_dma_chan {
         0 => channels,
         set => channels.min(set as usize),
     };
-    let mut policy = Policy::new(CostModel::default(), most);
+    let mut model = CostModel::default();
+    model.ports = ports as u64;
+    let mut policy = Policy::new(model, most);
     if settings.min_batch_kb != 0 {
         policy.min_batch_bytes = u64::from(settings.min_batch_kb).wrapping_mul(1024);
     }

@@ -93,6 +93,7 @@ pub(crate) fn bring_up(
     }
     let node = u16::try_from(setup.node).ok();
     Ok(PtdmaQueue::new(engine, node)
+        .with_port(u32::try_from(setup.port).ok())
         .with_clock(KernelClock::LOCKED, HALT_NS)
         .with_observer(Reports(number)))
 }

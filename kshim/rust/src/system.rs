@@ -86,7 +86,10 @@ impl System {
     ///
     /// `at` is valid for writes and aligned.
     pub(crate) unsafe fn init(at: *mut Self) {
-        let initial = (Settings::default(), batch::policy(&Settings::default(), 0));
+        let initial = (
+            Settings::default(),
+            batch::policy(&Settings::default(), 0, 0),
+        );
         // SAFETY: `at` is valid (caller).
         let settings = unsafe { &raw mut (*at).settings };
         // SAFETY: within `*at`.
@@ -144,7 +147,7 @@ impl System {
     /// Settings or channels have changed.
     fn update_policy(&self) {
         let channels = self.present.load(Ordering::Relaxed).count_ones() as usize;
-        let policy = batch::policy(&self.settings(), channels);
+        let policy = batch::policy(&self.settings(), channels, self.channels.ports());
         self.settings.with(|(_, kept)| *kept = policy);
         let min_bytes = if channels == 0 {
             u64::MAX

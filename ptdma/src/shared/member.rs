@@ -139,6 +139,7 @@ impl<C: CopyChannel> SharedChannel<C> {
                 align_bytes: 1,
                 node: None,
                 ring_slots: 0,
+                port: None,
             },
         }
     }

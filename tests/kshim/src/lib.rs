@@ -65,6 +65,7 @@ impl Function {
             ring_bytes: (entries * DESCRIPTOR_LEN_BYTES) as u64,
             ring_entries: entries as u32,
             node: -1,
+            port: -1,
             fresh: 1,
         };
         // SAFETY: BAR_LEN_BYTES bytes, 4-byte aligned, never freed; this handle plays the device,

@@ -1,13 +1,14 @@
 //! A CPU and several functions in one virtual time.
 //!
 //! Real bytes move and the real driver runs, but what a clock shows is computed: a register access
-//! takes the CPU so long, a descriptor its engine so long, and all engines together share a fabric.
+//! takes the CPU so long, a descriptor its engine so long, engines share ports, and all a fabric.
 //! The host's speed and load do not matter, and every run is the same: the way to predict what
 //! a machine with sixteen engines would do, on one that has none.
 //!
 //! The CPU is whoever calls: there is one, and time stands still between its calls. Engines make
 //! progress exactly as far as the CPU's time goes on, in the order in which descriptors would end.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -30,6 +31,8 @@ pub struct SimulationConfig {
     pub write_ns: u64,
     /// Nanoseconds from an interrupt message until its handler runs, which the CPU cannot use.
     pub interrupt_ns: u64,
+    /// Bytes per second that the engines behind one port move together; 0 for no limit.
+    pub port_bytes_per_second: u64,
     /// Bytes per second that all engines move together; 0 for no limit.
     pub fabric_bytes_per_second: u64,
 }
@@ -37,6 +40,7 @@ pub struct SimulationConfig {
 #[derive(Debug)]
 struct Engine {
     model: Model,
+    port: Option<usize>,
     /// When the descriptor in flight ends.
     ends_ns: Option<u64>,
     interrupts: Arc<AtomicU64>,
@@ -49,6 +53,21 @@ struct State {
     engines: Vec<Engine>,
     /// When the fabric has moved everything that was begun so far.
     fabric_free_ns: u64,
+    /// The same for each port, by its number.
+    ports_free_ns: BTreeMap<usize, u64>,
+}
+
+/// When `len_bytes` have passed something that moves so many bytes per second, one after the other:
+/// exact in sum, fair in the long run.
+fn pass(free_ns: &mut u64, now_ns: u64, len_bytes: u64, bytes_per_second: u64) -> u64 {
+    let share = crate::Timing {
+        bytes_per_second,
+        ..crate::Timing::default()
+    };
+    *free_ns = (*free_ns)
+        .max(now_ns)
+        .saturating_add(share.descriptor_ns(len_bytes));
+    *free_ns
 }
 
 impl State {
@@ -61,17 +80,14 @@ impl State {
         let Some((cost_ns, len_bytes)) = engine.model.prefetch() else {
             return;
         };
-        let alone = now.saturating_add(cost_ns);
-        let mut ends = alone;
+        let mut ends = now.saturating_add(cost_ns);
+        if let (Some(port), 1..) = (engine.port, config.port_bytes_per_second) {
+            let free = self.ports_free_ns.entry(port).or_default();
+            ends = ends.max(pass(free, now, len_bytes, config.port_bytes_per_second));
+        }
         if config.fabric_bytes_per_second != 0 {
-            // One after the other through the fabric: exact in sum, fair in the long run.
-            let share = crate::Timing {
-                bytes_per_second: config.fabric_bytes_per_second,
-                ..crate::Timing::default()
-            };
-            let free = self.fabric_free_ns.max(now);
-            self.fabric_free_ns = free.saturating_add(share.descriptor_ns(len_bytes));
-            ends = alone.max(self.fabric_free_ns);
+            let free = &mut self.fabric_free_ns;
+            ends = ends.max(pass(free, now, len_bytes, config.fabric_bytes_per_second));
         }
         engine.ends_ns = Some(ends);
     }
@@ -128,6 +144,7 @@ impl Simulation {
                 now_ns: 0,
                 engines: Vec::new(),
                 fabric_free_ns: 0,
+                ports_free_ns: BTreeMap::new(),
             })),
         }
     }
@@ -136,6 +153,17 @@ impl Simulation {
     /// engine; costs of register accesses are the simulation's.
     #[must_use]
     pub fn add(&self, config: ModelConfig, bus: impl BusMemory + 'static) -> SimulatedFunction {
+        self.add_behind(None, config, bus)
+    }
+
+    /// The same behind the port with this number, which it shares with others.
+    #[must_use]
+    pub fn add_behind(
+        &self,
+        port: Option<usize>,
+        config: ModelConfig,
+        bus: impl BusMemory + 'static,
+    ) -> SimulatedFunction {
         let model = Model::new(config, bus);
         let interrupts = Arc::new(AtomicU64::new(0));
         let raised = Arc::clone(&interrupts);
@@ -146,6 +174,7 @@ impl Simulation {
         let index = state.engines.len();
         state.engines.push(Engine {
             model: model.clone(),
+            port,
             ends_ns: None,
             interrupts,
         });
@@ -288,8 +317,9 @@ mod tests {
             let bytes = 64 * LEN as usize;
             let src = bus.alloc(bytes, 4096, Access::ReadWrite).unwrap();
             let dst = bus.alloc(bytes, 4096, Access::ReadWrite).unwrap();
+            // In pairs, which matters where ports have a limit.
             let functions: Vec<_> = (0..count)
-                .map(|_| simulation.add(model, bus.clone()))
+                .map(|n| simulation.add_behind(Some(n / 2), model, bus.clone()))
                 .collect();
             let rings: Vec<_> = functions
                 .iter()
@@ -406,6 +436,27 @@ mod tests {
             }
             assert_eq!(interrupts, 4);
             assert_eq!(b.simulation.now_ns(), expected_ns, "fabric {fabric}");
+        }
+    }
+
+    #[test]
+    fn two_engines_share_their_port_and_nobody_elses() {
+        // Which functions of two pairs copy ten descriptors, and how long that takes.
+        for (who, expected_ns) in [(&[0][..], 40_000), (&[0, 2], 40_000), (&[0, 1], 80_000)] {
+            let config = SimulationConfig {
+                port_bytes_per_second: RATE,
+                ..SimulationConfig::default()
+            };
+            let mut b = Bench::new(4, config, 0);
+            for &index in who {
+                b.go(index, 10);
+            }
+            let mut interrupts = 0;
+            while interrupts < who.len() && b.simulation.sleep_until(1_000_000) {
+                interrupts += b.simulation.take_interrupts().len();
+            }
+            assert_eq!(interrupts, who.len());
+            assert_eq!(b.simulation.now_ns(), expected_ns, "{who:?}");
         }
     }
 

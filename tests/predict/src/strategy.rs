@@ -215,25 +215,14 @@ impl Ours<'_> {
             .collect()
     }
 
-    /// Cuts the engines' bytes by the channels' speed: all should end together. Cuts are at whole
-    /// parts, the shortest one 64 KiB.
-    fn lanes(&self, used: usize, load: Load, bytes: u64) -> Vec<(u64, u64)> {
-        let paces = self.paces(used, load.folio);
-        let speeds: f64 = paces.iter().map(|p| 1.0 / p).sum();
+    /// Cuts the engines' bytes to equal parts, at whole multiples of 64 KiB.
+    fn lanes(used: usize, bytes: u64) -> Vec<(u64, u64)> {
         let parts = bytes.div_ceil(MIN_PART_BYTES) as f64;
-        let (mut done, mut from) = (0.0, 0);
-        let mut lanes = Vec::with_capacity(used);
-        for (n, pace) in paces.iter().enumerate() {
-            done += 1.0 / pace;
-            let to = if n + 1 == used {
-                bytes
-            } else {
-                ((parts * done / speeds).round() as u64 * MIN_PART_BYTES).min(bytes)
-            };
-            lanes.push((from, to.max(from)));
-            from = to.max(from);
-        }
-        lanes
+        let cut = |n: usize| {
+            let part = (parts * n as f64 / used as f64).round() as u64;
+            (part * MIN_PART_BYTES).min(bytes)
+        };
+        (0..used).map(|n| (cut(n), cut(n + 1))).collect()
     }
 
     /// A doorbell: a look whether the function still knows its ring, the tail, and RUN.
@@ -252,16 +241,15 @@ impl Ours<'_> {
     fn expect(&self, used: usize, load: Load, cpu_share_bytes: u64) -> f64 {
         let bytes = load.bytes() - cpu_share_bytes;
         let paces = self.paces(used, load.folio);
-        let slowest =
-            self.lanes(used, load, bytes)
-                .into_iter()
-                .zip(&paces)
-                .map(|((from, to), pace)| {
-                    let bytes = (to - from) as f64;
-                    // No more than what lies on one channel is in the way of its bytes.
-                    bytes / PIECE_BYTES as f64 * pace
-                        + (bytes / load.unit() as f64).ceil() * self.costs.descriptor_ns
-                });
+        let slowest = Self::lanes(used, bytes)
+            .into_iter()
+            .zip(&paces)
+            .map(|((from, to), pace)| {
+                let bytes = (to - from) as f64;
+                // No more than what lies on one channel is in the way of its bytes.
+                bytes / PIECE_BYTES as f64 * pace
+                    + (bytes / load.unit() as f64).ceil() * self.costs.descriptor_ns
+            });
         let copy = slowest.fold(0.0, f64::max);
         // Preparing overlaps with copying but for the first burst of each channel.
         let prepare = self.prepare(used, load, bytes);
@@ -393,7 +381,7 @@ impl Ours<'_> {
         let order = by_port();
         let engines = order.iter().cycle().skip(place.first);
         let bytes = load.bytes() - choice.cpu_share_bytes;
-        let lanes = self.lanes(choice.channels, load, bytes);
+        let lanes = Self::lanes(choice.channels, bytes);
         let mut lists: Vec<_> = lanes
             .iter()
             .map(|&(from, to)| pieces(from, to, load.unit()).peekable())
