@@ -10,6 +10,8 @@
 
 #include <linux/atomic.h>
 #include <linux/dma-mapping.h>
+#include <linux/highmem.h>
+#include <linux/mm.h>
 #include <linux/pci.h>
 #include <linux/slab.h>
 #include <linux/workqueue.h>
@@ -41,8 +43,23 @@ static inline void ptdma_work_enable(struct delayed_work *work, atomic_t *off)
 }
 #endif
 
+#ifndef kvmalloc_obj
+#define kvmalloc_obj(obj, gfp)	kvmalloc(sizeof(obj), gfp)
+#endif
+
 #ifndef kvzalloc_obj
 #define kvzalloc_obj(obj, gfp)	kvzalloc(sizeof(obj), gfp)
+#endif
+
+#if PTDMA_KERNEL < 6004 && defined(copy_mc_to_kernel)
+static inline int copy_mc_highpage(struct page *to, struct page *from)
+{
+	int rc = copy_mc_user_highpage(to, from, 0, NULL);
+
+	if (rc)
+		memory_failure_queue(page_to_pfn(from), 0);
+	return rc;
+}
 #endif
 
 #if PTDMA_KERNEL < 6012
@@ -126,6 +143,17 @@ static inline void dma_unmap_phys(struct device *dev, dma_addr_t addr,
 {
 	dma_unmap_page_attrs(dev, addr, size, dir, attrs);
 }
+#endif
+
+#if PTDMA_KERNEL < 6019
+/* migrate_vma splits huge pages. */
+#define PTDMA_KEEPS_HUGE	0
+#define PTDMA_PFN_COMPOUND	0
+#define PTDMA_SELECT_COMPOUND	0
+#else
+#define PTDMA_KEEPS_HUGE	1
+#define PTDMA_PFN_COMPOUND	MIGRATE_PFN_COMPOUND
+#define PTDMA_SELECT_COMPOUND	MIGRATE_VMA_SELECT_COMPOUND
 #endif
 
 #endif /* _PTDMA_COMPAT_H */

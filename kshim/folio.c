@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * One folio at a time, for kernels that copy them so
+ * Pairs of folios, for fronts in modules of their own
  *
- * Whoever migrates a folio on an unpatched kernel copies it by itself.  The engines
- * gain by cutting a large folio into parts for all channels.
+ * The livepatch has one folio at a time, as whoever migrates on an unpatched kernel
+ * copies it.  The engines gain by cutting a large folio into parts for all channels.
+ * The device has many folios at a time.
  */
 #include <linux/bits.h>
 #include <linux/mm.h>
@@ -15,54 +16,127 @@
 #include "ptdma_folio.h"
 #include "trace.h"
 
-/* The engine may have copied poison without an error; the CPU notices it. */
-static bool ptdma_is_poisoned(struct folio *folio)
+static_assert(PTDMA_MAX_PAIRS == PTDMA_ROUND_FOLIOS);
+
+/**
+ * ptdma_is_poisoned - Whether the kernel knows memory of a folio as bad.
+ * @folio: The folio.
+ *
+ * An engine may copy poison without an error; the CPU notices it.
+ *
+ * Return: true if it does.
+ */
+bool ptdma_is_poisoned(struct folio *folio)
 {
 	return PageHWPoison(&folio->page) ||
 	       (folio_test_large(folio) && folio_test_has_hwpoisoned(folio));
 }
+EXPORT_SYMBOL_GPL(ptdma_is_poisoned);
 
-static int ptdma_folio_round(struct ptdma_batch *batch, struct folio *dst,
-			     struct folio *src, struct ptdma_copied *copied)
+static void ptdma_hold_pairs(struct ptdma_batch *batch, struct ptdma_pair *pairs,
+			     unsigned int nr)
+{
+	unsigned int i;
+
+	ptdma_quarantine_hold(batch, nr);
+	for (i = 0; i < nr; i++) {
+		folio_get(pairs[i].dst);
+		ptdma_quarantine_add(batch, pairs[i].dst);
+		pairs[i].state = PTDMA_PAIR_HELD;
+	}
+}
+
+static void ptdma_mark_pairs(const struct ptdma_batch *batch,
+			     struct ptdma_pair *pairs, unsigned int nr,
+			     struct ptdma_copied *copied)
+{
+	unsigned int i;
+
+	for (i = 0; i < nr; i++) {
+		u8 outcome = batch->outcomes[i];
+
+		if (outcome != PTDMA_OUTCOME_DMA && outcome != PTDMA_OUTCOME_CPU)
+			continue;
+		if (ptdma_is_poisoned(pairs[i].src))
+			continue;
+		pairs[i].state = outcome == PTDMA_OUTCOME_DMA ?
+				 PTDMA_PAIR_BY_ENGINES : PTDMA_PAIR_BY_BOTH;
+		copied->folios++;
+		copied->bytes += batch->folios[i].len;
+	}
+}
+
+static int ptdma_pairs_round(struct ptdma_batch *batch, struct ptdma_pair *pairs,
+			     unsigned int nr, struct ptdma_copied *copied)
 {
 	struct ptdma_result result = {};
+	unsigned int i;
 	int rc;
 
-	batch->folios[0] = (struct ptdma_folio) {
-		.src = PFN_PHYS(folio_pfn(src)),
-		.dst = PFN_PHYS(folio_pfn(dst)),
-		.len = folio_size(src),
-	};
+	for (i = 0; i < nr; i++)
+		batch->folios[i] = (struct ptdma_folio) {
+			.src = PFN_PHYS(folio_pfn(pairs[i].src)),
+			.dst = PFN_PHYS(folio_pfn(pairs[i].dst)),
+			.len = folio_size(pairs[i].src),
+		};
 	/* Of 1 GiB the CPU copies the stretches that failed, not all of it again. */
 	batch->repair = true;
-	rc = ptdma_batch_round(batch, 1, -1, &result);
-	trace_ptdma_round(1, &result);
+	rc = ptdma_batch_round(batch, nr, -1, &result);
+	trace_ptdma_round(nr, &result);
 	copied->sleeps = batch->sleeps;
 	if (result.unproven) {
-		ptdma_quarantine_hold(batch, 1);
-		folio_get(dst);
-		ptdma_quarantine_add(batch, dst);
+		ptdma_hold_pairs(batch, pairs, nr);
 		ptdma_quarantine(batch, &result);
 		return -EOWNERDEAD;
 	}
-	if (rc)
-		return rc;
-	if (batch->outcomes[0] != PTDMA_OUTCOME_DMA &&
-	    batch->outcomes[0] != PTDMA_OUTCOME_CPU)
-		return 0;
-	if (ptdma_is_poisoned(src))
-		return 0;
-	copied->folios = 1;
-	copied->bytes = folio_size(src);
-	return 0;
+	if (!rc)
+		ptdma_mark_pairs(batch, pairs, nr, copied);
+	return rc;
 }
+
+/**
+ * ptdma_copy_pairs - Copy the content of folios with the engines.
+ * @pairs: The folios; their states are filled in.
+ * @nr: How many, at most PTDMA_MAX_PAIRS.
+ * @may_sleep: The caller of the migration may sleep.  Otherwise the batch polls, or
+ *	is left to the CPU if it would take longer than polling is worth.
+ *
+ * Context: Process context.
+ */
+void ptdma_copy_pairs(struct ptdma_pair *pairs, unsigned int nr, bool may_sleep)
+{
+	struct ptdma_copied copied;
+	struct ptdma_batch *batch;
+	unsigned int i, noio;
+	u64 bytes = 0;
+	int rc;
+
+	for (i = 0; i < nr; i++) {
+		pairs[i].state = PTDMA_PAIR_LEFT;
+		bytes += folio_size(pairs[i].src);
+	}
+	if (!nr || WARN_ON_ONCE(nr > PTDMA_MAX_PAIRS))
+		return;
+	if (bytes < ptdma_rs_min_bytes(ptdma_system)) {
+		atomic64_inc(&ptdma_totals.declined);
+		return;
+	}
+	batch = ptdma_front_begin(nr, may_sleep, &copied);
+	if (!batch)
+		return;
+	/* Reclaim on behalf of a locked folio must not wait for I/O. */
+	noio = memalloc_noio_save();
+	rc = ptdma_pairs_round(batch, pairs, nr, &copied);
+	memalloc_noio_restore(noio);
+	ptdma_front_end(batch, nr, &copied, rc);
+}
+EXPORT_SYMBOL_GPL(ptdma_copy_pairs);
 
 /**
  * ptdma_copy_folio - Copy the content of a folio with the engines.
  * @dst: Destination, which nobody else uses.
  * @src: Source, locked and unmapped, of the same size.
- * @may_sleep: The caller of the migration may sleep.  Otherwise the batch polls, or
- *	is left to the CPU if it would take longer than polling is worth.
+ * @may_sleep: As for ptdma_copy_pairs().
  *
  * Context: Process context.
  * Return: 0 if @dst has every byte; -EAGAIN if the CPU must copy; -EOWNERDEAD if an
@@ -70,25 +144,17 @@ static int ptdma_folio_round(struct ptdma_batch *batch, struct folio *dst,
  */
 int ptdma_copy_folio(struct folio *dst, struct folio *src, bool may_sleep)
 {
-	struct ptdma_copied copied;
-	struct ptdma_batch *batch;
-	unsigned int noio;
-	int rc;
+	struct ptdma_pair pair = { .dst = dst, .src = src };
 
-	if (folio_size(src) < ptdma_rs_min_bytes(ptdma_system)) {
-		atomic64_inc(&ptdma_totals.declined);
+	ptdma_copy_pairs(&pair, 1, may_sleep);
+	switch (pair.state) {
+	case PTDMA_PAIR_BY_ENGINES:
+	case PTDMA_PAIR_BY_BOTH:
+		return 0;
+	case PTDMA_PAIR_HELD:
+		return -EOWNERDEAD;
+	default:
 		return -EAGAIN;
 	}
-	batch = ptdma_front_begin(1, may_sleep, &copied);
-	if (!batch)
-		return -EAGAIN;
-	/* Reclaim on behalf of a locked folio must not wait for I/O. */
-	noio = memalloc_noio_save();
-	rc = ptdma_folio_round(batch, dst, src, &copied);
-	memalloc_noio_restore(noio);
-	ptdma_front_end(batch, 1, &copied, rc);
-	if (rc == -EOWNERDEAD)
-		return rc;
-	return copied.folios ? 0 : -EAGAIN;
 }
 EXPORT_SYMBOL_GPL(ptdma_copy_folio);

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use crate::counts::{Counts, Front, PARAMETERS};
+use crate::device::Device;
 use crate::migrate;
 use crate::say;
 use crate::syscalls::HugeMemory;
@@ -16,6 +17,8 @@ pub(crate) struct Plan {
     pub(crate) from: u32,
     pub(crate) to: u32,
     pub(crate) rounds: u32,
+    /// In small pages.
+    pub(crate) small: bool,
 }
 
 /// A way to copy, and what it took.
@@ -72,21 +75,26 @@ pub(crate) fn run(root: &Root, plan: &Plan, json: bool) -> Result<bool> {
             "there is no node {node}: see /sys/devices/system/node"
         );
     }
+    let device = Device::of(root, std::process::id()).filter(|_| plan.small);
     let front = Front::read(root);
+    let leads = match plan.small {
+        true => device.is_some() || front == Front::Migrator,
+        false => front.is_on(),
+    };
     ensure!(
-        front.is_on() && Counts::read(root).is_some(),
-        "engines copy nothing on this machine now: see `ptdma status`"
+        leads && Counts::read(root).is_some(),
+        "engines copy no such pages on this machine now: see `ptdma status`"
     );
-    let mut memory = HugeMemory::new((plan.mib as usize) << 20)?;
+    let mut memory = HugeMemory::new((plan.mib as usize) << 20, plan.small)?;
     memory.bind([plan.from, plan.to])?;
     fill(memory.words());
-    migrate::move_own(memory.range(), plan.from)?;
+    migrate::move_own(root, None, memory.range(), plan.from)?;
 
     let cpu = {
         let _off = EnginesOff::new(root)?;
-        measure(root, plan, &mut memory, "CPU")?
+        measure(root, plan, None, &mut memory, "CPU")?
     };
-    let engines = measure(root, plan, &mut memory, "engines")?;
+    let engines = measure(root, plan, device.as_ref(), &mut memory, "engines")?;
     let copied = engines.engine_bytes != 0;
     if json {
         say::print_json(&[&cpu, &engines])?;
@@ -104,9 +112,15 @@ pub(crate) fn run(root: &Root, plan: &Plan, json: bool) -> Result<bool> {
         ]);
     }
     say::print(&table.trim_fmt())?;
-    say::print("Time is that of move_pages(2), all of it. Every byte was compared.")?;
+    let call = match device {
+        Some(_) => "move_pages(2) or of the device",
+        None => "move_pages(2)",
+    };
+    say::print(&format!(
+        "Time is that of {call}, all of it. Every byte was compared."
+    ))?;
     if !copied {
-        say::print("The engines copied nothing: is there memory in huge pages on both nodes?")?;
+        say::print("The engines copied nothing: is there memory in such pages on both nodes?")?;
     }
     Ok(copied)
 }
@@ -114,6 +128,7 @@ pub(crate) fn run(root: &Root, plan: &Plan, json: bool) -> Result<bool> {
 fn measure(
     root: &Root,
     plan: &Plan,
+    device: Option<&Device>,
     memory: &mut HugeMemory,
     by: &'static str,
 ) -> Result<Measured> {
@@ -126,7 +141,7 @@ fn measure(
     };
     for _ in 0..plan.rounds {
         for node in [plan.to, plan.from] {
-            let moved = migrate::move_own(memory.range(), node)?;
+            let moved = migrate::move_own(root, device, memory.range(), node)?;
             measured.moved_bytes += moved.moved_bytes;
             measured.ns += moved.ns;
         }

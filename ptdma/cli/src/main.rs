@@ -1,10 +1,12 @@
 //! `ptdma`: what the engines of this machine do, and memory moved by them.
 //!
 //! Everything is read from sysfs and procfs, and done by system calls that every kernel has. So the
-//! command works with whatever leads migration to the engines: the livepatch or the patched kernel.
+//! command works with whatever leads memory to the engines: the livepatch, the device, or the patched
+//! kernel.
 
 mod bench;
 mod counts;
+mod device;
 mod manual;
 mod migrate;
 mod ranges;
@@ -64,6 +66,9 @@ enum Command {
         /// Moves to the other node and back
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1000))]
         rounds: u32,
+        /// In pages of 4 KiB: by the device, or by the migrator of a patched kernel
+        #[arg(long)]
+        small: bool,
     },
     /// Copy and compare through each channel by itself (as root)
     Selftest,
@@ -96,12 +101,14 @@ fn main() -> ExitCode {
             from,
             to,
             rounds,
+            small,
         } => {
             let plan = bench::Plan {
                 mib,
                 from,
                 to,
                 rounds,
+                small,
             };
             bench::run(&root, &plan, arguments.json)
         }

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::counts::{Counts, Front};
+use crate::device::{self, Device};
 use crate::ranges::{self, PAGE_BYTES, Range};
 use crate::say;
 use crate::syscalls::{self, HUGE_BYTES};
@@ -37,6 +38,8 @@ pub(crate) struct Moved {
     pub(crate) there_bytes: u64,
     /// Bytes that stay where they are, by the kernel's reason.
     pub(crate) left_bytes: BTreeMap<String, u64>,
+    /// Bytes that engines copied for the device: batches of small pages.
+    pub(crate) device_bytes: u64,
     /// Time of the calls that moved something, in nanoseconds.
     pub(crate) ns: u64,
 }
@@ -63,12 +66,14 @@ pub(crate) fn run(root: &Root, job: &Job, json: bool) -> Result<bool> {
         job.pid
     );
 
+    let device = Device::of(root, job.pid);
     let before = Counts::read(root);
     let total = ranges.iter().map(|range| range.len_bytes()).sum();
     let bar = bar(total);
     let mut moved = Moved::default();
     for window in ranges.iter().flat_map(|range| range.windows(WINDOW_BYTES)) {
-        move_window(job, window, &mut moved).map_err(|error| explained(error, job.pid))?;
+        move_window(root, job, device.as_ref(), window, &mut moved)
+            .map_err(|error| explained(error, job.pid))?;
         bar.inc(window.len_bytes());
     }
     bar.finish_and_clear();
@@ -112,9 +117,16 @@ fn bar(total: u64) -> ProgressBar {
 
 /// Moves what is not on the node.
 ///
-/// Nobody tells the size of folios without root. So the first page of each huge page goes first,
-/// which takes a whole huge folio along; then what is still elsewhere goes, page by page.
-pub(crate) fn move_window(job: &Job, window: Range, moved: &mut Moved) -> io::Result<()> {
+/// The device moves small pages, if there is one. Nobody tells the size of folios without root. So
+/// the first page of each huge page goes next, which takes a whole huge folio along; then what is
+/// still elsewhere goes, page by page.
+fn move_window(
+    root: &Root,
+    job: &Job,
+    device: Option<&Device>,
+    window: Range,
+    moved: &mut Moved,
+) -> io::Result<()> {
     let pages = syscalls::pages_of(window);
     let before = syscalls::nodes_of(job.pid, &pages)?;
     let to = job.to as i32;
@@ -131,9 +143,31 @@ pub(crate) fn move_window(job: &Job, window: Range, moved: &mut Moved) -> io::Re
         return Ok(());
     }
 
+    let exclusive = match device {
+        Some(_) if !job.shared => device::exclusive(root, job.pid, window),
+        _ => None,
+    };
     let began = Instant::now();
-    let first = first_of_each(&wanted, HUGE_BYTES as u64);
-    syscalls::move_pages(job.pid, &first, job.to, job.shared)?;
+    let mut wanted_now = wanted.clone();
+    if let Some(device) = device.filter(|_| job.shared || exclusive.is_some()) {
+        let node_of = |index: usize| before.get(index).copied().unwrap_or(-1);
+        let own = |index: usize| {
+            let own = exclusive
+                .as_ref()
+                .is_none_or(|own| own.get(index) == Some(&true));
+            own || node_of(index) < 0
+        };
+        let is_elsewhere = |index: usize| node_of(index) >= 0 && node_of(index) != to;
+        for run in device::runs(&pages, is_elsewhere, own) {
+            // What the device refuses, the kernel's own call moves, or says why not.
+            moved.device_bytes += device.move_range(run, job.to).unwrap_or_default();
+        }
+        wanted_now = elsewhere(&syscalls::nodes_of(job.pid, &pages)?);
+    }
+    let first = first_of_each(&wanted_now, HUGE_BYTES as u64);
+    if !first.is_empty() {
+        syscalls::move_pages(job.pid, &first, job.to, job.shared)?;
+    }
     let mut left = elsewhere(&syscalls::nodes_of(job.pid, &pages)?);
     let mut refused = BTreeMap::new();
     // Each turn tries what is left and was not refused, and ends when none of that moves.
@@ -233,14 +267,19 @@ fn tell(root: &Root, job: &Job, moved: &Moved, by_engines: Option<u64>, json: bo
         table.add_row(["left".to_owned(), say::size(*bytes), reason.clone()]);
     }
     say::print(&table.trim_fmt())?;
-    if !front.is_on() {
+    if !front.is_on() && by_engines.is_none_or(|bytes| bytes == 0) {
         say::print("The CPU has copied. To have engines do it, see `ptdma status`.")?;
     }
     Ok(())
 }
 
 /// Moves a range of this process; for [`crate::bench`].
-pub(crate) fn move_own(range: Range, to: u32) -> Result<Moved> {
+pub(crate) fn move_own(
+    root: &Root,
+    device: Option<&Device>,
+    range: Range,
+    to: u32,
+) -> Result<Moved> {
     let job = Job {
         pid: std::process::id(),
         to,
@@ -249,7 +288,7 @@ pub(crate) fn move_own(range: Range, to: u32) -> Result<Moved> {
     };
     let mut moved = Moved::default();
     for window in range.windows(WINDOW_BYTES) {
-        move_window(&job, window, &mut moved)
+        move_window(root, &job, device, window, &mut moved)
             .with_context(|| format!("cannot move own memory to node {to}"))?;
     }
     Ok(moved)
@@ -289,7 +328,7 @@ mod tests {
 
     #[test]
     fn own_memory_moves_to_the_node_that_it_is_on() -> Result<()> {
-        let mut memory = syscalls::HugeMemory::new(HUGE_BYTES)?;
+        let mut memory = syscalls::HugeMemory::new(HUGE_BYTES, false)?;
         memory.words().fill(3);
         let range = memory.range();
         let nodes = syscalls::nodes_of(std::process::id(), &syscalls::pages_of(range));
@@ -298,7 +337,7 @@ mod tests {
             return Ok(());
         };
         let node = u32::try_from(nodes[0])?;
-        let moved = move_own(range, node)?;
+        let moved = move_own(&Root::real(), None, range, node)?;
         assert_eq!(moved.left(), 0);
         assert_eq!(moved.there_bytes + moved.moved_bytes, HUGE_BYTES as u64);
         assert!(memory.words().iter().all(|word| *word == 3));

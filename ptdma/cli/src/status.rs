@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::bench::{ALL_TO_THE_CPU, SMALLEST};
 use crate::counts::{Counts, Front, PARAMETERS};
+use crate::device;
 use crate::say;
 use crate::sysfs::{Root, text};
 
@@ -38,6 +39,8 @@ struct Status {
     functions: Vec<Function>,
     counts: Option<Counts>,
     front: Front,
+    /// There is the device that moves batches of small pages.
+    device: bool,
     next: Option<String>,
 }
 
@@ -66,6 +69,7 @@ fn look(root: &Root) -> Status {
         functions,
         counts,
         front,
+        device: root.has(device::PATH),
         next,
     }
 }
@@ -194,6 +198,9 @@ fn print(status: &Status) -> Result<()> {
         say::print("")?;
     }
     say::print(&format!("Offloading is {}.", status.front.describe()))?;
+    if status.device {
+        say::print("The device is there: small pages in batches, for processes that open it.")?;
+    }
     if let Some(next) = &status.next {
         say::print(next)?;
     }

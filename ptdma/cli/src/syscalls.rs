@@ -1,6 +1,8 @@
 //! System calls about nodes of memory, which no crate wraps.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use anyhow::{Context, Result};
@@ -91,6 +93,79 @@ pub(crate) fn move_pages(
     Ok(status)
 }
 
+/// Flags of `pidfd_open(2)` and `pidfd_getfd(2)`: none.
+const NONE: libc::c_uint = 0;
+
+/// A file that another process has open.
+///
+/// # Errors
+/// There is no such process or file, or this process may not trace that one.
+pub(crate) fn file_of(pid: u32, number: RawFd) -> io::Result<File> {
+    // SAFETY: the call takes no pointers.
+    let process = checked(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, NONE) })?;
+    // SAFETY: the kernel has just made the descriptor, for this function alone.
+    let process = unsafe { OwnedFd::from_raw_fd(process as RawFd) };
+    // SAFETY: the call takes no pointers.
+    let file = checked(unsafe {
+        libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, NONE)
+    })?;
+    // SAFETY: as above.
+    Ok(File::from(unsafe { OwnedFd::from_raw_fd(file as RawFd) }))
+}
+
+/// `struct ptdma_move` of `kshim/include/ptdma_move.h`.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct MoveCall {
+    addr: u64,
+    len: u64,
+    node: u32,
+    flags: u32,
+    next: u64,
+    bytes: [u64; 16],
+}
+
+/// `PTDMA_BY_ENGINES` of the same.
+const BY_ENGINES: usize = 0;
+/// `PTDMA_IOC_MOVE` of the same: it reads and writes, the size, its letter, its number.
+const MOVE_RANGE: libc::Ioctl =
+    (3 << 30) | ((size_of::<MoveCall>() as libc::Ioctl) << 16) | (0xd1 << 8) | 1;
+
+impl MoveCall {
+    /// A range to move to a node. Huge pages stay whole, or stay where they are.
+    pub(crate) fn new(range: Range, node: u32) -> Self {
+        Self {
+            addr: range.start,
+            len: range.len_bytes(),
+            node,
+            flags: 0,
+            next: range.start,
+            bytes: [0; 16],
+        }
+    }
+
+    /// Where the kernel has stopped.
+    pub(crate) fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// What engines have copied.
+    pub(crate) fn by_engines_bytes(&self) -> u64 {
+        self.bytes[BY_ENGINES]
+    }
+}
+
+/// Moves a range of the process whose memory the file of `/dev/ptdma_move` has.
+///
+/// # Errors
+/// As the header says. After a signal, [`io::ErrorKind::Interrupted`], the call is filled in.
+pub(crate) fn move_range(device: &File, call: &mut MoveCall) -> io::Result<()> {
+    // SAFETY: the structure is the kernel's, and is borrowed for the call. What moves keeps its
+    // address and its content, so that no reference of either process notices.
+    let rc = unsafe { libc::ioctl(device.as_raw_fd(), MOVE_RANGE, ptr::from_mut(call)) };
+    checked(rc.into()).map(drop)
+}
+
 /// Anonymous memory of this process, in huge pages as far as there are any.
 pub(crate) struct HugeMemory {
     whole: *mut libc::c_void,
@@ -103,11 +178,11 @@ pub(crate) struct HugeMemory {
 pub(crate) const HUGE_BYTES: usize = 2 << 20;
 
 impl HugeMemory {
-    /// Maps memory, zeroed.
+    /// Maps memory, zeroed. With `small`, in small pages after all.
     ///
     /// # Errors
     /// The kernel has no room.
-    pub(crate) fn new(len_bytes: usize) -> Result<Self> {
+    pub(crate) fn new(len_bytes: usize, small: bool) -> Result<Self> {
         let whole_bytes = len_bytes
             .checked_add(HUGE_BYTES)
             .context("more memory than there are addresses")?;
@@ -133,15 +208,13 @@ impl HugeMemory {
             start: start as u64,
             len_bytes,
         };
+        let advice = match small {
+            true => libc::MADV_NOHUGEPAGE,
+            false => libc::MADV_HUGEPAGE,
+        };
         // SAFETY: within the mapping, whose content it does not change. Without huge pages the
         // memory is as good.
-        let _ = unsafe {
-            libc::madvise(
-                whole.wrapping_byte_add(start - first),
-                len_bytes,
-                libc::MADV_HUGEPAGE,
-            )
-        };
+        let _ = unsafe { libc::madvise(whole.wrapping_byte_add(start - first), len_bytes, advice) };
         Ok(memory)
     }
 
@@ -214,7 +287,7 @@ mod tests {
 
     #[test]
     fn memory_is_mapped_on_huge_boundaries_and_keeps_what_is_written() -> Result<()> {
-        let mut memory = HugeMemory::new(2 * HUGE_BYTES)?;
+        let mut memory = HugeMemory::new(2 * HUGE_BYTES, false)?;
         assert_eq!(memory.range().start % HUGE_BYTES as u64, 0);
         assert_eq!(memory.range().len_bytes(), 2 * HUGE_BYTES as u64);
         let words = memory.words();
@@ -222,6 +295,27 @@ mod tests {
         words.fill(7);
         assert!(words.iter().all(|word| *word == 7));
         Ok(())
+    }
+
+    #[test]
+    fn the_call_of_the_device_is_that_of_the_header() {
+        let header = include_str!("../../../kshim/include/ptdma_move.h");
+        assert!(header.contains("_IOWR(0xd1, 1, struct ptdma_move)"));
+        assert!(header.contains("#define PTDMA_MAX_FATES	16"));
+        let first = header.split("enum ptdma_fate {").nth(1).unwrap_or_default();
+        assert!(first.trim_start().starts_with("PTDMA_BY_ENGINES,"));
+        let fields = header
+            .split("struct ptdma_move {")
+            .nth(1)
+            .unwrap_or_default();
+        let fields = fields.split('}').next().unwrap_or_default();
+        let names: Vec<&str> = fields.split_whitespace().collect();
+        assert_eq!(
+            names.join(" "),
+            "__u64 addr; __u64 len; __u32 node; __u32 flags; __u64 next; \
+             __u64 bytes[PTDMA_MAX_FATES];"
+        );
+        assert_eq!(MOVE_RANGE, 0xc0a0_d101);
     }
 
     #[test]

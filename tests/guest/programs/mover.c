@@ -3,10 +3,11 @@
  * mover - migrate memory between nodes and check every byte and every node.
  *
  * Fills memory of a kind and folio size with a pattern, moves it to and fro by
- * move_pages(2), migrate_pages(2) or mbind(2), with threads that write to the pages
+ * move_pages(2), migrate_pages(2), mbind(2) or /dev/ptdma_move, with threads that write to the pages
  * meanwhile, several movers at once, or pages that are pinned, and checks. Prints
  * one JSON object.
  */
+#include "device.h"
 #include "memory.h"
 
 #include <getopt.h>
@@ -15,7 +16,7 @@
 #include <stdatomic.h>
 #include <sys/uio.h>
 
-enum call { CALL_MOVE_PAGES, CALL_MIGRATE_PAGES, CALL_MBIND };
+enum call { CALL_MOVE_PAGES, CALL_MIGRATE_PAGES, CALL_MBIND, CALL_DEVICE, NR_CALLS };
 
 enum { MAX_WRITERS = WRITER_WORDS, MAX_MOVERS = 16, MAX_COUNTERS = 8 };
 
@@ -52,7 +53,10 @@ static atomic_ullong writes, busy;
 /* The longest write to a page and the longest call, where they are timed. */
 static atomic_ullong longest_write_ns, longest_call_ns;
 
-static const char *const call_names[] = { "move_pages", "migrate_pages", "mbind" };
+static const char *const call_names[] = { "move_pages", "migrate_pages", "mbind", "device" };
+/* What the device says of all that it was asked to move. */
+static atomic_ullong fates[PTDMA_FATES];
+static int device = -1;
 
 static size_t size_of(const char *text)
 {
@@ -80,7 +84,7 @@ static size_t size_of(const char *text)
 static void usage(void)
 {
 	fputs("usage: mover [--kind anon|shmem|file|hugetlb] [--folio 4K..2M] [--bytes 16M]\n"
-	      "             [--call move_pages|migrate_pages|mbind] [--from 0] [--to 1]\n"
+	      "             [--call move_pages|migrate_pages|mbind|device] [--from 0] [--to 1]\n"
 	      "             [--rounds 1 | --for-ms N [--until FILE]] [--writers 0..16]\n"
 	      "             [--movers 1..16] [--overlap] [--pinned PAGES] [--path FILE] [--seed N]\n"
 	      "             [--count] [--timed] [--counter FILE]...\n",
@@ -139,10 +143,10 @@ static void parse(int argc, char **argv)
 	    (opt.count && opt.movers > 1) || (opt.until && !opt.for_ms))
 		usage();
 	opt.kind = kind_of(opt.kind_name);
-	for (i = 0; i < 3; i++)
+	for (i = 0; i < NR_CALLS; i++)
 		if (!strcmp(opt.call_name, call_names[i]))
 			break;
-	if (i == 3)
+	if (i == NR_CALLS)
 		usage();
 	opt.call = (enum call)i;
 	if (opt.kind == KIND_HUGETLB)
@@ -266,6 +270,32 @@ static size_t move_pages_to(char *start, size_t bytes, int node)
 	return count;
 }
 
+/* Move a range by the device; huge pages may be split. */
+static size_t move_by_device(char *start, size_t bytes, int node)
+{
+	size_t left = bytes / PAGE_BYTES;
+	int attempt, i;
+
+	for (attempt = 0; attempt < ATTEMPTS; attempt++) {
+		struct ptdma_move move = device_move(device, start, bytes, node,
+						     PTDMA_MOVE_MAY_SPLIT);
+
+		for (i = 0; i < PTDMA_FATES; i++)
+			atomic_fetch_add(&fates[i], move.bytes[i]);
+		left = (bytes - move.bytes[PTDMA_BY_ENGINES] - move.bytes[PTDMA_BY_CPU] -
+			move.bytes[PTDMA_THERE]) / PAGE_BYTES;
+		/* Others who move the same pages back would have it go on for ever. */
+		if (left <= opt.pinned || opt.overlap)
+			break;
+		if (attempt)
+			usleep(1000);
+	}
+	if (left && !may_fail())
+		fail("%zu pages do not move to node %d by the device", left, node);
+	atomic_fetch_add(&busy, left);
+	return bytes / opt.folio_bytes;
+}
+
 static size_t move_to(char *start, size_t bytes, int from, int to)
 {
 	unsigned long old = 1UL << from, new = 1UL << to;
@@ -286,6 +316,8 @@ static size_t move_to(char *start, size_t bytes, int from, int to)
 			usleep(1000);
 		}
 		fail("migrate_pages leaves %ld pages", left);
+	case CALL_DEVICE:
+		return move_by_device(start, bytes, to);
 	case CALL_MBIND:
 		for (attempt = 0; attempt < ATTEMPTS; attempt++) {
 			bind_memory(start, bytes, to, MPOL_MF_MOVE);
@@ -294,6 +326,8 @@ static size_t move_to(char *start, size_t bytes, int from, int to)
 			usleep(1000);
 		}
 		fail("mbind leaves pages behind");
+	case NR_CALLS:
+		break;
 	}
 	return 0;
 }
@@ -369,6 +403,8 @@ int main(int argc, char **argv)
 
 	parse(argc, argv);
 	pages = opt.bytes / PAGE_BYTES;
+	if (opt.call == CALL_DEVICE)
+		device = device_open();
 
 	begin = now_ns();
 	memory = make_memory(opt.kind, opt.bytes, opt.folio_bytes, opt.from, opt.path);
@@ -469,6 +505,10 @@ int main(int argc, char **argv)
 	printf(",\"vmstat\":{");
 	for (i = 0; i < NR_VMSTAT; i++)
 		printf("%s\"%s\":%llu", i ? "," : "", vmstat_names[i], after[i] - before[i]);
+	printf("},\"fates\":{");
+	for (i = 0; i < PTDMA_FATES; i++)
+		printf("%s\"%s\":%llu", i ? "," : "", fate_names[i],
+		       (unsigned long long)atomic_load(&fates[i]));
 	printf("},\"counters\":{");
 	for (i = 0; i < opt.nr_counters; i++)
 		printf("%s\"%s\":%lld", i ? "," : "", opt.counters[i], took[i]);

@@ -7,6 +7,7 @@
  * mark the page then. Who touches the page dies of it, or finds the right bytes.
  * Prints one JSON object.
  */
+#include "device.h"
 #include "memory.h"
 
 #include <getopt.h>
@@ -20,6 +21,8 @@ static size_t bytes = 2UL << 20;
 static unsigned int nr_bad = 4;
 static sigjmp_buf touched;
 static atomic_bool over;
+/* What moves the pages, if move_pages(2) does not. */
+static int device = -1;
 
 static uint64_t frame_of(const void *page)
 {
@@ -92,6 +95,10 @@ static void *mover(void *argument)
 	if (!pages || !nodes || !status)
 		fail_errno("malloc");
 	for (; !atomic_load(&over); node = !node) {
+		if (device >= 0) {
+			device_move(device, memory, bytes, node, 0);
+			continue;
+		}
 		for (i = 0; i < count; i++) {
 			pages[i] = memory + i * PAGE_BYTES;
 			nodes[i] = node;
@@ -110,7 +117,8 @@ int main(int argc, char **argv)
 	static const struct option options[] = {
 		{ "how", 1, NULL, 'h' },     { "bytes-mib", 1, NULL, 'b' },
 		{ "pages", 1, NULL, 'p' },   { "counter", 1, NULL, 'C' },
-		{ "batches", 1, NULL, 'B' }, { NULL, 0, NULL, 0 },
+		{ "batches", 1, NULL, 'B' }, { "device", 0, NULL, 'd' },
+		{ NULL, 0, NULL, 0 },
 	};
 	struct sigaction action = { .sa_handler = on_bus_error };
 	const char *how = "soft", *counter = NULL, *batches = NULL;
@@ -128,9 +136,10 @@ int main(int argc, char **argv)
 		case 'p': nr_bad = (unsigned int)atoi(optarg); break;
 		case 'C': counter = optarg; break;
 		case 'B': batches = optarg; break;
+		case 'd': device = device_open(); break;
 		default:
 			fputs("usage: poisoner [--how soft|hard] [--bytes-mib 2] [--pages 4]\n"
-			      "                [--counter FILE] [--batches FILE]\n",
+			      "                [--counter FILE] [--batches FILE] [--device]\n",
 			      stderr);
 			exit(2);
 		}

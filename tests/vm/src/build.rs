@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use comfy_table::{Table, presets};
 
+use crate::apt;
 use crate::cli::Place;
 use crate::image::MODULES;
 use crate::kernel::{self, Kernel, VARIANTS, Variant};
@@ -39,7 +40,13 @@ pub(crate) fn run(only: Option<Variant>, update: bool) -> Result<bool> {
         if only.is_some_and(|only| only != variant) {
             continue;
         }
-        let kernel = Kernel::get(variant)?;
+        let kernel = match Kernel::get(variant) {
+            Err(error) if only.is_none() && error.is::<apt::Gone>() => {
+                eprintln!("SKIPPED: kernel {variant}: {error:#}");
+                continue;
+            }
+            kernel => kernel?,
+        };
         table.add_row([
             format!("kernel {variant}"),
             format!(
@@ -55,7 +62,7 @@ pub(crate) fn run(only: Option<Variant>, update: bool) -> Result<bool> {
     // After the kernels: a module that does not compile must not keep them back.
     for (variant, kernel) in &kernels {
         for module in MODULES {
-            if variant.is_packaged() && !module.on_packaged {
+            if !module.kernels.contains(variant) {
                 continue;
             }
             let built = image::build_module(module.name, kernel)?;

@@ -234,6 +234,9 @@ fn kernel(variant: Variant) -> Line {
                 Variant::Debian612 => {
                     format!("cargo vm build --kernel {variant} (125 MB to fetch)")
                 }
+                Variant::Debian73 => {
+                    format!("cargo vm build --kernel {variant} (85 MB to fetch)")
+                }
                 _ => format!("cargo vm build --kernel {variant} (about ten minutes on two cores)"),
             },
         },

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::kernel::{self, Kernel};
+use crate::kernel::{self, Kernel, VARIANTS, Variant};
 use crate::key::{Key, files_below};
 use crate::step::{self, Step};
 use crate::{groups, paths, tools};
@@ -32,8 +32,8 @@ pub(crate) struct Module {
     /// Its Makefile takes `MO=` for a folder to build in, and leaves the tree clean. For a
     /// module that needs the whole workspace.
     in_place: bool,
-    /// It works on kernels without our patches.
-    pub(crate) on_packaged: bool,
+    /// The kernels that it works on.
+    pub(crate) kernels: &'static [Variant],
     /// The kernel's source has most of it.
     driver: Option<Driver>,
 }
@@ -49,6 +49,9 @@ struct Driver {
     series: &'static str,
 }
 
+/// The kernels with our patches.
+const BUILT: &[Variant] = &[Variant::Fast, Variant::Debug];
+
 /// The modules that [`crate::machine::Options::modules`] may name.
 pub(crate) const MODULES: &[Module] = &[
     Module {
@@ -56,7 +59,7 @@ pub(crate) const MODULES: &[Module] = &[
         folder: "tests/modules/dcbm",
         inputs: &["tests/modules/dcbm"],
         in_place: false,
-        on_packaged: false,
+        kernels: BUILT,
         driver: None,
     },
     Module {
@@ -64,7 +67,7 @@ pub(crate) const MODULES: &[Module] = &[
         folder: "tests/modules/testmig",
         inputs: &["tests/modules/testmig"],
         in_place: false,
-        on_packaged: false,
+        kernels: BUILT,
         driver: None,
     },
     Module {
@@ -72,7 +75,7 @@ pub(crate) const MODULES: &[Module] = &[
         folder: "tests/modules/testtier",
         inputs: &["tests/modules/testtier"],
         in_place: false,
-        on_packaged: false,
+        kernels: BUILT,
         driver: None,
     },
     Module {
@@ -80,7 +83,7 @@ pub(crate) const MODULES: &[Module] = &[
         folder: "tests/modules/testdma",
         inputs: &["tests/modules/testdma"],
         in_place: false,
-        on_packaged: false,
+        kernels: BUILT,
         driver: None,
     },
     Module {
@@ -88,7 +91,7 @@ pub(crate) const MODULES: &[Module] = &[
         folder: "tests/modules/ptdma_fixed",
         inputs: &["tests/modules/ptdma_fixed", "kshim/patches/stock-ptdma"],
         in_place: false,
-        on_packaged: false,
+        kernels: BUILT,
         driver: Some(Driver {
             folder: "drivers/dma/amd/ptdma",
             includes: &[
@@ -104,7 +107,7 @@ pub(crate) const MODULES: &[Module] = &[
         folder: "tests/modules/testfail",
         inputs: &["tests/modules/testfail"],
         in_place: false,
-        on_packaged: false,
+        kernels: BUILT,
         driver: None,
     },
     Module {
@@ -119,7 +122,7 @@ pub(crate) const MODULES: &[Module] = &[
             "rust-toolchain.toml",
         ],
         in_place: true,
-        on_packaged: true,
+        kernels: &VARIANTS,
         driver: None,
     },
 ];
@@ -220,6 +223,9 @@ pub(crate) fn build(name: &str, kernel: &Kernel) -> Result<Vec<PathBuf>> {
         command.arg(format!("MO={}", output.display()));
     }
     command.arg("W=1");
+    if let Some(compiler) = kernel.compiler() {
+        command.arg(format!("CC={}", compiler.display()));
+    }
     if kernel.is_packaged() {
         // What these ask of a machine that installs them: pahole, dpkg-dev.
         command.args([
@@ -302,14 +308,15 @@ fn packaged_source(module: &Path, work: &Path, place: &Path) -> Result<PathBuf> 
 
 /// Whether a line of make's output is a complaint about what is built: by the compilers, sparse,
 /// objtool or modpost. Make itself warns of clocks, and Kbuild of a compiler that is newer than
-/// the kernel.
+/// the kernel, and of tools that the build does not use.
 fn is_complaint(line: &str) -> bool {
     let line = line.to_ascii_lowercase();
     let complains = ["warning:", "error:", "specified, but sparse"]
         .iter()
         .any(|word| line.contains(word));
     let by_make = line.starts_with("make:") || line.starts_with("make[");
-    complains && !by_make && !line.contains("the compiler differs")
+    let known = ["the compiler differs", "pahole version differs"];
+    complains && !by_make && !known.iter().any(|words| line.contains(words))
 }
 
 /// Removes the objects directly in a folder.

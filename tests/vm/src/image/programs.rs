@@ -92,6 +92,9 @@ fn executable(line: &str) -> Option<PathBuf> {
     Some(PathBuf::from(message.get("executable")?.as_str()?))
 }
 
+/// What the C programs include from outside of their folder.
+const SHARED_HEADER: &str = "kshim/include/ptdma_move.h";
+
 /// Compiles `tests/guest/programs/*.c`, each to a program of its name; headers beside
 /// them are shared.
 fn c() -> Result<Vec<PathBuf>> {
@@ -103,6 +106,7 @@ fn c() -> Result<Vec<PathBuf>> {
     for flag in FLAGS {
         common.text(flag);
     }
+    common.file(&paths::workspace().join(SHARED_HEADER))?;
     let mut sources = Vec::new();
     for path in crate::key::files_below(&folder)? {
         match path.extension().and_then(|end| end.to_str()) {

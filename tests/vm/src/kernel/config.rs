@@ -30,20 +30,25 @@ pub(crate) enum Variant {
     #[value(name = "debian-6.12")]
     #[serde(rename = "debian-6.12")]
     Debian612,
+    /// Debian's 7.3 for the next release, unchanged.
+    #[value(name = "debian-7.3")]
+    #[serde(rename = "debian-7.3")]
+    Debian73,
 }
 
 /// All of them, in the order in which suites run.
-pub(crate) const VARIANTS: [Variant; 4] = [
+pub(crate) const VARIANTS: [Variant; 5] = [
     Variant::Fast,
     Variant::Debug,
     Variant::Debian,
     Variant::Debian612,
+    Variant::Debian73,
 ];
 
 impl Variant {
     /// Whether Debian built it, from its own source.
     pub(crate) fn is_packaged(self) -> bool {
-        matches!(self, Self::Debian | Self::Debian612)
+        matches!(self, Self::Debian | Self::Debian612 | Self::Debian73)
     }
 }
 
@@ -54,6 +59,7 @@ impl fmt::Display for Variant {
             Self::Debug => "debug",
             Self::Debian => "debian",
             Self::Debian612 => "debian-6.12",
+            Self::Debian73 => "debian-7.3",
         })
     }
 }

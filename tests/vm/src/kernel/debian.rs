@@ -6,40 +6,46 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Info, Kernel, Variant, outputs};
+use super::{Info, Kernel, Variant, compiler, outputs};
 use crate::apt::{self, Apt};
 use crate::step;
 
 /// Part of every name: change it when what is kept changes.
-const RECIPE: &str = "stock-1";
+const RECIPE: &str = "stock-2";
 
 /// Kernels of one series, as they are packaged.
 struct Series {
     /// `linux-image-6.1.0-57-amd64`: what stands before the number that grows.
     prefix: &'static str,
+    /// What stands before the release, `6.1.0-57-amd64`.
+    image: &'static str,
     /// And behind it: the flavour for PCs, signed.
     suffix: &'static str,
     /// The packages with what builds modules; `{}` is the release, `{common}` the same without
     /// its flavour.
     headers: [&'static str; 3],
+    /// The package of the compiler that the machine may lack, with its name.
+    compiler: Option<(&'static str, &'static str)>,
     /// Where the packages are.
     open: fn() -> Result<Apt>,
     /// Names the kernel that was unpacked, beside the finished kernels.
     current: &'static str,
     /// What the machine and its tests need of the 4,000 modules: the agent's line to the host,
-    /// what hands functions to user space, and a driver to take a function from.
+    /// what hands functions to user space, a driver to take a function from, and a disk's.
     modules: &'static [&'static str],
 }
 
 /// The oldest kernel that this tree works on: the release's own.
 const OLDEST: Series = Series {
     prefix: "linux-image-6.1.0-",
+    image: "linux-image-",
     suffix: "-amd64",
     headers: [
         "linux-headers-{}",
         "linux-headers-{common}-common",
         "linux-kbuild-6.1",
     ],
+    compiler: None,
     open: Apt::open_stock,
     current: "packaged-6.1",
     modules: &[
@@ -52,6 +58,7 @@ const OLDEST: Series = Series {
         "vfio_iommu_type1",
         "vfio_virqfd",
         "virtio",
+        "virtio_blk",
         "virtio_console",
         "virtio_pci",
         "virtio_pci_legacy_dev",
@@ -63,14 +70,33 @@ const OLDEST: Series = Series {
 /// The newer one of the same release, which its compiler has built. The agent's line is built in.
 const NEWER: Series = Series {
     prefix: "linux-image-6.12.",
+    image: "linux-image-",
     suffix: "+deb12-amd64",
     headers: [
         "linux-headers-{}",
         "linux-headers-{common}-common",
         "linux-kbuild-{common}",
     ],
+    compiler: None,
     open: Apt::open_stock_security,
     current: "packaged-6.12",
+    modules: &[],
+};
+
+/// The newest one, of the next release's backports: the series that the patches are for. The
+/// package with the kernel itself is another one there.
+const NEWEST: Series = Series {
+    prefix: "linux-binary-7.3.",
+    image: "linux-binary-",
+    suffix: "+deb13-amd64",
+    headers: [
+        "linux-headers-{}",
+        "linux-headers-{common}-common",
+        "linux-kbuild-{common}",
+    ],
+    compiler: Some(("gcc-14-x86-64-linux-gnu", "gcc-14")),
+    open: Apt::open,
+    current: "packaged-7.3",
     modules: &[],
 };
 
@@ -78,6 +104,7 @@ fn series(variant: Variant) -> Result<&'static Series> {
     match variant {
         Variant::Debian => Ok(&OLDEST),
         Variant::Debian612 => Ok(&NEWER),
+        Variant::Debian73 => Ok(&NEWEST),
         Variant::Fast | Variant::Debug => bail!("the kernel {variant} is built, not packaged"),
     }
 }
@@ -85,8 +112,9 @@ fn series(variant: Variant) -> Result<&'static Series> {
 /// The kernel, if the cache has it.
 pub(super) fn find(variant: Variant) -> Result<Option<Kernel>> {
     match fs::read_to_string(outputs()?.join(series(variant)?.current)) {
-        Ok(key) => Kernel::load(key.trim()),
-        Err(_) => Ok(None),
+        // What another recipe has kept may lack something.
+        Ok(key) if key.starts_with(RECIPE) => Kernel::load(key.trim()),
+        _ => Ok(None),
     }
 }
 
@@ -105,7 +133,7 @@ pub(super) fn get(variant: Variant) -> Result<Kernel> {
     let names = apt.names(series.prefix)?;
     let package = newest(series, &names)
         .ok_or_else(|| apt::Gone(format!("{}*{}", series.prefix, series.suffix)))?;
-    let release = package.trim_start_matches("linux-image-");
+    let release = package.trim_start_matches(series.image);
     let whole = tempfile::tempdir_in(&out)?;
     let log = out.join("debian-unpack.log");
     let version = fetch(&apt, package, &whole.path().join("image"), &log)?;
@@ -114,6 +142,13 @@ pub(super) fn get(variant: Variant) -> Result<Kernel> {
             .replace("{}", release)
             .replace("{common}", release.trim_end_matches("-amd64"));
         fetch(&apt, &name, &whole.path().join("build"), &log)?;
+    }
+    if let Some((package, _)) = series.compiler {
+        let version = apt
+            .candidate(package)?
+            .ok_or_else(|| apt::Gone(package.to_owned()))?;
+        let packages = apt.download_closure(package, &version)?;
+        apt::unpack(&packages, &whole.path().join("build"), &log)?;
     }
     let bar = step::spinner(&format!("kernel ({variant})"));
     let staging = tempfile::tempdir_in(&out)?;
@@ -162,19 +197,26 @@ fn newest<'a>(series: &Series, names: &'a [String]) -> Option<&'a str> {
 /// `into` will be.
 fn keep(series: &Series, whole: &Path, release: &str, into: &Path, place: &Path) -> Result<()> {
     let image = whole.join("image");
-    fs::rename(
-        image.join(format!("boot/vmlinuz-{release}")),
-        into.join("bzImage"),
-    )?;
-    fs::rename(
-        image.join(format!("boot/config-{release}")),
-        into.join("config"),
-    )?;
+    let places = [
+        format!("boot/vmlinuz-{release}"),
+        format!("usr/lib/modules/{release}/vmlinuz"),
+    ];
+    let mut places = places.iter().map(|place| image.join(place));
+    let kernel = places
+        .find(|path| path.is_file())
+        .context("the package brings no kernel")?;
+    fs::rename(kernel, into.join("bzImage"))?;
+    let headers = format!("build/usr/src/linux-headers-{release}");
+    fs::copy(whole.join(&headers).join(".config"), into.join("config"))?;
     let modules = into.join("modules");
     fs::create_dir_all(&modules)?;
     let folder = image.join("lib/modules").join(release).join("kernel");
     let mut found = 0;
-    for path in crate::key::files_below(&folder)? {
+    let all = match series.modules.is_empty() {
+        true => Vec::new(),
+        false => crate::key::files_below(&folder)?,
+    };
+    for path in all {
         if wanted(series, &path) {
             fs::rename(
                 &path,
@@ -189,15 +231,17 @@ fn keep(series: &Series, whole: &Path, release: &str, into: &Path, place: &Path)
         series.modules.len()
     );
 
-    // The one path of the root that the packages know.
+    // The one path of the root that the packages know is in the Makefile.
     fs::rename(whole.join("build"), into.join("build"))?;
-    let headers = format!("build/usr/src/linux-headers-{release}");
+    if let Some((_, gcc)) = series.compiler {
+        compiler::wrap(&into.join("build"), &place.join("build"), gcc)?;
+    }
     let makefile = into.join(&headers).join("Makefile");
     let text = fs::read_to_string(&makefile)?;
     let root = place.join("build/usr/src/");
     fs::write(
         &makefile,
-        text.replace("include /usr/src/", &format!("include {}/", root.display())),
+        text.replace("/usr/src/", &format!("{}/", root.display())),
     )?;
     symlink(headers, into.join("headers"))?;
     Ok(())
@@ -241,6 +285,18 @@ mod tests {
         assert_eq!(
             newest(&NEWER, &names),
             Some("linux-image-6.12.117+deb12-amd64")
+        );
+        let names: Vec<String> = [
+            "linux-binary-7.3.4+deb13-amd64",
+            "linux-binary-7.3.10+deb13-amd64",
+            "linux-binary-7.3.11+deb13-cloud-amd64",
+            "linux-binary-7.4.1+deb13-amd64",
+        ]
+        .map(str::to_owned)
+        .into();
+        assert_eq!(
+            newest(&NEWEST, &names),
+            Some("linux-binary-7.3.10+deb13-amd64")
         );
     }
 

@@ -4,6 +4,7 @@
 //! what it touches; finished kernels are copied out under a content key and never
 //! change after that.
 
+mod compiler;
 mod config;
 mod debian;
 pub(crate) mod series;
@@ -107,6 +108,11 @@ impl Kernel {
     /// What `make -C <this> M=<module>` needs.
     pub(crate) fn headers(&self) -> PathBuf {
         self.folder.join("headers")
+    }
+
+    /// The compiler for its modules, if it brought one.
+    pub(crate) fn compiler(&self) -> Option<PathBuf> {
+        compiler::find(&self.folder.join("build"))
     }
 
     /// `uname -r`.

@@ -66,7 +66,14 @@ pub(crate) struct Options {
     pub(crate) modules: Vec<&'static str>,
     /// Put the kernel's own tests of migration into the image.
     pub(crate) selftests: bool,
+    /// A disk, `/dev/vda`, that takes seconds to write what memory moves in no time.
+    pub(crate) slow_disk: bool,
 }
+
+/// The slow disk's file, beside the sockets, its size, and what it writes in a second.
+pub(super) const SLOW_DISK: &str = "slow.img";
+pub(super) const SLOW_DISK_BYTES: u64 = 32 << 20;
+const SLOW_DISK_RATE: u64 = 512 << 10;
 
 impl Default for Options {
     fn default() -> Self {
@@ -86,6 +93,7 @@ impl Default for Options {
             server: Vec::new(),
             modules: Vec::new(),
             selftests: false,
+            slow_disk: false,
         }
     }
 }
@@ -227,6 +235,22 @@ impl Options {
             ),
         ]);
         arg(&["-device", "virtio-rng-pci"]);
+        if self.slow_disk {
+            let limits = json!({
+                "qom-type": "throttle-group",
+                "id": "slow",
+                "limits": {"bps-write": SLOW_DISK_RATE},
+            });
+            arg(&["-object", &limits.to_string()]);
+            let disk = json!({
+                "driver": "throttle",
+                "node-name": "slow-disk",
+                "throttle-group": "slow",
+                "file": {"driver": "file", "filename": SLOW_DISK},
+            });
+            arg(&["-blockdev", &disk.to_string()]);
+            arg(&["-device", "virtio-blk-pci,drive=slow-disk"]);
+        }
 
         if self.devices > 0 {
             for node in 0..self.nodes {

@@ -13,7 +13,7 @@ use ptdma_guest::protocol::{Reply, Request};
 use serde_json::Value;
 
 use super::agent::{Agent, Job};
-use super::command_line::Options;
+use super::command_line::{Options, SLOW_DISK, SLOW_DISK_BYTES};
 use super::kernel_log::splats;
 use super::qmp::Qmp;
 use super::{Accel, accel};
@@ -122,6 +122,9 @@ impl Guest {
         let console = logs.join("console.log");
         fs::write(&console, "")?;
         symlink(&console, sockets.path().join("console.log"))?;
+        if options.slow_disk {
+            fs::File::create(sockets.path().join(SLOW_DISK))?.set_len(SLOW_DISK_BYTES)?;
+        }
         let log = fs::File::create(logs.join("qemu.log"))?;
         let mut command = qemu.command();
         command
@@ -489,8 +492,8 @@ fn succeeded(command: &str, out: Output) -> Result<String> {
 
 fn scale(variant: Variant, limit: Duration) -> Duration {
     match variant {
-        Variant::Fast | Variant::Debian | Variant::Debian612 => limit,
         Variant::Debug => limit * DEBUG_FACTOR,
+        _ => limit,
     }
 }
 

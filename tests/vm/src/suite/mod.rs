@@ -25,6 +25,7 @@ mod selftests;
 mod smoke;
 mod stock;
 mod stock_debian;
+mod stock_debian_device;
 mod stock_fixed;
 mod suspend;
 mod vfio;
@@ -122,8 +123,11 @@ pub(crate) const FAST: &[Variant] = &[Variant::Fast];
 pub(crate) const DEBUG: &[Variant] = &[Variant::Debug];
 /// For [`Suite::kernels`] and [`Check::quick`].
 pub(crate) const DEBIAN: &[Variant] = &[Variant::Debian];
-/// For [`Suite::kernels`]: every kernel that Debian built.
+/// For [`Suite::kernels`]: the kernels that Debian built, of the release that this tree is for.
 pub(crate) const PACKAGED: &[Variant] = &[Variant::Debian, Variant::Debian612];
+/// For [`Suite::kernels`]: every kernel that Debian built.
+pub(crate) const ALL_PACKAGED: &[Variant] =
+    &[Variant::Debian, Variant::Debian612, Variant::Debian73];
 /// For [`Check::quick`].
 pub(crate) const DEBIAN_612: &[Variant] = &[Variant::Debian612];
 /// For [`Suite::kernels`] and [`Check::quick`].
@@ -147,4 +151,5 @@ pub(crate) const SUITES: &[&[Suite]] = &[
     forks::SUITES,
     vfio::SUITES,
     stock_debian::SUITES,
+    stock_debian_device::SUITES,
 ];

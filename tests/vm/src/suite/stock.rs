@@ -251,11 +251,11 @@ fn binds(guest: &mut Guest) -> Result<String> {
 fn dmatest_all(guest: &mut Guest) -> Result<String> {
     load(guest)?;
     let copies = match guest.options().kernel {
-        Variant::Fast | Variant::Debian | Variant::Debian612 => COPIES,
         Variant::Debug => {
             let channels = guest.options().devices.max(1) as u64;
             COPIES_DEBUG.min(4 * COPIES_DEBUG / channels)
         }
+        _ => COPIES,
     };
     let counters = passes(guest, copies)?;
     Ok(format!(

@@ -57,7 +57,7 @@ fn start(guest: &mut Guest) -> Result<()> {
     Ok(())
 }
 
-fn enable(guest: &mut Guest) -> Result<()> {
+pub(super) fn enable(guest: &mut Guest) -> Result<()> {
     guest
         .ok_within(
             &format!(
@@ -70,7 +70,7 @@ fn enable(guest: &mut Guest) -> Result<()> {
         .context("the livepatch does not come into force")
 }
 
-fn disable(guest: &mut Guest) -> Result<()> {
+pub(super) fn disable(guest: &mut Guest) -> Result<()> {
     guest
         .ok_within(
             &format!(
