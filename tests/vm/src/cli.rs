@@ -69,7 +69,11 @@ enum Command {
     /// Measure what migration costs, by count, beside the CPU and the dmaengine migrator
     Bench(bench::Arguments),
     /// Move a process's memory while it writes to it, by all migrators, and check every byte
-    Demo,
+    Demo {
+        /// On which kernels: those with our patches, or Debian's own as it is
+        #[arg(value_enum, default_value_t)]
+        on: DemoKernel,
+    },
     /// Build each patch of the kernel series by itself, and check what it must not change
     Patches(series::Arguments),
     /// Print a path, for scripts (builds what is there first)
@@ -111,6 +115,16 @@ struct ShellArguments {
     /// Run this and exit with its status, instead of reading commands
     #[arg(long, short = 'c')]
     command: Option<String>,
+}
+
+/// What `cargo vm demo` runs on.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum DemoKernel {
+    /// Linux 7.3 with our patches: batches of folios of every size
+    #[default]
+    Patched,
+    /// Debian's 6.12: huge folios through the livepatch, small ones through the device
+    Stock,
 }
 
 /// What `cargo vm path` can print.
@@ -180,7 +194,10 @@ pub(crate) fn dispatch(cli: Cli) -> Result<bool> {
             };
             suite::run(&selection, manner)
         }
-        Command::Demo => bench::demo::run(),
+        Command::Demo { on } => match on {
+            DemoKernel::Patched => bench::demo::run(),
+            DemoKernel::Stock => bench::demo_stock::run(),
+        },
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Patches(arguments) => series::run(&arguments),
         Command::Path { what } => {

@@ -7,6 +7,7 @@
 //! and the device is native.
 
 pub(crate) mod demo;
+pub(crate) mod demo_stock;
 mod machine;
 mod measure;
 mod report;

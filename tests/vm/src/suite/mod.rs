@@ -24,7 +24,7 @@ mod selection;
 mod selftests;
 mod smoke;
 mod stock;
-mod stock_debian;
+pub(crate) mod stock_debian;
 mod stock_debian_device;
 mod stock_fixed;
 mod suspend;

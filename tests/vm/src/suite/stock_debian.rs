@@ -13,7 +13,8 @@ use super::mover::{Load, PROGRAM_LIMIT, get, mover, run, set, wait_to_grow, wait
 use super::{Check, DEBIAN_612, PACKAGED, Suite};
 use crate::machine::{Guest, Options};
 
-const LIVEPATCH: &str = "/sys/kernel/livepatch/ptdma_livepatch";
+const LIVEPATCHES: &str = "/sys/kernel/livepatch";
+const OURS: &str = "ptdma_livepatch";
 const DECLINED: &str = "/sys/module/ptdma_migrator/parameters/batches_declined";
 
 /// A livepatch waits for each task to leave the function; one may be at a batch that times out.
@@ -57,12 +58,21 @@ fn start(guest: &mut Guest) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn enable(guest: &mut Guest) -> Result<()> {
+pub(crate) fn enable(guest: &mut Guest) -> Result<()> {
+    enable_livepatch(guest, OURS)
+}
+
+pub(crate) fn disable(guest: &mut Guest) -> Result<()> {
+    disable_livepatch(guest, OURS)
+}
+
+/// Loads a livepatch, which is in force on return.
+pub(super) fn enable_livepatch(guest: &mut Guest, module: &str) -> Result<()> {
+    let folder = format!("{LIVEPATCHES}/{module}");
     guest
         .ok_within(
             &format!(
-                "modprobe ptdma_livepatch && until [ $(cat {LIVEPATCH}/transition) = 0 ]; do \
-                 sleep 0.05; done"
+                "modprobe {module} && until [ $(cat {folder}/transition) = 0 ]; do sleep 0.05; done"
             ),
             TRANSITION_LIMIT,
         )
@@ -70,12 +80,14 @@ pub(super) fn enable(guest: &mut Guest) -> Result<()> {
         .context("the livepatch does not come into force")
 }
 
-pub(super) fn disable(guest: &mut Guest) -> Result<()> {
+/// Disables and removes a livepatch.
+pub(super) fn disable_livepatch(guest: &mut Guest, module: &str) -> Result<()> {
+    let folder = format!("{LIVEPATCHES}/{module}");
     guest
         .ok_within(
             &format!(
-                "echo 0 > {LIVEPATCH}/enabled && while [ -e {LIVEPATCH} ]; do sleep 0.05; done; \
-                 until rmmod ptdma_livepatch 2> /dev/null; do sleep 0.05; done"
+                "echo 0 > {folder}/enabled && while [ -e {folder} ]; do sleep 0.05; done; \
+                 until rmmod {module} 2> /dev/null; do sleep 0.05; done"
             ),
             TRANSITION_LIMIT,
         )
