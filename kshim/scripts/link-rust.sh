@@ -15,7 +15,7 @@ archive=$1
 output=$2
 exports=$3
 imports=$4
-text_limit=81920
+text_limit=86016
 here=$(cd "$(dirname "$0")" && pwd)
 : "${AR:=ar}" "${LD:=ld}" "${NM:=nm}" "${OBJCOPY:=objcopy}"
 
