@@ -111,6 +111,15 @@ pub(crate) const MODULES: &[Module] = &[
         driver: None,
     },
     Module {
+        name: "testklp",
+        folder: "tests/modules/testklp",
+        inputs: &["tests/modules/testklp"],
+        in_place: false,
+        // It is of use where migration calls folio_mc_copy(), and nothing but a livepatch is ours.
+        kernels: &[Variant::Debian612, Variant::Debian73],
+        driver: None,
+    },
+    Module {
         name: "kshim",
         folder: "kshim",
         inputs: &[

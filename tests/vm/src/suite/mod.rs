@@ -25,6 +25,7 @@ mod selftests;
 mod smoke;
 mod stock;
 pub(crate) mod stock_debian;
+mod stock_debian_cost;
 mod stock_debian_device;
 mod stock_fixed;
 mod suspend;
@@ -152,4 +153,5 @@ pub(crate) const SUITES: &[&[Suite]] = &[
     vfio::SUITES,
     stock_debian::SUITES,
     stock_debian_device::SUITES,
+    stock_debian_cost::SUITES,
 ];
