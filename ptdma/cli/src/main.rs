@@ -3,12 +3,14 @@
 //! Everything is read from sysfs and procfs, and done by system calls that every kernel has. So the
 //! command works with whatever leads memory to the engines: the livepatch, the device, or the patched
 //! kernel.
+//! `ptdma probe` drives engines by itself, through VFIO, and needs neither.
 
 mod bench;
 mod counts;
 mod device;
 mod manual;
 mod migrate;
+mod probe;
 mod ranges;
 mod say;
 mod selftest;
@@ -19,6 +21,8 @@ mod sysfs;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use ptdma_probe::Consent;
+use ptdma_vfio::PciAddress;
 
 use ranges::Range;
 use sysfs::Root;
@@ -72,6 +76,21 @@ enum Command {
     },
     /// Copy and compare through each channel by itself (as root)
     Selftest,
+    /// Ask every engine what no public source says, and measure it, by VFIO (as root)
+    Probe {
+        /// Functions, such as 0000:21:00.2; all of the machine if none is named
+        addresses: Vec<PciAddress>,
+        /// Take functions from their drivers, and give them back at the end
+        #[arg(long)]
+        take: bool,
+        /// Also try a reset, and a descriptor for an unknown engine: a function that does not come
+        /// back from its reset is lost until the power goes off
+        #[arg(long)]
+        reset: bool,
+        /// Length of the source and of each function's target, in MiB: the longest copy that is tried
+        #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(2..=1024))]
+        buffer_mib: u32,
+    },
     /// Print the manual page
     #[command(hide = true)]
     Manual,
@@ -113,6 +132,20 @@ fn main() -> ExitCode {
             bench::run(&root, &plan, arguments.json)
         }
         Command::Selftest => selftest::run(&root, arguments.json),
+        Command::Probe {
+            addresses,
+            take,
+            reset,
+            buffer_mib,
+        } => {
+            let plan = probe::Plan {
+                addresses,
+                take,
+                buffer_mib,
+                consent: Consent { reset },
+            };
+            probe::run(&plan, arguments.json)
+        }
         Command::Manual => manual::run(),
     };
     match done {

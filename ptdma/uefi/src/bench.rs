@@ -98,8 +98,8 @@ pub(crate) struct Function {
 
 /// The trial of a machine.
 pub(crate) struct Bench {
-    machine: Machine,
-    ticks: Ticks,
+    pub(crate) machine: Machine,
+    pub(crate) ticks: Ticks,
     pub(crate) functions: Vec<Function>,
     /// Channels that work, with the numbers of their functions.
     channels: Vec<(usize, Driver)>,
@@ -416,6 +416,15 @@ impl Bench {
         let rings = self.functions.iter().filter(|one| one.ring.is_some());
         self.kept +=
             (rings.count() * RING_ENTRIES * ptdma::descriptor::DESCRIPTOR_LEN_BYTES) as u64;
+    }
+
+    /// The functions that did all that they were to do.
+    pub(crate) fn in_order(&self) -> Vec<Location> {
+        let whole = |one: &&Function| {
+            one.lost.is_none() && one.stops == 0 && one.wrong == 0 && one.stats.failed == 0
+        };
+        let functions = self.functions.iter().filter(whole);
+        functions.map(|one| one.location).collect()
     }
 
     /// Frees the ring of a function whose channel has given it back, or never took it, and leaves

@@ -193,6 +193,16 @@ impl Pages {
         self.start
     }
 
+    /// Where a part of it begins; `None` if it is not within.
+    pub(crate) fn part(&self, offset: usize, len_bytes: usize) -> Option<NonNull<u8>> {
+        let end = offset.checked_add(len_bytes)?;
+        if end > self.pages * PAGE_LEN_BYTES {
+            return None;
+        }
+        // SAFETY: within the allocation.
+        Some(unsafe { self.start.add(offset) })
+    }
+
     /// All of it, as memory that engines write.
     pub(crate) fn arena(&self) -> Arena {
         // SAFETY: allocated by `allocate`, aligned to a page, and nobody has a reference into it.
@@ -242,6 +252,14 @@ impl Ticks {
     /// Ticks of this many milliseconds.
     pub(crate) const fn of(&self, milliseconds: u64) -> u64 {
         milliseconds.saturating_mul(self.per_millisecond)
+    }
+
+    /// Now, in nanoseconds.
+    pub(crate) fn nanoseconds(&self) -> u64 {
+        const PER_MILLISECOND: u128 = 1_000_000;
+        let ns = u128::from(self.now()) * PER_MILLISECOND / u128::from(self.per_millisecond);
+        // 584 years after the counter began.
+        u64::try_from(ns).unwrap_or(u64::MAX)
     }
 
     /// So many milliseconds from now.

@@ -9,6 +9,7 @@ extern crate alloc;
 
 mod bench;
 mod firmware;
+mod probe;
 mod report;
 
 use uefi::prelude::*;
@@ -43,6 +44,7 @@ fn main() -> Status {
     bench.run();
     bench.shut_down();
     report::table(&bench);
+    bench.kept += probe::run(&bench.machine, &bench.in_order(), bench.ticks);
     let (good, text) = report::verdict(&bench);
     report::end(good, &text)
 }

@@ -197,6 +197,18 @@ pub fn switch_on(config: &mut impl Config) {
     config.write_half(COMMAND, command | MEMORY | BUS_MASTER | INTX_OFF);
 }
 
+/// Lets the function use the bus, or not; false if it does not obey.
+pub fn set_bus_master(config: &mut impl Config, on: bool) -> bool {
+    let command = config.read(COMMAND) as u16;
+    let wanted = if on {
+        command | BUS_MASTER
+    } else {
+        command & !BUS_MASTER
+    };
+    config.write_half(COMMAND, wanted);
+    config.read(COMMAND) as u16 & BUS_MASTER == wanted & BUS_MASTER
+}
+
 /// Why an engine could not be proved stopped for good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unproved {
@@ -413,6 +425,17 @@ mod tests {
         assert_eq!(bar(&mut fake, 6), None);
         fake.words[0] = u32::MAX;
         assert!(!is_ptdma(&mut fake));
+    }
+
+    #[test]
+    fn a_function_that_stays_bus_master_is_told() {
+        let mut fake = Fake::new();
+        fake.words[1] = u32::from(BUS_MASTER | MEMORY);
+        assert!(set_bus_master(&mut fake, false));
+        assert_eq!(fake.command(), MEMORY);
+        assert!(set_bus_master(&mut fake, true));
+        fake.stuck = BUS_MASTER;
+        assert!(!set_bus_master(&mut fake, false));
     }
 
     #[test]

@@ -51,6 +51,32 @@ impl Arena {
         self.start
     }
 
+    /// Reads bytes from an offset on. Those behind the end read 0.
+    pub fn read(&self, at: usize, into: &mut [u8]) {
+        for (chunk, at) in into.chunks_mut(WORD).zip((at..).step_by(WORD)) {
+            match self.get_word(at) {
+                Some(word) => chunk
+                    .iter_mut()
+                    .zip(word.to_le_bytes())
+                    .for_each(|(to, from)| *to = from),
+                None => (at..)
+                    .zip(chunk.iter_mut())
+                    .for_each(|(at, to)| *to = self.get(at)),
+            }
+        }
+    }
+
+    /// Writes bytes from an offset on. Those behind the end are dropped.
+    pub fn write(&self, at: usize, from: &[u8]) {
+        for (chunk, at) in from.chunks(WORD).zip((at..).step_by(WORD)) {
+            let whole = <[u8; WORD]>::try_from(chunk).ok();
+            let written = whole.and_then(|bytes| self.set_word(at, u64::from_le_bytes(bytes)));
+            if written.is_none() {
+                (at..).zip(chunk).for_each(|(at, byte)| self.set(at, *byte));
+            }
+        }
+    }
+
     /// One byte; 0 behind the end.
     fn get(&self, at: usize) -> u8 {
         if at >= self.len_bytes {
@@ -409,6 +435,31 @@ mod tests {
             work.destination
                 .set(copy.dst + offset, work.source.get(copy.src + offset));
         }
+    }
+
+    #[test]
+    fn bytes_are_where_they_were_written() {
+        let mut memory = Vec::new();
+        let arena = arena(&mut memory, 64);
+        for at in 0..24 {
+            for len in 0..24 {
+                arena.write(0, &[0xee; 64]);
+                let bytes: Vec<u8> = (1..=len as u8).collect();
+                arena.write(at, &bytes);
+                let mut all = [0; 64];
+                arena.read(0, &mut all);
+                assert_eq!(all[at..at + len], bytes[..]);
+                assert!(all[..at].iter().all(|byte| *byte == 0xee));
+                assert!(all[at + len..].iter().all(|byte| *byte == 0xee));
+                let mut part = vec![0; len];
+                arena.read(at, &mut part);
+                assert_eq!(part, bytes);
+            }
+        }
+        let mut behind = [1; 16];
+        arena.read(56, &mut behind);
+        assert_eq!(behind[8..], [0; 8]);
+        arena.write(60, &[2; 16]);
     }
 
     #[test]

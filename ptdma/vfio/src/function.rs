@@ -10,18 +10,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ptdma::regs::BAR_LEN_BYTES;
-use ptdma::{
-    BringUpError, Channel, ChannelConfig, Deadline, FunctionQuiesced, MAX_ENTRIES, MIN_ENTRIES,
-    Signalling,
-};
-use rustix::event::{EventfdFlags, eventfd};
+use ptdma::{BringUpError, Channel, ChannelConfig, Deadline, FunctionQuiesced, Signalling};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use vfio_bindings::bindings::vfio;
 
 use crate::address::PciAddress;
 use crate::error::Error;
 use crate::hardware::{Bar, Ring, quiesced_by_reset};
 use crate::ioctl;
-use crate::memory::{Memory, PAGE_LEN_BYTES, RegisterMap};
+use crate::memory::RegisterMap;
 use crate::space::Space;
 use crate::sysfs::{Sysfs, VFIO_DRIVER};
 use crate::time::Monotonic;
@@ -38,9 +35,6 @@ const COMMAND_BUS_MASTER: u16 = 1 << 2;
 /// answer. The kernel makes up other registers, the command register in part.
 const CLASS_OFFSET: u64 = 8;
 const ABSENT: [u8; 4] = [0xff; 4];
-
-/// Bytes of a descriptor.
-const DESCRIPTOR_LEN_BYTES: u64 = 32;
 
 /// How long one copy of 32 bytes may take when a queue is tried, or a queue may take to halt: it
 /// takes microseconds, and a second in a virtual machine that has to wait for its turn.
@@ -119,6 +113,36 @@ impl Device {
         }
     }
 
+    fn set_bus_master(&self, on: bool) -> Result<(), Error> {
+        let failed = |e| Error::system(format!("configuration space of {}", self.address), e);
+        let command = self.command().map_err(failed)?;
+        let wanted = match on {
+            true => command | COMMAND_BUS_MASTER,
+            false => command & !COMMAND_BUS_MASTER,
+        };
+        let at = self.config_offset.saturating_add(COMMAND_OFFSET);
+        self.file
+            .write_all_at(&wanted.to_le_bytes(), at)
+            .map_err(failed)?;
+        let command = self.command().map_err(failed)?;
+        if command & COMMAND_BUS_MASTER == wanted & COMMAND_BUS_MASTER {
+            Ok(())
+        } else {
+            Err(Error::NoBusMaster {
+                address: self.address,
+                command,
+            })
+        }
+    }
+
+    /// Revision and class.
+    fn class(&self) -> io::Result<[u8; 4]> {
+        let mut class = [0; 4];
+        let at = self.config_offset.saturating_add(CLASS_OFFSET);
+        self.file.read_exact_at(&mut class, at)?;
+        Ok(class)
+    }
+
     /// Resets the function; the kernel restores its configuration space, interrupts included.
     fn reset(&self) -> Result<FunctionQuiesced, Error> {
         let failed = |source| Error::NotReset {
@@ -126,10 +150,7 @@ impl Device {
             source,
         };
         // The kernel would wait a minute for a function that is not there to come back.
-        let mut class = [0; 4];
-        let at = self.config_offset.saturating_add(CLASS_OFFSET);
-        self.file.read_exact_at(&mut class, at).map_err(failed)?;
-        if class == ABSENT {
+        if self.class().map_err(failed)? == ABSENT {
             return Err(failed(io::Error::other("it does not answer")));
         }
         ioctl::reset(self.file.as_fd())
@@ -238,12 +259,7 @@ impl Function {
     pub fn into_channel(self, entries: usize) -> Result<(VfioChannel, FunctionHandle), Error> {
         let device = &self.device;
         let address = device.address;
-        let entries = entries.clamp(MIN_ENTRIES, MAX_ENTRIES).next_power_of_two();
-        let len_bytes = (entries as u64)
-            .saturating_mul(DESCRIPTOR_LEN_BYTES)
-            .next_multiple_of(PAGE_LEN_BYTES);
-        let mapping = device.space.map_ring(Memory::anonymous(len_bytes)?)?;
-        let ring = Ring::new(mapping, entries)?;
+        let ring = device.space.ring(entries)?;
         let mut config = ChannelConfig::default();
         config.signalling = match device.interrupt {
             Some(_) => Signalling::Interrupts,
@@ -272,6 +288,18 @@ impl Function {
             device: self.device,
         };
         Ok((channel, handle))
+    }
+
+    /// Gives the registers out, for a program that drives the queue by itself: nothing was
+    /// written to them. An engine reaches what is mapped in the function's space, whatever the
+    /// program makes of it.
+    #[must_use]
+    pub fn into_registers(self) -> (Bar, FunctionHandle) {
+        let bar = Bar::new(Arc::clone(&self.device));
+        let handle = FunctionHandle {
+            device: self.device,
+        };
+        (bar, handle)
     }
 
     /// Where it is.
@@ -320,6 +348,46 @@ impl FunctionHandle {
     #[must_use]
     pub fn interrupt(&self) -> Option<BorrowedFd<'_>> {
         self.device.interrupt.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Waits for an interrupt of the function and takes it; false if none came in time. `None` if
+    /// the function has no interrupt.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] if the kernel does not wait.
+    pub fn take_interrupt(&self, limit: Duration) -> Result<Option<bool>, Error> {
+        let Some(event) = &self.device.interrupt else {
+            return Ok(None);
+        };
+        let failed = |e: io::Error| Error::system("wait for an interrupt", e);
+        let limit = Timespec {
+            tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(limit.subsec_nanos()),
+        };
+        let mut wanted = [PollFd::new(event, PollFlags::IN)];
+        poll(&mut wanted, Some(&limit)).map_err(|e| failed(e.into()))?;
+        let mut count = [0; 8];
+        match rustix::io::read(event, &mut count) {
+            Ok(_) => Ok(Some(true)),
+            Err(rustix::io::Errno::AGAIN) => Ok(Some(false)),
+            Err(error) => Err(failed(error.into())),
+        }
+    }
+
+    /// Lets the function use the bus, or not. Its registers can be read in both cases.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoBusMaster`] if the function does not obey; [`Error::System`].
+    pub fn set_bus_master(&self, on: bool) -> Result<(), Error> {
+        self.device.set_bus_master(on)
+    }
+
+    /// Whether the function answers in configuration space.
+    #[must_use]
+    pub fn answers(&self) -> bool {
+        self.device.class().is_ok_and(|class| class != ABSENT)
     }
 
     /// The eventfd that the kernel rings when somebody wants the function back (its driver is

@@ -74,6 +74,20 @@ impl BusAddresses {
         None
     }
 
+    /// Takes `len_bytes` at `start`, if that is free and can be mapped.
+    pub(crate) fn take_at(&mut self, start: u64, len_bytes: u64) -> Option<u64> {
+        let last = start.checked_add(len_bytes.checked_sub(1)?)?;
+        let usable = |range: &RangeInclusive<u64>| *range.start() <= start && last <= *range.end();
+        let free = match self.taken.range(..=last).next_back() {
+            Some((taken, len)) => taken.checked_add(*len)? <= start,
+            None => true,
+        };
+        (free && self.usable.iter().any(usable)).then(|| {
+            self.taken.insert(start, len_bytes);
+            start
+        })
+    }
+
     /// Gives back what was taken at `start`.
     pub(crate) fn give_back(&mut self, start: u64) {
         self.taken.remove(&start);
@@ -94,6 +108,26 @@ mod tests {
         assert_eq!(all.take(4096, 4096, Use::Data), Some(0xfef0_0000));
         // 48 bits are the engine's limit, whatever the IOMMU can do.
         assert_eq!(all.take(DmaAddr::LIMIT, 4096, Use::Data), None);
+    }
+
+    #[test]
+    fn a_place_of_ones_choice_is_had_once_and_where_it_can_be_mapped() {
+        let mut all = BusAddresses::new([0..=0xfedf_ffff, 0xfef0_0000..=u64::MAX]);
+        let boundary = 1 << 32;
+        assert_eq!(all.take_at(boundary - 4096, 8192), Some(boundary - 4096));
+        for start in [
+            boundary - 8192 + 1,
+            boundary - 4096,
+            boundary,
+            boundary + 4095,
+        ] {
+            assert_eq!(all.take_at(start, 8192), None, "{start:#x}");
+        }
+        assert_eq!(all.take_at(boundary + 4096, 8192), Some(boundary + 4096));
+        assert_eq!(all.take_at(0xfedf_f000, 8192), None, "a window in its way");
+        assert_eq!(all.take_at(u64::MAX, 2), None);
+        all.give_back(boundary - 4096);
+        assert_eq!(all.take_at(boundary - 4096, 8192), Some(boundary - 4096));
     }
 
     #[test]

@@ -39,6 +39,11 @@
 //! An IOMMU that is switched on, the modules vfio-pci and vfio_iommu_type1, and the functions in
 //! the hands of vfio-pci ([`take`]). Then no root: whoever owns `/dev/vfio/GROUP` may use them, up
 //! to `RLIMIT_MEMLOCK` bytes of mapped memory.
+//!
+//! # Features
+//!
+//! `vm-memory` maps the memory of a guest (`GuestMemoryMmap` of rust-vmm) as it is: see
+//! [`Space::map_for`] and, with the feature, `Space::map_guest`.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 // No panicking path, checked: what could panic is not even written.
 #![cfg_attr(
@@ -56,6 +61,8 @@
 mod address;
 mod error;
 mod function;
+#[cfg(feature = "vm-memory")]
+mod guest;
 mod hardware;
 mod ioctl;
 mod iova;
@@ -69,12 +76,14 @@ mod time;
 pub use address::PciAddress;
 pub use error::Error;
 pub use function::{Function, FunctionHandle, VfioChannel};
+#[cfg(feature = "vm-memory")]
+pub use guest::GuestMapping;
 pub use hardware::{Bar, Ring};
 pub use list::{Copied, CopyRange};
 pub use memory::{HUGE_PAGE_LEN_BYTES, Memory, PAGE_LEN_BYTES};
 pub use mover::{ChannelState, MAX_CHANNELS, Mover, Setup, Waiting};
 pub use space::{Access, Mapping, Space, UnmapError};
-pub use sysfs::{Candidate, give_back, list, take};
+pub use sysfs::{Candidate, ResetResult, ResetsOff, give_back, list, take};
 pub use time::{Monotonic, ThreadLock};
 
 pub use batch_copy::{FailReason, Options, Outcome, Report, SkipReason};

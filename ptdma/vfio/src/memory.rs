@@ -1,5 +1,6 @@
 //! Memory of this process that engines may read and overwrite.
 
+use std::any::Any;
 use std::ffi::{c_long, c_ulong};
 use std::fmt;
 use std::io;
@@ -30,6 +31,8 @@ pub(crate) struct Map {
     len_bytes: usize,
     /// Whether it is ours to remove.
     owned: bool,
+    /// Who removes it otherwise, kept alive by this.
+    _owner: Option<Box<dyn Any + Send + Sync>>,
 }
 
 // SAFETY: the memory belongs to no thread; whoever has the value may remove it.
@@ -199,6 +202,42 @@ impl Memory {
                 start,
                 len_bytes,
                 owned: false,
+                _owner: None,
+            }),
+            file: None,
+        })
+    }
+
+    /// A region of a guest's memory, which is kept alive.
+    #[cfg(feature = "vm-memory")]
+    pub(crate) fn of_guest_region<B>(region: Arc<vm_memory::MmapRegion<B>>) -> Result<Self, Error>
+    where
+        B: vm_memory::bitmap::Bitmap + Send + Sync + 'static,
+    {
+        if region.prot() & (libc::PROT_READ | libc::PROT_WRITE)
+            != libc::PROT_READ | libc::PROT_WRITE
+        {
+            return Err(Error::ReadOnly);
+        }
+        let len_bytes = whole_pages(region.size() as u64, PAGE_LEN_BYTES)?;
+        let start = NonNull::new(region.as_ptr()).ok_or(Error::Empty { what: "memory" })?;
+        let address = start.as_ptr().addr() as u64;
+        if !address.is_multiple_of(PAGE_LEN_BYTES) {
+            return Err(Error::Unaligned {
+                what: "address",
+                value: address,
+                align: PAGE_LEN_BYTES,
+            });
+        }
+        // What `of_process` asks for holds: the region is mapped for reading and writing as long
+        // as the owner lives; `vm-memory` takes guest memory for memory that others write at any
+        // time, so it gives out no reference to the bytes.
+        Ok(Self {
+            map: Arc::new(Map {
+                start,
+                len_bytes,
+                owned: false,
+                _owner: Some(Box::new(region)),
             }),
             file: None,
         })
@@ -415,6 +454,7 @@ impl Map {
             start: NonNull::new(start.cast()).ok_or(rustix::io::Errno::NOMEM)?,
             len_bytes: whole,
             owned: true,
+            _owner: None,
         };
         map.trim(
             start.addr().wrapping_neg() % huge * usize::from(slack > 0),
@@ -495,6 +535,7 @@ impl RegisterMap {
             start: NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?,
             len_bytes: len,
             owned: true,
+            _owner: None,
         };
         // SAFETY: our own mapping; the advice is about children, which have no business with it.
         unsafe { madvise(start, len, Advice::LinuxDontFork) }?;

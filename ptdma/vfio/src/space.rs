@@ -8,10 +8,12 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ptdma::DmaAddr;
+use ptdma::descriptor::DESCRIPTOR_LEN_BYTES;
+use ptdma::{DmaAddr, MAX_ENTRIES, MIN_ENTRIES};
 use rustix::process::{Resource, getrlimit};
 
 use crate::error::Error;
+use crate::hardware::Ring;
 use crate::ioctl;
 use crate::iova::{BusAddresses, Use};
 use crate::memory::{HUGE_PAGE_LEN_BYTES, Map, Memory, PAGE_LEN_BYTES};
@@ -124,6 +126,44 @@ impl Space {
         self.map_at(memory, access, align, Use::Data)
     }
 
+    /// Makes a ring of `entries` descriptors, rounded up to a power of two, and maps it: for a
+    /// program that drives a queue by its registers ([`Function::into_registers`]).
+    ///
+    /// # Errors
+    ///
+    /// As [`map`](Self::map).
+    ///
+    /// [`Function::into_registers`]: crate::Function::into_registers
+    pub fn ring(&self, entries: usize) -> Result<Ring, Error> {
+        let entries = entries.clamp(MIN_ENTRIES, MAX_ENTRIES).next_power_of_two();
+        let len_bytes = (entries as u64)
+            .saturating_mul(DESCRIPTOR_LEN_BYTES as u64)
+            .next_multiple_of(PAGE_LEN_BYTES);
+        Ring::new(self.map_ring(Memory::anonymous(len_bytes)?)?, entries)
+    }
+
+    /// Maps memory so that a multiple of 4 GiB on the bus lies in its middle: for a program that
+    /// wants to know whether an engine crosses one. `None` if no such place is free.
+    ///
+    /// # Errors
+    ///
+    /// As [`map`](Self::map).
+    pub fn map_across_4_gib(&self, memory: Memory) -> Result<Option<Mapping>, Error> {
+        let len = memory.len_bytes();
+        let half = (len / 2).next_multiple_of(PAGE_LEN_BYTES);
+        let taken = match locked(&self.0.addresses).as_mut() {
+            None => return Err(Error::NoFunctionYet),
+            // The low ones; one of them is free unless most of them are in use.
+            Some(addresses) => (1..=16_u64).find_map(|n| {
+                let start = (n << 32).checked_sub(half)?;
+                addresses.take_at(start, len)
+            }),
+        };
+        taken
+            .map(|iova| self.map_to(memory, Access::ReadWrite, iova))
+            .transpose()
+    }
+
     /// Maps memory for a ring: at a multiple of its length.
     pub(crate) fn map_ring(&self, memory: Memory) -> Result<Mapping, Error> {
         let align = memory.len_bytes().next_power_of_two();
@@ -143,6 +183,12 @@ impl Space {
             Some(addresses) => addresses.take(len, align, what),
         };
         let iova = taken.ok_or(Error::NoBusAddresses { asked: len })?;
+        self.map_to(memory, access, iova)
+    }
+
+    /// Maps memory at bus addresses that were taken for it.
+    fn map_to(&self, memory: Memory, access: Access, iova: u64) -> Result<Mapping, Error> {
+        let len = memory.len_bytes();
         match memory.give_to_engines(&self.0.container, iova, access == Access::ReadWrite) {
             Ok(()) => Ok(Mapping {
                 lease: Lease {

@@ -64,6 +64,66 @@ pub fn give_back(address: PciAddress) -> Result<Option<String>, Error> {
     Sysfs::new().give_back(address)
 }
 
+/// What became of a function-level reset that the kernel was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetResult {
+    /// The kernel has reset the function, and it answered.
+    Done,
+    /// The function has no function-level reset.
+    Absent,
+    /// The kernel has tried, and failed: the function may be lost.
+    Failed,
+}
+
+/// Keeps the kernel from resetting a function, when it is opened and closed too: for a function of
+/// which nobody knows whether it comes back from its reset. Dropping it allows resets again.
+#[derive(Debug)]
+pub struct ResetsOff {
+    address: PciAddress,
+}
+
+impl ResetsOff {
+    /// Switches resets of a function off. Needs root, and Linux 5.15 or newer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoPermission`] and others of the system.
+    pub fn new(address: PciAddress) -> Result<Self, Error> {
+        // A line of no words: no method.
+        Sysfs::new().set_reset_method(address, "\n")?;
+        Ok(Self { address })
+    }
+
+    /// Has the kernel do a function-level reset, nothing else, and keeps resets off afterwards. The
+    /// kernel restores configuration space, and waits up to a minute for the function to answer.
+    /// Interrupts and bus mastering are as they were.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoPermission`] and others of the system.
+    pub fn reset_once(&self) -> Result<ResetResult, Error> {
+        let sysfs = Sysfs::new();
+        let reset = sysfs.function(self.address).join("reset");
+        if sysfs.set_reset_method(self.address, "flr\n").is_err() || !reset.exists() {
+            sysfs.set_reset_method(self.address, "\n")?;
+            return Ok(ResetResult::Absent);
+        }
+        let done = fs::write(&reset, "1\n");
+        sysfs.set_reset_method(self.address, "\n")?;
+        Ok(match done {
+            Ok(()) => ResetResult::Done,
+            Err(_) => ResetResult::Failed,
+        })
+    }
+}
+
+impl Drop for ResetsOff {
+    fn drop(&mut self) {
+        // A function that is gone has nothing to allow.
+        let _ = Sysfs::new().set_reset_method(self.address, "default\n");
+    }
+}
+
 /// The PCI bus in sysfs.
 pub(crate) struct Sysfs {
     root: PathBuf,
@@ -158,6 +218,11 @@ impl Sysfs {
             .collect();
         found.sort();
         found
+    }
+
+    fn set_reset_method(&self, address: PciAddress, methods: &str) -> Result<(), Error> {
+        self.engine(address)?;
+        write(&self.function(address).join("reset_method"), methods)
     }
 
     fn take(&self, address: PciAddress) -> Result<Option<String>, Error> {

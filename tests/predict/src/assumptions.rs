@@ -13,6 +13,10 @@ use crate::published::FolioSize;
 /// field gets another meaning or goes.
 pub const SCHEMA: &str = "ptdma-measured/1";
 
+/// The version of the report of `ptdma probe` that this crate reads. Its part `measured` is a
+/// report of measured values.
+pub const PROBE_SCHEMA: &str = "ptdma-probe/1";
+
 /// Who moved the folios of a measured cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -181,13 +185,16 @@ impl Assumptions {
         self.replace(&costs, Origin::Assumed)
     }
 
-    /// Takes a report of measured values.
+    /// Takes a report of measured values, or that of a probe, which holds one.
     ///
     /// # Errors
     ///
     /// If it is no such report, of another version, or holds a value that cannot be.
     pub fn measure(&mut self, report: &str) -> anyhow::Result<()> {
-        let named: Value = serde_json::from_str(report)?;
+        let mut named: Value = serde_json::from_str(report)?;
+        if named.get("schema").and_then(Value::as_str) == Some(PROBE_SCHEMA) {
+            named = named.get_mut("measured").map_or(Value::Null, Value::take);
+        }
         let schema = named.get("schema").and_then(Value::as_str);
         ensure!(
             schema == Some(SCHEMA),
@@ -282,6 +289,16 @@ mod tests {
             let error = with(rest);
             assert!(error.contains(reason), "{rest}: {error}");
         }
+        let probe = format!(
+            r#"{{"schema": "{PROBE_SCHEMA}", "functions": [], "measured": {{"schema": "{SCHEMA}",
+               "machine": "m", "costs": {{"read_ns": 700, "port_gb_per_s": 12.5}}}}}}"#
+        );
+        let all = measured(&probe).unwrap();
+        assert_eq!(all.costs.read_ns, 700.0);
+        assert_eq!(all.origins["port_gb_per_s"], Origin::Measured);
+        assert_eq!(all.hypotheses.len(), 2, "a probe does not tell them apart");
+        let empty = format!(r#"{{"schema": "{PROBE_SCHEMA}"}}"#);
+        assert!(measured(&empty).is_err());
         let other = r#"{"schema": "ptdma-measured/2", "machine": "m"}"#;
         let error = measured(other).unwrap_err().to_string();
         assert!(error.contains("ptdma-measured/2"), "{error}");

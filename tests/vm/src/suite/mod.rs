@@ -18,6 +18,7 @@ mod kshim_stale;
 mod kshim_turmoil;
 mod migration;
 pub(crate) mod mover;
+mod probe;
 mod report;
 mod runner;
 mod selection;
@@ -151,6 +152,7 @@ pub(crate) const SUITES: &[&[Suite]] = &[
     kshim_turmoil::SUITES,
     forks::SUITES,
     vfio::SUITES,
+    probe::SUITES,
     stock_debian::SUITES,
     stock_debian_device::SUITES,
     stock_debian_cost::SUITES,

@@ -42,6 +42,7 @@ pub(super) const SUITES: &[Suite] = &[
             Check::new("copies", copies).quick(DEBIAN),
             Check::new("memory", memory),
             Check::new("threads", threads),
+            Check::new("guest-memory", guest_memory),
             Check::new("failed-descriptors", failed_descriptors),
             Check::new("hang", hang),
             Check::new("absent", absent),
@@ -56,6 +57,8 @@ pub(super) const SUITES: &[Suite] = &[
             Check::new("copy-list", copy_list),
             Check::new("released", released),
             Check::new("moves-a-guest", moves_a_guest),
+            Check::new("post-copy", post_copy),
+            Check::new("restores-a-guest", restores_a_guest),
         ],
     },
     Suite {
@@ -183,6 +186,24 @@ fn memory(guest: &mut Guest) -> Result<String> {
     let job = serve(guest)?;
     ask(guest, "kinds polled")?;
     let answer = ask(guest, "kinds asleep")?;
+    end(guest, &job)?;
+    let reach = guest.server()?.mapped_bytes()?;
+    ensure!(
+        reach.iter().all(|bytes| *bytes == 0),
+        "functions that nobody holds reach {reach:?} bytes"
+    );
+    Ok(answer)
+}
+
+/// Memory of guests as rust-vmm's crate `vm-memory` has it: regions, holes, odd addresses.
+fn guest_memory(guest: &mut Guest) -> Result<String> {
+    let job = serve(guest)?;
+    ask(guest, "guest polled")?;
+    let answer = ask(guest, "guest asleep")?;
+    ensure!(
+        number(&answer, "dma_bytes")? > 2 << 20 && number(&answer, "compared")? == 4 << 20,
+        "{answer}"
+    );
     end(guest, &job)?;
     let reach = guest.server()?.mapped_bytes()?;
     ensure!(
@@ -534,6 +555,76 @@ fn moves_a_guest(guest: &mut Guest) -> Result<String> {
         "the devices have counted otherwise: {counted:?}"
     );
     Ok(format!("{engines}; {cpu}"))
+}
+
+/// Runs an example on the functions of the mover; returns what it says.
+fn example(guest: &mut Guest, name: &str) -> Result<String> {
+    take(guest)?;
+    let held = addresses(guest)[..MOVERS].join(" ");
+    guest.server()?.reset_counters()?;
+    guest.ok_within(&format!("{name} {held}"), Duration::from_secs(120))
+}
+
+/// The line of an example that begins like this.
+fn line_of<'a>(text: &'a str, begin: &str) -> Result<&'a str> {
+    text.lines()
+        .find(|line| line.starts_with(begin))
+        .with_context(|| format!("nothing of {begin}: {text}"))
+}
+
+/// The example `post_copy`: a guest runs on its new memory while pages arrive as it touches them.
+fn post_copy(guest: &mut Guest) -> Result<String> {
+    /// Bytes of the guest, and its chunks of 64 KiB.
+    const LEN_BYTES: u64 = 8 << 20;
+    const CHUNKS: u64 = LEN_BYTES / (64 << 10);
+    let text = example(guest, "post-copy")?;
+    let (engines, cpu) = (line_of(&text, "by=engines ")?, line_of(&text, "by=cpu ")?);
+    ensure!(
+        engines.contains("nodes=N1=2048 ") && cpu.contains("nodes=N0=2048 "),
+        "pages are on other nodes: {text}"
+    );
+    for line in [engines, cpu] {
+        let touched = number(line, "touched_chunks")?;
+        ensure!(
+            touched > CHUNKS / 4 && touched + number(line, "untouched_chunks")? == CHUNKS,
+            "the guest has not touched much: {line}"
+        );
+    }
+    ensure!(
+        number(engines, "dma_bytes")? == LEN_BYTES
+            && number(engines, "cpu_bytes")? == 0
+            && number(cpu, "dma_bytes")? == 0
+            && number(cpu, "cpu_bytes")? == LEN_BYTES,
+        "bytes are missing, or the wrong one copied: {text}"
+    );
+    let counted = guest.server()?.counters()?;
+    ensure!(
+        counted.bytes >= LEN_BYTES,
+        "the devices have counted otherwise: {counted:?}"
+    );
+    Ok(format!("{engines}; {cpu}"))
+}
+
+/// The example `restore`: a packed snapshot and a golden image become guests.
+fn restores_a_guest(guest: &mut Guest) -> Result<String> {
+    let text = example(guest, "restore-guest")?;
+    let mut said = Vec::new();
+    for what in ["restore", "clone"] {
+        let engines = line_of(&text, &format!("by=engines what={what} "))?;
+        let cpu = line_of(&text, &format!("by=cpu what={what} "))?;
+        let bytes = number(engines, "dma_bytes")?;
+        ensure!(
+            bytes > 1 << 20
+                && number(engines, "cpu_bytes")? == 0
+                && number(cpu, "dma_bytes")? == 0
+                && number(cpu, "cpu_bytes")? == bytes
+                && number(cpu, "ranges")? == number(engines, "ranges")?,
+            "bytes are missing, or the wrong one copied: {text}"
+        );
+        said.push(engines.to_owned());
+    }
+    ensure!(text.contains("every byte of each guest"), "{text}");
+    Ok(said.join("; "))
 }
 
 fn no_iommu(guest: &mut Guest) -> Result<String> {

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod errors;
+mod guests;
 mod serve;
 mod work;
 

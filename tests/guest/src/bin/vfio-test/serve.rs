@@ -104,6 +104,10 @@ impl Held {
             ["threads", count, rounds, how] => {
                 self.threads(count.parse()?, rounds.parse()?, waiting(how)?)
             }
+            ["guest", how] => {
+                let mover = self.mover.as_ref().ok_or("no mover")?;
+                crate::guests::copy(&self.space, mover, waiting(how)?)
+            }
             ["channels"] => self.channels(),
             ["target"] => {
                 let pair = self.pair.as_ref().ok_or("no memory")?;

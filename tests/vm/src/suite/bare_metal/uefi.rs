@@ -1,10 +1,14 @@
 //! `ptdma.efi` under OVMF, from a USB stick.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use ptdma_model::Forks;
+use ptdma_probe::{Consent, Question};
+use ptdma_probe_tests::{Judged, Words, judge};
 use serde_json::json;
 
 use super::Check;
@@ -13,8 +17,9 @@ use super::ovmf::Ovmf;
 use crate::server::Server;
 use crate::suite::selection::Set;
 
-/// The firmware takes 3 to 5 seconds to the program, the program as many; others may be building.
-const LIMIT: Duration = Duration::from_secs(90);
+/// The firmware takes 3 to 5 seconds to the program, the program as many and two more for the probe
+/// of each function; others may be building.
+const LIMIT: Duration = Duration::from_secs(300);
 /// Begins the last line of the program.
 const VERDICT: &str = "PTDMA ";
 
@@ -42,6 +47,12 @@ pub(super) const CHECKS: &[Check] = &[
         about: "a function of every kind of engine that the model has a name for, and what the program finds of each",
         set: Set::Rest,
         run: kinds,
+    },
+    Check {
+        name: "uefi/probe",
+        about: "what the program's probe says of each of those kinds is how it was set",
+        set: Set::Rest,
+        run: probe,
     },
     Check {
         name: "uefi/no-help",
@@ -288,6 +299,110 @@ fn kinds(logs: &Path) -> Result<String> {
         );
     }
     Ok(format!("{} kinds", KINDS.len()))
+}
+
+/// Answers by the function's address and the question's name.
+type Answers = BTreeMap<(String, &'static str), Words>;
+
+/// Reads what the probe has shown: functions that are alike, a table of answers, and why some are
+/// unknown.
+fn answers(text: &str) -> Result<Answers> {
+    let mut all = Answers::new();
+    let mut of: Vec<String> = Vec::new();
+    let mut column = None;
+    let mut unknown = String::new();
+    let lines = text
+        .lines()
+        .skip_while(|line| !line.starts_with("probe of"));
+    let mut in_names = false;
+    // One line more, which ends the last of those that are wrapped.
+    for line in lines.chain(std::iter::once("")) {
+        let more = line.strip_prefix("  ");
+        match more {
+            Some(rest) if in_names => {
+                of.extend(rest.split_whitespace().map(str::to_owned));
+                continue;
+            }
+            Some(rest) if !unknown.is_empty() => {
+                unknown.push(' ');
+                unknown.push_str(rest);
+                continue;
+            }
+            _ => {}
+        }
+        in_names = false;
+        if let Some((keys, why)) = std::mem::take(&mut unknown).split_once(": ") {
+            for question in Question::ALL
+                .iter()
+                .filter(|one| keys.split(' ').any(|key| key == one.key()))
+            {
+                for address in &of {
+                    let words = Words {
+                        left: Vec::new(),
+                        unknown: Some(why.to_owned()),
+                    };
+                    all.insert((address.clone(), question.key()), words);
+                }
+            }
+        }
+        if let Some(names) = line.strip_prefix("probe of ") {
+            of = names.split_whitespace().map(str::to_owned).collect();
+            in_names = true;
+        } else if line.starts_with("question") {
+            column = line.find("answer");
+        } else if let Some(rest) = line.strip_prefix("unknown ") {
+            unknown = rest.to_owned();
+        } else if let Some(column) = column {
+            let (Some(asked), Some(answer)) = (line.get(..column), line.get(column..)) else {
+                continue;
+            };
+            let Some(question) = Question::ALL
+                .iter()
+                .find(|one| one.text() == asked.trim_end())
+            else {
+                continue;
+            };
+            for address in &of {
+                let left = answer.trim_end().split(" or ").map(str::to_owned).collect();
+                let words = Words {
+                    left,
+                    unknown: None,
+                };
+                all.insert((address.clone(), question.key()), words);
+            }
+        }
+    }
+    ensure!(!all.is_empty(), "no answers: {text}");
+    Ok(all)
+}
+
+/// The probe of functions of all kinds: none of its answers is wrong.
+fn probe(logs: &Path) -> Result<String> {
+    /// Entries of the ring that the program gives the engines.
+    const ENTRIES: u64 = 8192;
+    let shown = show(KINDS.len(), logs, of_all_kinds)?;
+    let text = &shown.text;
+    let answers = answers(text)?;
+    let mut sum = Judged::default();
+    for (index, kind) in KINDS.iter().enumerate() {
+        let forks = Forks::named(kind).with_context(|| format!("no kind {kind}"))?;
+        let address = address_of(index);
+        let judged = judge(forks, Consent::default(), false, ENTRIES, |question| {
+            let key = (address.clone(), question.key());
+            answers.get(&key).cloned().unwrap_or_default()
+        });
+        sum.wrong
+            .extend(judged.wrong.iter().map(|what| format!("{kind}: {what}")));
+        sum.exact += judged.exact;
+        sum.among += judged.among;
+        sum.unknown += judged.unknown;
+    }
+    ensure!(sum.wrong.is_empty(), "{}\n{text}", sum.wrong.join("\n"));
+    ensure!(text.contains(" together, copies of 2048 KiB: "), "{text}");
+    Ok(format!(
+        "{} answers exact, {} among several, {} not asked, none wrong",
+        sum.exact, sum.among, sum.unknown
+    ))
 }
 
 /// Where function `index` is: functions take turns on the two bridges.
