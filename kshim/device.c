@@ -19,6 +19,7 @@
 #include <linux/miscdevice.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/mutex.h>
 #include <linux/nodemask.h>
 #include <linux/pgtable.h>
 #include <linux/sched/mm.h>
@@ -65,42 +66,34 @@ struct ptdma_move_window {
 
 static_assert(PTDMA_WINDOW_PAGES <= U16_MAX);
 
+/*
+ * Before 6.19 a kernel that is to split a huge page whose lock somebody holds forgets
+ * to give a reference back, and the page is never free again.  Callers of the device,
+ * at least, do not meet in there.
+ */
+static DEFINE_MUTEX(ptdma_splitting);
+
 static void ptdma_tell(struct ptdma_move *move, enum ptdma_fate fate, u64 bytes)
 {
 	move->bytes[fate] += bytes;
 }
 
-/* Whether a huge page is mapped at an address, by one entry. */
-static bool ptdma_is_huge(struct mm_struct *mm, unsigned long addr)
+/* The entry for a huge page at an address; none where there is no table of them. */
+static pmd_t ptdma_huge_entry(struct mm_struct *mm, unsigned long addr)
 {
 	pgd_t *pgd = pgd_offset(mm, addr);
 	p4d_t *p4d;
 	pud_t *pud;
-	pmd_t pmd;
 
 	if (pgd_none(*pgd) || pgd_bad(*pgd))
-		return false;
+		return __pmd(0);
 	p4d = p4d_offset(pgd, addr);
 	if (p4d_none(*p4d) || p4d_bad(*p4d))
-		return false;
+		return __pmd(0);
 	pud = pud_offset(p4d, addr);
 	if (pud_none(*pud) || pud_bad(*pud))
-		return false;
-	pmd = READ_ONCE(*pmd_offset(pud, addr));
-	return pmd_trans_huge(pmd);
-}
-
-/*
- * Whether the kernel would split a huge page of which the window has a part.  One that
- * a page fault brings after this look is split.
- */
-static bool ptdma_splits(struct vm_area_struct *vma, unsigned long start,
-			 unsigned long end)
-{
-	unsigned long huge = ALIGN_DOWN(start, HPAGE_PMD_SIZE);
-	bool whole = huge == start && end - start >= HPAGE_PMD_SIZE;
-
-	return !(PTDMA_KEEPS_HUGE && whole) && ptdma_is_huge(vma->vm_mm, huge);
+		return __pmd(0);
+	return READ_ONCE(*pmd_offset(pud, addr));
 }
 
 /* Pages that an entry of a window stands for. */
@@ -257,8 +250,14 @@ static int ptdma_move_window(struct ptdma_move_window *window,
 		.pgmap_owner = THIS_MODULE,
 		.flags = MIGRATE_VMA_SELECT_SYSTEM | PTDMA_SELECT_COMPOUND,
 	};
-	int rc = migrate_vma_setup(&args);
+	bool splits = !PTDMA_KEEPS_HUGE && move->flags & PTDMA_MOVE_MAY_SPLIT;
+	int rc;
 
+	if (splits)
+		mutex_lock(&ptdma_splitting);
+	rc = migrate_vma_setup(&args);
+	if (splits)
+		mutex_unlock(&ptdma_splitting);
 	if (rc)
 		return rc;
 	/* The kernel fills in no entry behind the page where it gives up. */
@@ -287,7 +286,9 @@ static long ptdma_move_some(struct mm_struct *mm,
 			    unsigned long end, struct ptdma_move *move)
 {
 	struct vm_area_struct *vma = find_vma(mm, start);
-	unsigned long pages;
+	unsigned long huge, next;
+	bool whole;
+	pmd_t pmd;
 	int rc;
 
 	if (!vma || vma->vm_start >= end) {
@@ -303,25 +304,35 @@ static long ptdma_move_some(struct mm_struct *mm,
 		ptdma_tell(move, PTDMA_KIND, end - start);
 		return end;
 	}
-	/* Small pages of one huge page's range are a batch by themselves. */
-	pages = PTDMA_KEEPS_HUGE &&
-		ptdma_is_huge(mm, ALIGN_DOWN(start, HPAGE_PMD_SIZE)) ?
-		PTDMA_WINDOW_PAGES : HPAGE_PMD_NR;
-	end = min(end, ALIGN_DOWN(start + pages * PAGE_SIZE, HPAGE_PMD_SIZE));
-	if (!(move->flags & PTDMA_MOVE_MAY_SPLIT)) {
-		unsigned long huge = ALIGN_DOWN(start, HPAGE_PMD_SIZE);
-		unsigned long at = huge + HPAGE_PMD_SIZE;
-
-		if (ptdma_splits(vma, start, end)) {
-			end = min(end, at);
-			ptdma_tell(move, PTDMA_HUGE, end - start);
-			return end;
-		}
-		/* A huge page that would be split begins the next window. */
-		for (; at < end; at += HPAGE_PMD_SIZE) {
-			if (ptdma_splits(vma, at, end))
-				end = at;
-		}
+	end = min(end, ALIGN_DOWN(start + PTDMA_WINDOW_PAGES * PAGE_SIZE,
+				  HPAGE_PMD_SIZE));
+	huge = ALIGN_DOWN(start, HPAGE_PMD_SIZE);
+	next = huge + HPAGE_PMD_SIZE;
+	pmd = ptdma_huge_entry(mm, huge);
+	if (!pmd_none(pmd) && !pmd_present(pmd)) {
+		/*
+		 * Somebody migrates a huge page.  From 6.5 to 6.18 the kernel would
+		 * spin until that is over, and would not let others run.
+		 */
+		end = min(end, next);
+		ptdma_tell(move, PTDMA_BUSY, end - start);
+		return end;
+	}
+	/* One that a page fault brings after this look is split. */
+	whole = PTDMA_KEEPS_HUGE && huge == start && next <= end;
+	if (pmd_trans_huge(pmd) && !whole &&
+	    !(move->flags & PTDMA_MOVE_MAY_SPLIT)) {
+		end = min(end, next);
+		ptdma_tell(move, PTDMA_HUGE, end - start);
+		return end;
+	}
+	/* Huge pages that stay whole share a window.  Others have one to themselves. */
+	if (!whole || !pmd_trans_huge(pmd))
+		end = min(end, next);
+	for (; next < end; next += HPAGE_PMD_SIZE) {
+		if (end - next < HPAGE_PMD_SIZE ||
+		    !pmd_trans_huge(ptdma_huge_entry(mm, next)))
+			end = next;
 	}
 	rc = ptdma_move_window(window, vma, start, end, move);
 	return rc ?: end;
@@ -383,6 +394,10 @@ static int ptdma_move_check(struct mm_struct *mm, const struct ptdma_move *move)
 	    move->addr > TASK_SIZE_MAX || move->len > TASK_SIZE_MAX - move->addr)
 		return -EINVAL;
 	if (mm != current->mm && !capable(CAP_SYS_NICE))
+		return -EPERM;
+	/* See ptdma_splitting: who reclaims memory can still be met. */
+	if (!PTDMA_KEEPS_HUGE && move->flags & PTDMA_MOVE_MAY_SPLIT &&
+	    !capable(CAP_SYS_NICE))
 		return -EPERM;
 	if (move->node >= MAX_NUMNODES || !node_state(move->node, N_MEMORY))
 		return -ENODEV;

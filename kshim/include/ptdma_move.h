@@ -16,7 +16,12 @@
 
 /*
  * Before 6.19 the kernel splits a huge page that moves by this device.  Without this
- * flag such a page stays where it is: move_pages(2) moves it whole.
+ * flag such a page stays where it is: move_pages(2) moves it whole.  With it the call
+ * takes CAP_SYS_NICE there: if such a kernel meets somebody else's lock, it never
+ * frees the page again.
+ *
+ * From 6.19 on huge pages stay whole, and only a range that has part of one needs the
+ * flag.  The kernel splits other large folios, also without the flag.
  */
 #define PTDMA_MOVE_MAY_SPLIT	0x1
 
@@ -30,8 +35,8 @@
  *	locked by mlock(2), or merged with equal pages by KSM.
  * @PTDMA_HUGE: It stays, because a huge page would be split.
  * @PTDMA_BUSY: It stays, because the kernel does not let go of it: swapped out,
- *	pinned, locked, being written out, or part of a large folio.  Another try
- *	can move it.
+ *	pinned, locked, migrated by somebody else, being written out, or, before
+ *	6.19, part of a large folio.  Another try can move it.
  * @PTDMA_POISONED: It stays, because the kernel knows it as bad.
  * @PTDMA_NO_MEMORY: It stays, because the node has no free memory.
  * @PTDMA_UNREADABLE: It stays, because the CPU cannot read it.
@@ -81,8 +86,9 @@ struct ptdma_move {
  *
  * EINTR: a signal came; @next and @bytes are filled in, and @next is where to go on.
  * EINVAL: the range or a flag is wrong.  ENODEV: no such node, or without memory.
- * EACCES: the node is outside of the cpuset.  EPERM: somebody else's memory takes
- * CAP_SYS_NICE.  ESRCH: whose memory it is has exited.  ENOMEM: for the call itself.
+ * EACCES: the node is outside of the cpuset. EPERM: somebody else's memory, or
+ * the flag before 6.19, takes CAP_SYS_NICE. ESRCH: whose memory it is has
+ * exited. ENOMEM: for the call itself.
  */
 #define PTDMA_IOC_MOVE	_IOWR(0xd1, 1, struct ptdma_move)
 

@@ -306,10 +306,11 @@ fn options(
     };
     if round.may_sleep == 0 {
         let channels = options.channels.min(active) as u64;
-        if policy
-            .model
-            .engine_ns(channels.max(1), folios as u64, bytes)
-            > POLLED_NS
+        if policy.model.of_batch(folios as u64, bytes).engine_ns(
+            channels.max(1),
+            folios as u64,
+            bytes,
+        ) > POLLED_NS
         {
             return None;
         }

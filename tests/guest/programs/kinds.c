@@ -107,6 +107,53 @@ static void huge(void)
 	is_intact(memory, PAGES, 1, "split");
 }
 
+/* Times that somebody else moves a huge page while the device is called. */
+#define ROUNDS_ELSEWHERE 400
+
+/*
+ * Somebody else migrates the huge page. Kernels from 6.5 to 6.18 spin where the device
+ * asks them about it meanwhile, and then split it.
+ */
+static void migrating(void)
+{
+	char *memory = anonymous(HUGE_BYTES);
+	void *heads[PAGES];
+	uint64_t busy = 0;
+	pid_t child;
+	int status;
+
+	if (find_folios(memory, BYTES, heads) != 1)
+		fail("no huge page to be had");
+	child = fork();
+	if (child < 0)
+		fail_errno("fork");
+	if (!child) {
+		int i, node, where;
+
+		for (i = 0; i < ROUNDS_ELSEWHERE; i++) {
+			void *page = memory;
+
+			node = 1 - i % 2;
+			sys_move_pages(getppid(), 1, &page, &node, &where, MPOL_MF_MOVE_ALL);
+		}
+		_exit(0);
+	}
+	while (waitpid(child, &status, WNOHANG) == 0) {
+		struct ptdma_move move = device_move(device, memory, BYTES, 1, 0);
+
+		busy += move.bytes[PTDMA_BUSY];
+		if (!keeps_huge && move.bytes[PTDMA_HUGE] + move.bytes[PTDMA_BUSY] != BYTES)
+			fail("a huge page that somebody migrates was taken for small ones");
+	}
+	if (!WIFEXITED(status) || WEXITSTATUS(status))
+		fail("whoever migrates ended with %#x", status);
+	if (!busy)
+		fail("the device never met a huge page under way");
+	if (find_folios(memory, BYTES, heads) != 1)
+		fail("the huge page was split");
+	check_pages(memory, BYTES, 7, false, "migrated by somebody else");
+}
+
 static void of_kind(char *memory, const char *what)
 {
 	has_fate(device_move(device, memory, BYTES, 1, 0), PTDMA_KIND, BYTES, what);
@@ -616,6 +663,7 @@ static const struct {
 } tests[] = {
 	{ "small", small },
 	{ "huge", huge },
+	{ "migrating", migrating },
 	{ "files", files },
 	{ "hugetlb", hugetlb },
 	{ "locked", locked },
