@@ -366,7 +366,11 @@ impl FunctionHandle {
             tv_nsec: i64::from(limit.subsec_nanos()),
         };
         let mut wanted = [PollFd::new(event, PollFlags::IN)];
-        poll(&mut wanted, Some(&limit)).map_err(|e| failed(e.into()))?;
+        match poll(&mut wanted, Some(&limit)) {
+            // A signal ends the wait early; what came is there to be read.
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(failed(error.into())),
+        }
         let mut count = [0; 8];
         match rustix::io::read(event, &mut count) {
             Ok(_) => Ok(Some(true)),

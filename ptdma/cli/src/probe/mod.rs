@@ -4,12 +4,16 @@ mod function;
 mod report;
 mod show;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use ptdma_probe::{Consent, MEASURED_LENGTHS, Stop, together};
 use ptdma_vfio::{Candidate, PciAddress, ResetsOff, Space};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
 
 use crate::say;
 use function::{Opened, Shared};
@@ -38,17 +42,35 @@ struct Chosen {
 
 /// Probes, and tells. False if a function did not answer all that was asked, or copied wrongly.
 pub(crate) fn run(plan: &Plan, json: bool) -> Result<bool> {
+    let stop = stop_on_signals()?;
     let mut chosen = choose(plan)?;
-    let report = taken(&mut chosen, plan).and_then(|()| ask(&mut chosen, plan));
+    let report = taken(&mut chosen, plan).and_then(|()| ask(&mut chosen, plan, &stop));
     // All functions are closed: their resets stay off until they have their drivers again.
     give_back(&chosen);
     let report = report?;
+    if stop.load(Ordering::Relaxed) {
+        anyhow::bail!("interrupted: the functions have their drivers and resets again");
+    }
     if json {
         say::print_json(&report)?;
     } else {
         show::print(&report)?;
     }
     Ok(report.is_good())
+}
+
+/// A flag for signals that would end the program before it has undone what it did to the functions.
+/// A second signal ends it nevertheless.
+fn stop_on_signals() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        // What a shell says of a program that a signal has ended.
+        let status = 128 + signal;
+        flag::register_conditional_shutdown(signal, status, Arc::clone(&stop))
+            .and_then(|_| flag::register(signal, Arc::clone(&stop)))
+            .context("no signal can be waited for")?;
+    }
+    Ok(stop)
 }
 
 fn choose(plan: &Plan) -> Result<Vec<Chosen>> {
@@ -128,13 +150,16 @@ fn progress(count: usize) -> ProgressBar {
     bar
 }
 
-fn ask(chosen: &mut [Chosen], plan: &Plan) -> Result<Report> {
+fn ask(chosen: &mut [Chosen], plan: &Plan, stop: &AtomicBool) -> Result<Report> {
     let space = Space::new()?;
     let mut report = Report::new(chosen.iter().map(|one| &one.candidate));
     let bar = progress(chosen.len());
     let mut shared = None;
     let mut good: Vec<Opened> = Vec::new();
     for one in chosen.iter_mut() {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
         let address = one.candidate.address;
         bar.set_message(format!("{address}: asking"));
         let room = u64::from(plan.buffer_mib) << 20;
@@ -156,7 +181,9 @@ fn ask(chosen: &mut [Chosen], plan: &Plan) -> Result<Report> {
         bar.inc(1);
     }
     bar.set_message("all together");
-    measure_together(&mut good, &mut report);
+    if !stop.load(Ordering::Relaxed) {
+        measure_together(&mut good, &mut report);
+    }
     bar.finish_and_clear();
     for opened in good {
         let address = opened.address();

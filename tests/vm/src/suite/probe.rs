@@ -33,6 +33,7 @@ pub(super) const SUITES: &[Suite] = &[Suite {
     checks: &[
         Check::new("answers", answers).quick(DEBIAN),
         Check::new("table", table),
+        Check::new("interrupted", interrupted),
         // The kernel waits a minute for the one that does not come back.
         Check::spoiling("with-resets", with_resets),
     ],
@@ -130,6 +131,35 @@ fn compare(guest: &Guest, report: &Value, consent: Consent) -> Result<Judged> {
     }
     ensure!(sum.wrong.is_empty(), "{}", sum.wrong.join("\n"));
     Ok(sum)
+}
+
+/// A signal ends the probe between two functions. Each function has its driver, or none, and its
+/// resets as before.
+fn interrupted(guest: &mut Guest) -> Result<String> {
+    const STATE: &str = "for d in /sys/bus/pci/devices/*; do \
+        if [ \"$(cat $d/device)\" = 0x1498 ]; then \
+        echo \"$d $(cat $d/reset_method) $(cat $d/driver_override) $(readlink $d/driver)\"; \
+        fi; done";
+    modules(guest)?;
+    let before = guest.ok(STATE)?;
+    let said = guest.ok_within(
+        &format!(
+            "{PROBE} >/tmp/probe 2>&1 & p=$!; \
+             until ls /sys/bus/pci/drivers/vfio-pci | grep -q 0000:; do sleep 0.1; done; \
+             kill -TERM $p; wait $p; echo \"status $?\"; cat /tmp/probe"
+        ),
+        LIMIT,
+    )?;
+    ensure!(
+        said.contains("status 1") && said.contains("interrupted"),
+        "{said}"
+    );
+    let after = guest.ok(STATE)?;
+    ensure!(before == after, "before:\n{before}\nafter:\n{after}");
+    Ok(format!(
+        "{} functions are as they were",
+        before.lines().count()
+    ))
 }
 
 fn told(sum: &Judged) -> String {
