@@ -13,6 +13,7 @@ mod kshim_busy;
 mod kshim_controls;
 mod kshim_iommu;
 mod kshim_load;
+mod kshim_ports;
 mod kshim_pressure;
 mod kshim_stale;
 mod kshim_turmoil;
@@ -146,6 +147,7 @@ pub(crate) const SUITES: &[&[Suite]] = &[
     kshim::SUITES,
     kshim_binding::SUITES,
     kshim_load::SUITES,
+    kshim_ports::SUITES,
     kshim_iommu::SUITES,
     kshim_stale::SUITES,
     kshim_pressure::SUITES,
