@@ -343,7 +343,7 @@ impl<P: Platform> Asker<'_, P> {
             }
             let (src, dst) = (queue.source(0), queue.target(0));
             queue.put(CommandWord::COPY, src, dst, COPY_LEN_BYTES);
-            queue.go();
+            queue.go_from_rest();
             let came = queue.wait(SILENCE_NS);
             if !queue.p.set_bus_master(true) {
                 return Err(Stop::Gone);
@@ -577,7 +577,7 @@ impl<P: Platform> Asker<'_, P> {
             let (src, dst) = (queue.source(at), queue.target(at));
             queue.put(command, src, dst, COPY_LEN_BYTES);
         }
-        queue.go();
+        queue.go_from_rest();
         // Twenty times the silence: what hangs is reset, and a reset is not free.
         let (engine, head) = match queue.wait(STILL * SILENCE_NS)? {
             Came::Failed => {

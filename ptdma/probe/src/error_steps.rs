@@ -64,7 +64,7 @@ pub(crate) fn ask<P: Platform>(
         let src = queue.source(at);
         queue.put(CommandWord::COPY, src, dst, COPY_LEN_BYTES);
     }
-    queue.go();
+    queue.go_from_rest();
     // Head is read before the interrupt status: whoever sees that head has passed the failing copy
     // must find the error there.
     let start = queue.now();

@@ -152,6 +152,13 @@ impl<'p, P: Platform> Queue<'p, P> {
         self.run();
     }
 
+    /// Tail with RUN off, and then RUN: for work that may fail. An engine that goes on by the tail
+    /// could fail before RUN is written, and RUN would send the engine past the failure.
+    pub(crate) fn go_from_rest(&mut self) {
+        self.stop_idle();
+        self.go();
+    }
+
     /// Takes RUN away from an engine that stands.
     pub(crate) fn stop_idle(&mut self) {
         self.write(Register::Control, self.control.bits());

@@ -49,6 +49,11 @@ impl RegisterIo for Registers {
     }
 
     fn write(&self, register: Register, value: u32) {
+        if register == Register::Control {
+            // As if somebody else had the processor: an engine that goes on by the tail is done
+            // with short work by then.
+            std::thread::sleep(Duration::from_micros(100));
+        }
         self.model.write(register, value);
     }
 }
