@@ -358,6 +358,8 @@ impl Policy {
     }
 
     /// The closer look at a batch that is [admitted](Self::admits).
+    // Out of line: then a caller's options cost nothing where the batch is declined before.
+    #[inline(never)]
     fn weigh(&self, folios: usize, bytes: u64, active: usize) -> Decision {
         let folios = folios as u64;
         let capped = Self {
@@ -411,6 +413,7 @@ impl Policy {
         self.weighed_options(folios, bytes, active, base)
     }
 
+    #[inline(always)]
     fn weighed_options(
         &self,
         folios: usize,
