@@ -144,9 +144,9 @@ fn interrupted(guest: &mut Guest) -> Result<String> {
     let before = guest.ok(STATE)?;
     let said = guest.ok_within(
         &format!(
-            "{PROBE} >/tmp/probe 2>&1 & p=$!; \
+            "{PROBE} >/probe.log 2>&1 & p=$!; \
              until ls /sys/bus/pci/drivers/vfio-pci | grep -q 0000:; do sleep 0.1; done; \
-             kill -TERM $p; wait $p; echo \"status $?\"; cat /tmp/probe"
+             kill -TERM $p; wait $p; echo \"status $?\"; cat /probe.log"
         ),
         LIMIT,
     )?;

@@ -266,20 +266,26 @@ fn quarantine(guest: &mut Guest) -> Result<String> {
     Ok(format!("{held} folios held, and given back"))
 }
 
-/// The movers see one wrong byte, so what they find right was right: nobody has copied again.
-fn wrong_byte_is_seen(guest: &mut Guest) -> Result<String> {
-    start(guest)?;
+/// Runs movers while a function writes one wrong byte, which they must see.
+pub(super) fn sees_a_wrong_byte(guest: &mut Guest, movers: &str) -> Result<()> {
     guest.server()?.fault(
         Some(1),
         &json!({"trigger": {"at": 0}, "kind": "silent_corruption"}),
     )?;
-    let out = guest.sh(&mover(HUGE, MOVES, &[]))?;
+    let out = guest.sh(movers)?;
     guest.server()?.clear_faults(None)?;
     ensure!(
         out.code != 0 && out.text.contains("FAIL"),
         "a wrong byte was not seen: {}",
         out.text
     );
+    Ok(())
+}
+
+/// The movers see one wrong byte, so what they find right was right: nobody has copied again.
+fn wrong_byte_is_seen(guest: &mut Guest) -> Result<String> {
+    start(guest)?;
+    sees_a_wrong_byte(guest, &mover(HUGE, MOVES, &[]))?;
     end(guest)?;
     Ok(String::new())
 }

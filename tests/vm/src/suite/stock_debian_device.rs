@@ -10,7 +10,7 @@ use super::kshim::{
     expect_none_held, sum_of,
 };
 use super::mover::{Load, PROGRAM_LIMIT, Report, get, mover, run, set, wait_to_grow, wait_until};
-use super::stock_debian::{disable, enable};
+use super::stock_debian::{disable, enable, sees_a_wrong_byte};
 use super::{ALL_PACKAGED, Check, DEBIAN, DEBIAN_612, Suite};
 use crate::kernel::Variant;
 use crate::machine::{Guest, Options};
@@ -304,17 +304,7 @@ fn poison_in_flight(guest: &mut Guest) -> Result<String> {
 /// The movers see one wrong byte, so what they find right was right.
 fn wrong_byte_is_seen(guest: &mut Guest) -> Result<String> {
     start(guest)?;
-    guest.server()?.fault(
-        Some(1),
-        &json!({"trigger": {"at": 0}, "kind": "silent_corruption"}),
-    )?;
-    let out = guest.sh(&mover(SMALL, MOVES, &[]))?;
-    guest.server()?.clear_faults(None)?;
-    ensure!(
-        out.code != 0 && out.text.contains("FAIL"),
-        "a wrong byte was not seen: {}",
-        out.text
-    );
+    sees_a_wrong_byte(guest, &mover(SMALL, MOVES, &[]))?;
     end(guest)?;
     Ok(String::new())
 }
